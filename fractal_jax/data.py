@@ -1,0 +1,279 @@
+"""Batches of images: `info`, `train_batches` and `eval_batches`.
+
+A data set is opened by one function of `SOURCES`, which returns a `Source`:
+records that can be read at random. The training stream is a pure function of
+the config and of a running index: index -> epoch and position -> record ->
+decoded and augmented image. So any step can be started at, and any number of
+hosts sees the same global batches: host h reads only its own rows.
+
+Sources and grain are imported when they are used, TensorFlow never: TFDS data
+sets are prepared by another process (`fractal_jax.datasets.prepared`).
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fractal_jax.datasets import arrays
+from fractal_jax.datasets.common import DataError, Source
+
+# How each data set is opened: (config, split) -> Source. Any other name is
+# looked up among the TensorFlow datasets.
+SOURCES = {
+  'digits': arrays.digits,
+  'npz': arrays.npz,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """What a config's data set holds.
+
+  Attributes:
+    shape: of one example: (S, S, C), or (S, C) for series.
+    classes: number of classes.
+    class_names: their names, in the order of the labels.
+    num_train: examples of data.train_split.
+    num_val: examples of data.val_split.
+  """
+
+  shape: tuple[int, ...]
+  classes: int
+  class_names: tuple[str, ...]
+  num_train: int
+  num_val: int
+
+
+def info(config) -> Info:
+  """What the data set holds, after checking all that is cheap to check.
+
+  Raises:
+    DataError: the data set is missing, or does not fit the model.
+  """
+  train, val = (
+    open_split(config, split)
+    for split in (config.data.train_split, config.data.val_split)
+  )
+  for source in (train, val):
+    source.check()
+  m = config.model
+  return Info(
+    shape=(m.sizes[0],) * m.rank + (m.channels,),
+    classes=len(train.class_names),
+    class_names=train.class_names,
+    num_train=train.size,
+    num_val=val.size,
+  )
+
+
+def open_split(config, split: str) -> Source:
+  """Opens one split of the data set that config.data names.
+
+  Raises:
+    DataError: it is missing, empty, or does not fit the model.
+  """
+  name, m = config.data.name, config.model
+  if name not in SOURCES:
+    raise DataError(f'unknown data set {name}')
+  source = SOURCES[name](config, split)
+  if source.size == 0:
+    raise DataError(f"split '{split}' of data set '{name}' is empty.")
+  if source.values > m.num_values:
+    raise DataError(
+      f"data set '{name}' has values up to {source.values - 1} but "
+      f'model.num_values={m.num_values} allows only 0 to {m.num_values - 1}: set '
+      f'model.num_values={source.values}.'
+    )
+  if len(source.class_names) > m.classes:
+    raise DataError(
+      f"data set '{name}' has {len(source.class_names)} classes (labels up to "
+      f'{len(source.class_names) - 1}) but model.classes={m.classes}: set '
+      f'model.classes={len(source.class_names)}.'
+    )
+  return source
+
+
+class TrainBatches:
+  """The endless training batches of one host; see `train_batches`."""
+
+  def __init__(self, make_rows, rows: int, start: int):
+    self._make_rows = make_rows  # first row -> iterator over batches
+    self._rows = rows
+    self.set_state({'step': start})
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """{'step': number of the next batch}: the same on any number of hosts."""
+    return {'step': self._step}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Continues with the batch that `get_state` would have given next."""
+    self._step = int(state['step'])
+    self._batches = self._make_rows(self._step * self._rows)
+
+
+def train_batches(
+  config, *, process_index: int = 0, process_count: int = 1, start: int = 0
+) -> TrainBatches:
+  """Endless training batches of this host, reshuffled every epoch.
+
+  Args:
+    config: the config; reads data, optim.batch, seed and the model's shape.
+    process_index: this host, h.
+    process_count: number of hosts; each gets b = optim.batch / hosts rows.
+    start: the step to begin with.
+
+  Returns:
+    An iterator over dict(image uint8 or int32 [b, S, S, C] or [b, S, C],
+    label int32 [b], index int64 [b], the running index of each example: step
+    * optim.batch + position). Host h has rows h * b to (h + 1) * b of the
+    global batch, which depends neither on the number of hosts nor on `start`.
+    `get_state()` and `set_state(state)` save and restore the position.
+
+  Raises:
+    DataError: see `info`; or the batch does not divide by the hosts.
+  """
+  import grain
+
+  d, batch = config.data, config.optim.batch
+  rows = _rows('optim.batch', batch, process_count)
+  source = open_split(config, d.train_split)
+  seed = config.seed % 2**32
+  order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  # Running index -> record; each record once an epoch.
+  order = grain.MapDataset.range(source.size).shuffle(order_seed).repeat()
+
+  def example(row: int) -> dict:
+    step, position = divmod(row, rows)
+    index = step * batch + process_index * rows + position
+    image, label = source.read(order[index])
+    image = _augment(config, image, np.random.default_rng((seed, index)))
+    return _example(config, image, label, index)
+
+  def batches(first_row: int):
+    return _batches(example, first_row, sys.maxsize, rows, d.threads)
+
+  return TrainBatches(batches, rows, start)
+
+
+class EvalBatches:
+  """The batches of one host over a split; see `eval_batches`."""
+
+  def __init__(self, make_batches, num_batches: int):
+    self._make_batches = make_batches
+    self._num_batches = num_batches
+
+  def __len__(self) -> int:
+    return self._num_batches
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self._make_batches()
+
+
+def eval_batches(
+  config,
+  split: str,
+  batch: int,
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
+  num: int = 0,
+) -> EvalBatches:
+  """One pass over a split, in a fixed order, without augmentation.
+
+  Args:
+    config: the config; reads data and the model's shape.
+    split: such as config.data.val_split.
+    batch: examples a batch, over all hosts.
+    process_index: this host, h.
+    process_count: number of hosts; each gets b = batch / hosts rows.
+    num: 0 for the whole split in its own order; else only so many examples,
+      drawn once and for all: a sorted split is represented evenly.
+
+  Returns:
+    An iterable, as often as wanted, with len(): the number of batches, equal
+    on all hosts. It yields dict(image, label as in `train_batches`, index
+    int64 [b], the number of the example in its split, valid bool [b]). The
+    last batch is filled up with blank rows: valid is False and index is the
+    size of the split, out of range.
+
+  Raises:
+    DataError: see `info`; or the batch does not divide by the hosts.
+  """
+  m = config.model
+  rows = _rows('batch', batch, process_count)
+  source = open_split(config, split)
+  records = np.arange(source.size)
+  if 0 < num < source.size:
+    records = np.random.default_rng(0).permutation(source.size)[:num]
+  num_batches = -(-len(records) // batch)
+  blank = np.zeros((m.sizes[0],) * m.rank + (m.channels,), np.uint8)
+
+  def example(row: int) -> dict:
+    step, position = divmod(row, rows)
+    position += step * batch + process_index * rows
+    valid = position < len(records)
+    record = int(records[position]) if valid else source.size
+    image, label = source.read(record) if valid else (blank, 0)
+    return _example(config, image, label, record) | {'valid': np.bool_(valid)}
+
+  def batches():
+    threads = config.data.threads
+    return _batches(example, 0, num_batches * rows, rows, threads)
+
+  return EvalBatches(batches, num_batches)
+
+
+def _rows(name: str, batch: int, process_count: int) -> int:
+  """Rows of a batch on each host."""
+  if batch % process_count:
+    raise DataError(
+      f'{name}={batch} does not divide evenly over {process_count} hosts: set '
+      f'it to a multiple of {process_count}.'
+    )
+  return batch // process_count
+
+
+def _example(config, image: np.ndarray, label: int, index: int) -> dict:
+  dtype = np.uint8 if config.model.num_values <= 256 else np.int32
+  return dict(
+    image=image.astype(dtype), label=np.int32(label), index=np.int64(index)
+  )
+
+
+def _augment(config, image: np.ndarray, rng: np.random.Generator):
+  """Random flip (images only) and shift of an image [S, S, C] or [S, C]."""
+  d, rank = config.data, config.model.rank
+  if d.flip and rank == 2 and rng.integers(2):
+    image = image[:, ::-1]
+  if d.shift:
+    positions = np.arange(image.shape[0])
+    for axis in range(rank):
+      moved = positions + rng.integers(-d.shift, d.shift, endpoint=True)
+      image = image.take(moved.clip(0, positions[-1]), axis)  # edges repeated
+  return image
+
+
+def _batches(
+  example: Callable[[int], dict], start: int, stop: int, rows: int, threads: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of `rows` of example(start) .. example(stop - 1), read ahead."""
+  import grain
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():  # grain reads flags, also outside absl.app
+    flags.FLAGS.mark_as_parsed()
+  ahead = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=2 * max(rows, threads)
+  )
+  dataset = grain.MapDataset.range(start, stop).map(example)
+  return iter(dataset.to_iter_dataset(ahead).batch(rows))

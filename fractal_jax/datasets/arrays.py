@@ -1,0 +1,129 @@
+"""Data sets that fit in memory: scikit-learn's digits, and .npz files."""
+
+import numpy as np
+from PIL import Image
+
+from fractal_jax.datasets import common
+from fractal_jax.datasets.common import DataError, Source
+
+
+def digits(config, split: str) -> Source:
+  """1797 handwritten digits of 8x8 pixels with values 0 .. 16.
+
+  The split is fixed: 1500 for training, 297 for validation. No network.
+  """
+  m = config.model
+  if (m.rank, m.sizes[0], m.channels) != (2, 8, 1):
+    raise DataError(
+      "data set 'digits' holds grey images of 8x8 pixels: set model.rank=2, "
+      f'model.sizes[0]=8 and model.channels=1 (not {m.rank}, {m.sizes[0]} '
+      f'and {m.channels}).'
+    )
+  from sklearn import datasets  # a second to import
+
+  data = datasets.load_digits()
+  keep = common.held_out(config, split, len(data.images), num_val=297)
+  images = data.images[keep][..., None].astype(np.uint8)  # [n, 8, 8, 1]
+  names = tuple(str(name) for name in data.target_names)
+  return _source(images, data.target[keep], names, values=17)
+
+
+def npz(config, split: str) -> Source:
+  """The .npz file data.dir.
+
+  It holds `images` ([n, H, W, C] or [n, H, W]; larger uint8 images are
+  cropped to the side of the model) or, for model.rank=1, `series` ([n, S,
+  C]); `labels` [n]; and, if wanted, `label_names` and `split`, a name such as
+  'train' or 'validation' for each example. Without `split` a fixed tenth is
+  held out.
+  """
+  m = config.model
+  path = common.expand(config.data.dir)
+  key = 'images' if m.rank == 2 else 'series'
+  if not config.data.dir or not path.is_file():
+    raise DataError(
+      f"data.dir='{config.data.dir}' is no file: set data.dir to an .npz file "
+      f'with `{key}` and `labels`.'
+    )
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      data = {name: file[name] for name in file.files}
+  except Exception as e:  # zipfile, numpy and the system each have their own
+    raise DataError(
+      f'{path} cannot be read as an .npz file of plain arrays ({e}): write it '
+      'again with np.savez.'
+    ) from e
+  for name in (key, 'labels'):
+    if name not in data:
+      raise DataError(
+        f'{path} holds {", ".join(data) or "nothing"} but no `{name}`, which '
+        f'model.rank={m.rank} needs.'
+      )
+  images, labels = data[key], data['labels']
+  if m.rank == 2 and images.ndim == 3:
+    images = images[..., None]
+  _check_arrays(path, key, images, labels, m.rank)
+  if 'label_names' in data:
+    names = tuple(str(name) for name in data['label_names'])
+  else:
+    names = tuple(str(i) for i in range(labels.max() + 1))
+  if labels.max() >= len(names):
+    raise DataError(
+      f'{path}: label {labels.max()} has no name, `label_names` holds only '
+      f'{len(names)}.'
+    )
+  values = int(images.max()) + 1
+  if 'split' in data:
+    of = data['split'].astype(str)
+    common.check_split(config, split, sorted(set(of)))
+    keep = np.flatnonzero(of == split)
+  else:
+    keep = common.held_out(config, split, len(images))
+  images = _fit(path, key, images[keep], m)
+  return _source(images, labels[keep], names, values)
+
+
+def _source(images, labels, names, values) -> Source:
+  return Source(
+    size=len(images),
+    read=lambda i: (images[i], int(labels[i])),
+    class_names=names,
+    values=values,
+  )
+
+
+def _check_arrays(path, key, images, labels, rank) -> None:
+  want = '[n, H, W] or [n, H, W, C]' if rank == 2 else '[n, S, C]'
+  if images.ndim != rank + 2 or images.dtype.kind not in 'ui':
+    raise DataError(
+      f'{path}: `{key}` is {images.dtype} of shape {images.shape}, not '
+      f'integers of shape {want}.'
+    )
+  if labels.shape != images.shape[:1] or labels.dtype.kind not in 'ui':
+    raise DataError(
+      f'{path}: `labels` is {labels.dtype} of shape {labels.shape}, not '
+      f'integers of shape {images.shape[:1]}.'
+    )
+  if len(images) < 2:
+    raise DataError(f'{path}: `{key}` holds {len(images)} examples, not 2.')
+  for name, array in ((key, images), ('labels', labels)):
+    if array.min() < 0:
+      raise DataError(f'{path}: `{name}` holds {array.min()}, below 0.')
+
+
+def _fit(path, key, images, m) -> np.ndarray:
+  """The arrays in the shape of the model, cropped if need be."""
+  side = m.sizes[0]
+  shape = (side,) * m.rank + (m.channels,)
+  if images.shape[1:] == shape:
+    return images
+  *sides, channels = images.shape[1:]
+  if m.rank == 2 and images.dtype == np.uint8 and channels in (1, 3):
+    if min(sides) >= side and m.channels in (1, 3):
+      pil = (Image.fromarray(x[..., 0] if channels == 1 else x) for x in images)
+      return np.stack([common.to_array(x, side, m.channels) for x in pil])
+  raise DataError(
+    f'{path}: `{key}` has examples of shape {images.shape[1:]} but the model '
+    f'takes {shape}: change model.sizes[0] and model.channels, or the file '
+    '(only uint8 images with 1 or 3 channels are cropped, never enlarged).'
+  )

@@ -1,0 +1,125 @@
+"""What every source of images shares: the interface, splits, the crop.
+
+A source is one split of one data set, read at random:
+`source[i] -> (image, label)`. The functions that open one are listed in
+`fractal_jax.data.SOURCES`.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+SPLITS = ('train', 'validation')
+
+
+class DataError(ValueError):
+  """Data that is missing or unfit; the message names it and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One split of a data set.
+
+  Attributes:
+    size: number of examples.
+    read: i -> (image [S, S, C] or series [S, C] of integers, label). Called
+      from many threads; raises DataError naming the file that is unfit.
+    class_names: name of each label, in order.
+    values: the values are 0 .. values - 1.
+    check: raises DataError for whatever can be found without decoding.
+  """
+
+  size: int
+  read: Callable[[int], tuple[np.ndarray, int]]
+  class_names: tuple[str, ...]
+  values: int
+  check: Callable[[], None] = lambda: None
+
+
+def expand(path: str) -> pathlib.Path:
+  """`path` with ~ for the home directory."""
+  return pathlib.Path(path).expanduser()
+
+
+def nearest(name: str, names) -> str:
+  """' Did you mean X?', or nothing when no name is near."""
+  close = difflib.get_close_matches(name, list(names), n=1)
+  return f" Did you mean '{close[0]}'?" if close else ''
+
+
+def check_split(config, split: str, splits) -> None:
+  """Raises DataError if the data set has no such split."""
+  if split not in splits:
+    raise DataError(
+      f"data set '{config.data.name}' has no split '{split}': set "
+      f'data.train_split and data.val_split to two of {", ".join(splits)}.'
+    )
+
+
+def held_out(config, split: str, n: int, num_val: int | None = None):
+  """Records [m] of a split drawn once and for all from n records.
+
+  Args:
+    config: names the data set in the error.
+    split: 'train' or 'validation'.
+    n: number of records.
+    num_val: validation records, by default a tenth.
+
+  Returns:
+    The numbers of the records of the split, sorted.
+  """
+  check_split(config, split, SPLITS)
+  num_val = max(1, n // 10) if num_val is None else num_val
+  order = np.random.default_rng(0).permutation(n)
+  num_train = n - num_val
+  chosen = order[:num_train] if split == 'train' else order[num_train:]
+  return np.sort(chosen)
+
+
+def check_images(config) -> None:
+  """Raises DataError if the model cannot take images of 256 colours."""
+  name, m = config.data.name, config.model
+  if m.rank != 2:
+    raise DataError(
+      f"data set '{name}' holds images but model.rank={m.rank}: set "
+      "model.rank=2, or read series with data.name='npz'."
+    )
+  if m.channels not in (1, 3):
+    raise DataError(
+      f"data set '{name}' is read as grey (model.channels=1) or RGB (3), "
+      f'not with model.channels={m.channels}.'
+    )
+
+
+def to_array(image: Image.Image, side: int, channels: int) -> np.ndarray:
+  """A PIL image as uint8 [side, side, channels], by ADM's centre crop.
+
+  Transparent pixels are composited on white.
+  """
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image)
+  image = center_crop(image.convert('RGB' if channels == 3 else 'L'), side)
+  return np.asarray(image).reshape(side, side, channels)
+
+
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+  """The square of `side` pixels in the middle, as ADM and the paper cut it.
+
+  The image is halved by averaging while its short side is at least twice
+  `side`, brought to `side` by bicubic interpolation, then cropped. Smaller
+  images are enlarged.
+  """
+  while min(image.size) >= 2 * side:
+    image = image.resize(tuple(x // 2 for x in image.size), Image.Resampling.BOX)
+  scale = side / min(image.size)
+  image = image.resize(
+    tuple(round(x * scale) for x in image.size), Image.Resampling.BICUBIC
+  )
+  left, top = ((x - side) // 2 for x in image.size)
+  return image.crop((left, top, left + side, top + side))
