@@ -1,0 +1,285 @@
+"""Published PyTorch weights to our parameters, and back.
+
+The published model stores one tensor a layer and a channel; ours are stacked:
+layers first in a block, channels first in a codebook. Linear weights are
+[out, in] there and [in, out] here. Only `read_pth` and `write_pth` need torch.
+"""
+
+import argparse
+import dataclasses
+from typing import Callable
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fractal_jax.models import contract, fractal, pixel
+
+
+class ConvertError(ValueError):
+  """Weights that do not fit the config; the message names the tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How one tensor is stored there and here."""
+
+  ours: Callable[[np.ndarray], np.ndarray]
+  theirs: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+LINEAR = Layout(np.transpose, np.transpose)
+TABLE = Layout(lambda x: x[0], lambda x: x[None])  # [1, T, D] there
+QKV = Layout(  # [3D, D] there, [D, 3, D] here
+  lambda x: x.T.reshape(x.shape[1], 3, -1),
+  lambda x: x.reshape(x.shape[0], -1).T,
+)
+QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
+
+VIT = {
+  ('norm1', 'scale'): ('norm1.weight', SAME),
+  ('norm1', 'bias'): ('norm1.bias', SAME),
+  ('attention', 'qkv'): ('attn.qkv.weight', QKV),
+  ('attention', 'qkv_bias'): ('attn.qkv.bias', QKV_BIAS),
+  ('attention', 'proj', 'kernel'): ('attn.proj.weight', LINEAR),
+  ('attention', 'proj', 'bias'): ('attn.proj.bias', SAME),
+  ('norm2', 'scale'): ('norm2.weight', SAME),
+  ('norm2', 'bias'): ('norm2.bias', SAME),
+  ('fc1', 'kernel'): ('mlp.fc1.weight', LINEAR),
+  ('fc1', 'bias'): ('mlp.fc1.bias', SAME),
+  ('fc2', 'kernel'): ('mlp.fc2.weight', LINEAR),
+  ('fc2', 'bias'): ('mlp.fc2.bias', SAME),
+}
+LLAMA = {
+  ('norm1', 'scale'): ('attention_norm.weight', SAME),
+  ('attention', 'qkv'): ('attention.wqkv.weight', QKV),
+  ('attention', 'proj', 'kernel'): ('attention.wo.weight', LINEAR),
+  ('norm2', 'scale'): ('ffn_norm.weight', SAME),
+  ('w1', 'kernel'): ('feed_forward.w1.weight', LINEAR),
+  ('w3', 'kernel'): ('feed_forward.w3.weight', LINEAR),
+  ('w2', 'kernel'): ('feed_forward.w2.weight', LINEAR),
+}
+
+
+def affine(ours, theirs, weight='kernel', layout=LINEAR):
+  """A linear layer's, or with weight='scale' a norm's, two tensors."""
+  return {
+    ours + (weight,): ([f'{theirs}.weight'], layout),
+    ours + ('bias',): ([f'{theirs}.bias'], SAME),
+  }
+
+
+def norm(ours, theirs):
+  return affine(ours, theirs, 'scale', SAME)
+
+
+def blocks(ours, theirs, depth, table):
+  """A stack's tensors: one of ours is `depth` of theirs."""
+  return {
+    ours + path: ([f'{theirs}.{i}.{name}' for i in range(depth)], layout)
+    for path, (name, layout) in table.items()
+    if depth
+  }
+
+
+def pixel_level(ours, theirs, spec):
+  names = {
+    **affine(ours + ('cond_embed',), theirs + 'cond_proj'),
+    **norm(ours + ('norm_in',), theirs + 'ln'),
+    **blocks(ours + ('blocks',), theirs + 'blocks', spec.depth, VIT),
+    **norm(ours + ('norm_out',), theirs + 'norm'),
+  }
+  names[ours + ('codebooks',)] = (
+    [f'{theirs}{c}_codebook.weight' for c in 'rgb'],
+    SAME,
+  )
+  names[ours + ('logit_bias',)] = (
+    [f'{theirs}{c}_mlm.bias' for c in 'rgb'],
+    TABLE,
+  )
+  return names
+
+
+def level(ours, theirs, spec):
+  names = {
+    ours + ('positions',): ([theirs + 'pos_embed_learned'], TABLE),
+    **affine(ours + ('patch_embed',), theirs + 'patch_emb'),
+    **affine(ours + ('cond_embed',), theirs + 'cond_emb'),
+    **norm(ours + ('norm_in',), theirs + 'patch_emb_ln'),
+    **blocks(
+      ours + ('blocks',),
+      theirs + 'blocks',
+      spec.depth,
+      {'ar': LLAMA, 'mar': VIT}[spec.kind],
+    ),
+    **norm(ours + ('norm_out',), theirs + 'norm'),
+  }
+  if spec.kind == 'mar':
+    names[ours + ('mask_token',)] = ([theirs + 'mask_token'], TABLE)
+  if spec.guide:
+    names |= affine(ours + ('guide_embed',), theirs + 'pix_proj')
+    names |= pixel_level(
+      ours + ('guide',),
+      theirs + 'guiding_pixel_loss.',
+      pixel.guide_spec(spec),
+    )
+  return names
+
+
+def names(specs: tuple[contract.Spec, ...]) -> dict:
+  """Our parameter paths to (their tensor names, Layout).
+
+  Raises:
+    ConvertError: the published model has no such levels.
+  """
+  top = specs[0]
+  unpublished = [s.kind for s in specs[:-1] if s.kind not in ('ar', 'mar')]
+  if (top.rank, top.channels, top.values) != (2, 3, 256) or unpublished:
+    raise ConvertError(
+      f'The published layout is for RGB images (rank 2, 3 channels, 256 values)'
+      f' and levels "ar" and "mar"; the config has rank {top.rank}, '
+      f'{top.channels} channels, {top.values} values, kinds '
+      f'{[s.kind for s in specs]}.'
+    )
+  out = {
+    ('labels', 'table'): (['class_emb.weight'], SAME),
+    ('labels', 'none'): (['fake_latent'], SAME),
+  }
+  for s in specs[:-1]:
+    theirs = 'next_fractal.' * s.index + 'generator.'
+    out |= level((f'level_{s.index}',), theirs, s)
+  last = specs[-1].index
+  return out | pixel_level((f'level_{last}',), 'next_fractal.' * last, specs[-1])
+
+
+def shapes(model) -> dict:
+  """Our parameters' shapes, flat by path, without computing anything."""
+  import flax.linen as nn
+
+  net = fractal.from_config(model)
+  tree = jax.eval_shape(lambda: init(net, jax.random.key(0)))
+  return traverse_util.flatten_dict(nn.meta.unbox(tree))
+
+
+def init(net: fractal.Fractal, key):
+  """Initial parameters, with their logical axes."""
+  spec = net.specs[0]
+  side = (spec.side,) * spec.rank
+  images = jnp.zeros((1,) + side + (spec.channels,), jnp.int32)
+  draws = contract.Draws(jax.random.split(key, 1), jnp.zeros(1))
+  labels = jnp.zeros(1, jnp.int32)
+  return net.init(key, images, labels, draws, train=False)['params']
+
+
+def from_published(state: dict[str, np.ndarray], model) -> dict:
+  """Our parameters (nested, float32) from published tensors by name.
+
+  Raises:
+    ConvertError: naming every missing, extra and misshapen tensor.
+  """
+  table = names(fractal.specs(model))
+  expected = published_shapes(model)
+  check_fit({k: np.shape(v) for k, v in state.items()}, expected)
+  out = {}
+  for path, (theirs, layout) in table.items():
+    tensors = [layout.ours(np.asarray(state[t], np.float32)) for t in theirs]
+    out[path] = np.stack(tensors) if stacked(path) else tensors[0]
+  return traverse_util.unflatten_dict(out)
+
+
+def to_published(params, model) -> dict[str, np.ndarray]:
+  """Published tensors by name from our parameters; inverts from_published."""
+  flat = traverse_util.flatten_dict(params)
+  out = {}
+  for path, (theirs, layout) in names(fractal.specs(model)).items():
+    ours = np.asarray(flat[path], np.float32)
+    parts = ours if stacked(path) else [ours]
+    for name, part in zip(theirs, parts, strict=True):
+      out[name] = np.ascontiguousarray(layout.theirs(part))
+  return out
+
+
+def published_shapes(model) -> dict[str, tuple]:
+  """The shapes of the published model's tensors under this config."""
+  # A broadcast view has the shape, and costs no memory.
+  views = {
+    path: np.broadcast_to(np.float32(0), leaf.shape)
+    for path, leaf in shapes(model).items()
+  }
+  table = names(fractal.specs(model))
+  out = {}
+  for path, (theirs, layout) in table.items():
+    view = views[path]
+    for i, name in enumerate(theirs):
+      out[name] = layout.theirs(view[i] if stacked(path) else view).shape
+  return out
+
+
+def stacked(path) -> bool:
+  """Whether one of our parameters is several of theirs."""
+  return 'blocks' in path or path[-1] in ('codebooks', 'logit_bias')
+
+
+def check_fit(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+  lines = [f'missing: {n} {expected[n]}' for n in expected if n not in found]
+  lines += [f'extra: {n} {found[n]}' for n in found if n not in expected]
+  lines += [
+    f'misshapen: {n} is {tuple(found[n])}, the config needs {expected[n]}'
+    for n in expected
+    if n in found and tuple(found[n]) != expected[n]
+  ]
+  if lines:
+    shown = lines[:40]
+    if len(lines) > len(shown):
+      shown.append(f'... and {len(lines) - len(shown)} more')
+    raise ConvertError(
+      'These weights do not fit the config (choose the config they were '
+      'trained with):\n' + '\n'.join(f'  {line}' for line in shown)
+    )
+
+
+def read_pth(path: str) -> dict[str, np.ndarray]:
+  """The tensors of a published checkpoint, or of a bare state dict.
+
+  Read with weights_only=True: of all classes that a file may hold, only
+  argparse.Namespace, which published files contain, is allowed.
+
+  Raises:
+    ConvertError: no torch, no such file, or not such a checkpoint.
+  """
+  torch = import_torch()
+  try:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+      file = torch.load(path, map_location='cpu', weights_only=True)
+  except FileNotFoundError as e:
+    raise ConvertError(f'There is no file {path}.') from e
+  except Exception as e:  # torch raises many kinds for a file it can't read
+    raise ConvertError(f'{path} is not a PyTorch checkpoint: {e}') from e
+  state = file.get('model', file) if isinstance(file, dict) else file
+  if not isinstance(state, dict) or not all(
+    isinstance(v, torch.Tensor) for v in state.values()
+  ):
+    raise ConvertError(
+      f"{path} holds no state dict, neither under 'model' nor by itself."
+    )
+  return {k: v.detach().float().numpy() for k, v in state.items()}
+
+
+def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
+  """Writes tensors in the layout of the published checkpoints."""
+  torch = import_torch()
+  tensors = {k: torch.from_numpy(v) for k, v in state.items()}
+  torch.save({'model': tensors}, path)
+
+
+def import_torch():
+  try:
+    import torch
+  except ImportError as e:
+    raise ConvertError(
+      'Reading or writing .pth files needs PyTorch: pip install '
+      "'fractal_jax[torch]'."
+    ) from e
+  return torch

@@ -1,0 +1,180 @@
+"""Level kind "ar": patches one after another, in raster order.
+
+Sequence [E_c c_0 ; E_x p_1 ; ... ; E_x p_L] through causal blocks; output j is
+the condition of patch j + 1, and the last one is not used (section 4.1 of the
+paper, FractalAR). Axis letters: contract.py.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fractal_jax.models import contract, layers
+from fractal_jax.models.contract import Array, Drawn, Draws, Rows, Sampling, Spec
+
+
+class ARLevel(nn.Module):
+  """An autoregressive level."""
+
+  spec: Spec
+
+  @staticmethod
+  def emits(rank: int) -> int:
+    """Conditions that it can give to the level below."""
+    del rank
+    return 1
+
+  @staticmethod
+  def takes(num_conds: int) -> int:
+    """Conditions that it takes where it is offered `num_conds`."""
+    return min(num_conds, 1)
+
+  @staticmethod
+  def problems(spec: Spec) -> list[str]:
+    """Rules of this kind that the level breaks."""
+    head = spec.width // spec.heads
+    if head % (2 * spec.rank):
+      return [
+        f'model.heads[{spec.index}]={spec.heads} makes heads of size {head}; '
+        f'rotary positions of rank {spec.rank} need a multiple of '
+        f'{2 * spec.rank}: change heads or widths[{spec.index}]'
+      ]
+    return []
+
+  def setup(self):
+    s = self.spec
+    self.patch_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
+    self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
+    self.positions = self.param(
+      'positions',
+      layers.logical(layers.TABLE, None, 'embed'),
+      (s.length + 1, s.width),
+    )
+    self.norm_in = layers.layer_norm(s.dtype)
+    self.blocks = layers.stack(
+      layers.LlamaBlock, self.block_fields(), s.depth, s.remat, s.unroll
+    )
+    self.norm_out = layers.layer_norm(s.dtype)
+
+  @nn.nowrap
+  def block_fields(self):
+    s = self.spec
+    return dict(
+      width=s.width, heads=s.heads, causal=True, dropout=s.dropout, dtype=s.dtype
+    )
+
+  @nn.nowrap
+  def turns(self) -> Array:
+    s = self.spec
+    return layers.rotary_angles(s.grid, s.width // s.heads)  # [2, 1 + L, K/2]
+
+  # Teacher-forced.
+
+  def outputs(self, patches: Array, conds: Array, *, train: bool) -> Array:
+    """Patches [N, L, p, (p,) C] and conditions to those of patches [N, L, D]."""
+    s = self.spec
+    first = self.cond_embed(conds[:, :1])  # [N, 1, D]
+    # Patch L is never a condition: nothing follows it.
+    x = self.patch_embed(contract.flatten_patches(patches[:, :-1], s))
+    x = jnp.concatenate([first, x], 1)  # [N, L, D]
+    x = self.norm_in(x + self.positions[: s.length].astype(x.dtype))
+    x, _ = self.blocks(x, self.turns()[:, : s.length], train)
+    return self.norm_out(x)  # [N, L, D]
+
+  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
+    """All patches go down.
+
+    Returns:
+      The rows of the next level, [N L]; no guide's scores; none dropped.
+    """
+    del draws, mask
+    s = self.spec
+    patches = contract.patchify(rows.squares, s)
+    conds = self.outputs(patches, rows.conds, train=train)  # [N, L, D]
+    n = len(patches) * s.length
+    site = rows.site[:, None] * s.length + jnp.arange(s.length)
+    below = Rows(
+      squares=patches.reshape((n,) + patches.shape[2:]),
+      conds=conds.reshape(n, 1, s.width),
+      weight=jnp.repeat(rows.weight, s.length),
+      image=jnp.repeat(rows.image, s.length),
+      site=site.reshape(n),
+    )
+    return below, None, jnp.zeros((), jnp.int32)
+
+  # Generating.
+
+  def token(self, patch: Array, conds: Array, t: Array) -> Array:
+    """Token t [G N, 1, D]: the condition at t = 0, else patch t."""
+    s = self.spec
+    x = self.patch_embed(contract.flatten_patches(patch[:, None], s))
+    x = jnp.tile(x, (len(conds) // len(x), 1, 1))
+    x = jnp.where(t == 0, self.cond_embed(conds[:, :1]), x)
+    return self.norm_in(x + self.positions[t].astype(x.dtype))
+
+  def output(self, x: Array) -> Array:
+    return self.norm_out(x)
+
+  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  def generate(
+    self, params, conds, keys, guidance, sampling: Sampling, below, order=None
+  ) -> Drawn:
+    """Generates squares with a key-value cache, one patch a step.
+
+    Args:
+      params: this level's parameters; call it on the unbound module.
+      conds: [G, N, n, Dc].
+      keys: [N] typed keys, one a square.
+      guidance: scalar; at level 0 a linear schedule ramps up to it.
+      sampling: how values are drawn.
+      below: (conds [G, N, 1, D], keys [N], guidance) to the patch, Drawn.
+      order: not used; patches come in raster order.
+
+    Returns:
+      Squares [N, s, (s,) C].
+    """
+    del order
+    s = self.spec
+    level = self.clone(spec=dataclasses.replace(s, remat='none'))
+    streams, n = conds.shape[:2]
+    conds = conds.reshape((streams * n,) + conds.shape[2:])
+    turns = self.turns()
+    block = layers.LlamaBlock(**self.block_fields())
+    linear = s.index == 0 and sampling.schedule == 'linear'
+
+    def call(method, *args):
+      return level.apply({'params': params}, *args, method=method)
+
+    def step(carry, t):
+      patch, cache = carry
+      x = call('token', patch, conds, t)
+      turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
+      x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
+      cond = call('output', x).reshape(streams, n, 1, s.width)
+      scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
+      drawn = below(cond, contract.fold(keys, t), scale)
+      return (drawn.values, cache), drawn
+
+    shape = (n,) + (s.patch,) * s.rank + (s.channels,)
+    cache = layers.empty_cache(
+      s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
+    )
+    start = (jnp.zeros(shape, jnp.int32), cache)
+    _, drawn = jax.lax.scan(step, start, jnp.arange(s.length))  # [L, N, ...]
+    if sampling.record:  # in values: each patch before it took so many
+      before = jnp.arange(s.length) * s.patch_values
+      when = drawn.when + before.reshape((-1,) + (1,) * len(shape))
+      drawn = drawn.replace(when=when)
+    return jax.tree.map(
+      lambda x: contract.unpatchify(x.swapaxes(0, 1), s), drawn
+    )
+
+  @nn.nowrap
+  def flops(self, extra: bool) -> float:
+    """Forward FLOPs a sequence; `extra`: with the tokens beside the patches."""
+    s = self.spec
+    d, t = s.width, s.length  # the condition takes the last patch's place
+    layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d
+    return s.depth * layer + 2 * d * (s.cond_width + t * s.patch_values)

@@ -1,0 +1,159 @@
+"""What passes between the levels of a fractal.
+
+Axis letters, here and in the files beside this one:
+B images, N sequences (B times the folded positions), L positions, D width,
+H heads, K head size, F MLP width, C channels, V values per channel,
+G guidance streams (1, or 2: with and without the class).
+
+A level's *square* has side s along each of its `rank` axes: [N, s, s, C] for
+images, [N, s, C] for series. It is cut into L patches, in raster order, and
+each patch is the square of the next level.
+"""
+
+import dataclasses
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """One level, as `fractal.specs` reads it from the model config."""
+
+  # sizes
+  index: int  # 0 is the outermost level
+  side: int  # of the squares it sees; 1 at the pixel level
+  patch: int  # side of the patches it cuts them into
+  rank: int  # axes of a square: 1 or 2
+  channels: int
+  values: int  # per channel
+  width: int
+  depth: int
+  heads: int
+  cond_width: int  # width of the level above
+  num_conds: int  # conditions taken
+  out_conds: int  # conditions given to the level below
+  # structure
+  kind: str
+  guide: bool
+  mean: tuple[float, ...]  # of v / (values - 1), per channel
+  std: tuple[float, ...]
+  # regularisation
+  dropout: float
+  mask_mean: float
+  mask_std: float
+  # computation
+  dtype: jnp.dtype
+  remat: str
+  unroll: bool = False
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Patches along each axis."""
+    return (self.side // self.patch,) * self.rank
+
+  @property
+  def length(self) -> int:
+    """L, the number of patches."""
+    return (self.side // self.patch) ** self.rank
+
+  @property
+  def patch_values(self) -> int:
+    return self.channels * self.patch**self.rank
+
+
+@struct.dataclass
+class Rows:
+  """The sequences of one level, all positions of the level above folded in."""
+
+  squares: Array  # [N, s, (s,) C] integer values
+  conds: Array  # [N, n, D of the level above]
+  weight: Array  # [N] 1, or the likelihood weight; 0: an empty slot
+  image: Array  # [N] index of the image, ascending
+  site: Array  # [N] which of the image's squares of this level
+
+
+@struct.dataclass
+class Scores:
+  """Negative log-likelihoods of channel values."""
+
+  nats: Array  # [N, C] float32
+  weight: Array  # [N]
+  image: Array  # [N]
+
+
+@struct.dataclass
+class Draws:
+  """What a teacher-forced pass draws at random.
+
+  Everything is a function of the image's own key, so that results do not
+  depend on the mesh. None where nothing is drawn (ar levels, given masks).
+  """
+
+  keys: Array | None  # [B] typed keys, one per image
+  ratio: Array | None  # [B] in [0, 1): the stratum of level 0's mask ratio
+  law: str = struct.field(pytree_node=False, default='train')
+
+
+@struct.dataclass
+class Sampling:
+  """How values are drawn in generation (section 4.2, appendix of the paper)."""
+
+  guidance: Array | float = 1.0
+  temperature: Array | float = 1.0  # multiplies the logits: above 1 sharpens
+  filter_threshold: Array | float = 1e-4
+  schedule: str = struct.field(pytree_node=False, default='linear')
+  iterations: tuple[int, ...] = struct.field(pytree_node=False, default=())
+  greedy: bool = struct.field(pytree_node=False, default=False)
+  record: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class Drawn:
+  """Generated squares, and when each value was drawn, if that is recorded."""
+
+  values: Array  # [N, s, (s,) C] int32
+  when: Array | None = None  # [N, s, (s,) C] int32, counted in values drawn
+
+
+def patchify(squares: Array, spec: Spec) -> Array:
+  """Squares [N, s, (s,) C] to patches [N, L, p, (p,) C], raster order."""
+  n, c, p, r = squares.shape[0], spec.channels, spec.patch, spec.rank
+  g = spec.side // p
+  x = squares.reshape((n,) + (g, p) * r + (c,))
+  outer, inner = range(1, 2 * r, 2), range(2, 2 * r + 1, 2)
+  x = x.transpose(0, *outer, *inner, 2 * r + 1)
+  return x.reshape((n, spec.length) + (p,) * r + (c,))
+
+
+def unpatchify(patches: Array, spec: Spec) -> Array:
+  """The inverse of `patchify`."""
+  n, c, p, r = patches.shape[0], spec.channels, spec.patch, spec.rank
+  x = patches.reshape((n,) + spec.grid + (p,) * r + (c,))
+  axes = [a for pair in zip(range(1, r + 1), range(r + 1, 2 * r + 1))
+          for a in pair]  # fmt: skip
+  x = x.transpose(0, *axes, 2 * r + 1)
+  return x.reshape((n,) + (spec.side,) * r + (c,))
+
+
+def normalise(values: Array, spec: Spec) -> Array:
+  """Integer (or mean) values [..., C] to network inputs, float32."""
+  mean, std = jnp.asarray(spec.mean), jnp.asarray(spec.std)
+  return (values.astype(jnp.float32) / (spec.values - 1) - mean) / std
+
+
+def flatten_patches(patches: Array, spec: Spec) -> Array:
+  """Patches [..., p, (p,) C] to normalised [..., C p^rank], channel first."""
+  x = jnp.moveaxis(normalise(patches, spec), -1, -1 - spec.rank)
+  return x.reshape(x.shape[: -1 - spec.rank] + (spec.patch_values,))
+
+
+def fold(keys: Array, data: Array) -> Array:
+  """fold_in, elementwise: keys [...], data [...] to keys [...]."""
+  shape = jnp.broadcast_shapes(keys.shape, data.shape)
+  keys, data = jnp.broadcast_to(keys, shape), jnp.broadcast_to(data, shape)
+  flat = jax.vmap(jax.random.fold_in)(keys.reshape(-1), data.reshape(-1))
+  return flat.reshape(shape)

@@ -1,0 +1,302 @@
+"""Transformer blocks: scanned when teacher-forced, cached when generating.
+
+Two blocks, as in the published model: `ViTBlock` (LayerNorm, biases, GELU MLP)
+for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
+positions, no biases) for autoregressive ones. Axis letters: contract.py.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fractal_jax.models.contract import Array
+
+XAVIER = nn.initializers.xavier_uniform()
+# A fused qkv counts as one [3D, D] matrix.
+XAVIER_QKV = nn.initializers.variance_scaling(
+  1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=(1, 2)
+)
+ZEROS = nn.initializers.zeros_init()
+ONES = nn.initializers.ones_init()
+TABLE = nn.initializers.normal(0.02)  # tables, tokens, codebooks
+
+# What the backward pass keeps of a block; the rest is computed again.
+REMAT = {
+  'none': None,  # keep everything
+  'full': 'nothing_saveable',  # keep the block's input only
+  'dots': 'dots_with_no_batch_dims_saveable',  # keep the linear layers' outputs
+}
+
+
+def logical(init, *axes):
+  return nn.with_logical_partitioning(init, axes)
+
+
+def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
+  """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
+  return nn.Dense(
+    features,
+    use_bias=bias,
+    dtype=dtype,
+    kernel_init=logical(XAVIER, *axes),
+    bias_init=logical(ZEROS, axes[1]),
+    name=name,
+  )
+
+
+def layer_norm(dtype, name=None) -> nn.LayerNorm:
+  """LayerNorm, eps 1e-6; flax computes its statistics in float32."""
+  return nn.LayerNorm(
+    epsilon=1e-6,
+    dtype=dtype,
+    use_fast_variance=False,
+    scale_init=logical(ONES, 'norm'),
+    bias_init=logical(ZEROS, 'norm'),
+    name=name,
+  )
+
+
+def rms_norm(dtype, name=None) -> nn.RMSNorm:
+  """RMSNorm, eps 1e-5, statistics in float32."""
+  return nn.RMSNorm(
+    epsilon=1e-5,
+    dtype=dtype,
+    scale_init=logical(ONES, 'norm'),
+    name=name,
+  )
+
+
+def rotary_angles(grid: tuple[int, ...], head_size: int) -> Array:
+  """Cosines and sines [2, 1 + L, K/2] of the tokens (condition, patches).
+
+  Each of the grid's axes turns an equal share of the K/2 pairs. Token 0, the
+  condition, has cos = sin = 0, as the published weights were trained: its
+  query and key vanish, so it is attended with logit 0.
+  """
+  share = head_size // 2 // len(grid)
+  freqs = 10000.0 ** (-jnp.arange(share) / share)
+  cells = jnp.stack(
+    jnp.meshgrid(*map(jnp.arange, grid), indexing='ij'), -1
+  ).reshape(-1, len(grid))  # [L, rank]
+  angles = (cells[:, :, None] * freqs).reshape(len(cells), head_size // 2)
+  turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+  return jnp.pad(turns, ((0, 0), (1, 0), (0, 0)))
+
+
+def rotate(x: Array, turns: Array) -> Array:
+  """Turns the neighbouring pairs of x [N, T, H, K] by turns [2, T, K/2]."""
+  cos, sin = turns[0][:, None], turns[1][:, None]  # [T, 1, K/2]
+  a, b = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
+  return out.reshape(x.shape).astype(x.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
+  """softmax(q k / sqrt(K)) v: [N, T, H, K], [N, S, H, K] to [N, T, H, K].
+
+  Logits and softmax in float32. mask [T, S] is True where q may see k; `drop`
+  is applied to the weights. Sequences are at most a few hundred tokens, where
+  plain attention is a few percent of the FLOPs and no kernel pays.
+  """
+  logits = jnp.einsum('nthk,nshk->nhts', q, k, preferred_element_type=jnp.float32)
+  logits = logits * q.shape[-1] ** -0.5
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits).astype(q.dtype)
+  if drop is not None:
+    weights = drop(weights)
+  return jnp.einsum('nhts,nshk->nthk', weights, v)
+
+
+class Attention(nn.Module):
+  """Self-attention with a fused qkv projection."""
+
+  width: int
+  heads: int
+  causal: bool
+  bias: bool
+  dropout: float  # after the projection
+  weight_dropout: float  # on the attention weights
+  dtype: Any
+
+  def setup(self):
+    shape = (self.width, 3, self.width)
+    self.qkv = self.param('qkv', logical(XAVIER_QKV, 'embed', None, 'heads'), shape)
+    if self.bias:
+      self.qkv_bias = self.param(
+        'qkv_bias', logical(ZEROS, None, 'heads'), shape[1:]
+      )
+    self.proj = dense(self.width, ('heads', 'embed'), self.dtype, bias=self.bias)
+    self.drop_weights = nn.Dropout(self.weight_dropout)
+    self.drop = nn.Dropout(self.dropout)
+
+  def heads_of(self, x, turns):
+    """x [N, T, D] to q, k, v [N, T, H, K], rotated where turns are given."""
+    x = x.astype(self.dtype)
+    n, t, d = x.shape
+    # One matrix product [D, 3D]: three would read x three times.
+    qkv = x @ self.qkv.astype(self.dtype).reshape(d, 3 * d)  # [N, T, 3D]
+    if self.bias:
+      qkv += self.qkv_bias.astype(self.dtype).reshape(3 * d)
+    qkv = qkv.reshape(n, t, 3, self.heads, d // self.heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    if turns is not None:
+      q, k = rotate(q, turns), rotate(k, turns)
+    return q, k, v
+
+  def __call__(self, x, turns, *, train):
+    q, k, v = self.heads_of(x, turns)
+    t = x.shape[1]
+    mask = jnp.tri(t, dtype=bool) if self.causal else None
+    drop = None
+    if train and self.weight_dropout:
+      drop = lambda w: self.drop_weights(w, deterministic=False)
+    out = attend(q, k, v, mask, drop).reshape(x.shape)
+    return self.drop(self.proj(out), deterministic=not train)
+
+  def step(self, x, cache, layer, t, turns):
+    """Token t alone: x [N, 1, D], cache [layers, 2, N, T, H, K], in place."""
+    q, k, v = self.heads_of(x, turns)
+    new = jnp.stack([k, v])[None].astype(cache.dtype)  # [1, 2, N, 1, H, K]
+    cache = jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, t, 0, 0))
+    k, v = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+    mask = (jnp.arange(k.shape[1]) <= t)[None]
+    return self.proj(attend(q, k, v, mask).reshape(x.shape)), cache
+
+
+class ViTBlock(nn.Module):
+  """Pre-LayerNorm attention and an exact-GELU MLP of 4 D, with biases."""
+
+  width: int
+  heads: int
+  causal: bool
+  dropout: float
+  dtype: Any
+
+  def setup(self):
+    rate = self.dropout
+    self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
+    self.attention = Attention(
+      self.width, self.heads, self.causal, True, rate, rate, self.dtype
+    )
+    self.fc1 = dense(4 * self.width, ('embed', 'mlp'), self.dtype)
+    self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
+    self.drop1, self.drop2 = nn.Dropout(rate), nn.Dropout(rate)
+
+  def mlp(self, x, train):
+    x = nn.gelu(self.fc1(x), approximate=False)
+    x = self.fc2(self.drop1(x, deterministic=not train))
+    return self.drop2(x, deterministic=not train)
+
+  def __call__(self, x, turns, train):
+    x = x + self.attention(self.norm1(x), turns, train=train)
+    return x + self.mlp(self.norm2(x), train), None
+
+  def step(self, x, cache, layer, t, turns):
+    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
+    x = x + y
+    return x + self.mlp(self.norm2(x), False), cache
+
+
+class LlamaBlock(nn.Module):
+  """RMSNorm attention and SwiGLU, without biases."""
+
+  width: int
+  heads: int
+  causal: bool
+  dropout: float
+  dtype: Any
+
+  def setup(self):
+    hidden = swiglu_width(self.width)
+    self.norm1, self.norm2 = rms_norm(self.dtype), rms_norm(self.dtype)
+    self.attention = Attention(
+      self.width, self.heads, self.causal, False, self.dropout, 0.0, self.dtype
+    )
+    axes = ('embed', 'mlp')
+    self.w1 = dense(hidden, axes, self.dtype, bias=False)
+    self.w3 = dense(hidden, axes, self.dtype, bias=False)
+    self.w2 = dense(self.width, axes[::-1], self.dtype, bias=False)
+    self.drop = nn.Dropout(self.dropout)
+
+  def mlp(self, x, train):
+    x = self.w2(nn.silu(self.w1(x)) * self.w3(x))
+    return self.drop(x, deterministic=not train)
+
+  def __call__(self, x, turns, train):
+    x = x + self.attention(self.norm1(x), turns, train=train)
+    return x + self.mlp(self.norm2(x), train), None
+
+  def step(self, x, cache, layer, t, turns):
+    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
+    x = x + y
+    return x + self.mlp(self.norm2(x), False), cache
+
+
+def swiglu_width(width: int) -> int:
+  """int(8 D / 3), rounded up to a multiple of 256."""
+  return -(-int(8 * width / 3) // 256) * 256
+
+
+def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
+  """`depth` blocks, scanned; call it with (x, turns, train).
+
+  Its parameters carry a leading axis `layers`. `unroll` writes the layers one
+  after another, which runs faster where a few small ones are generating.
+  """
+  if REMAT[remat] is not None:
+    policy = getattr(jax.checkpoint_policies, REMAT[remat])
+    block = nn.remat(
+      block, policy=policy, prevent_cse=False, static_argnums=(3,)
+    )
+  scanned = nn.scan(
+    block,
+    length=depth,
+    variable_axes={'params': 0},
+    split_rngs={'params': True, 'dropout': True},
+    in_axes=(nn.broadcast, nn.broadcast),
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+    unroll=depth if unroll else 1,
+  )
+  return scanned(**fields)
+
+
+def step_stack(block: nn.Module, params, x, cache, t, turns):
+  """One token through all layers of a `stack`, with its cache.
+
+  Args:
+    block: the stack's block, unbound.
+    params: the stack's parameters, each with a leading axis `layers`.
+    x: [N, 1, D], token t.
+    cache: [layers, 2, N, T, H, K] keys and values of tokens 0 .. t - 1.
+    t: position.
+    turns: [2, 1, K/2] rotary angles of token t, or None.
+
+  Returns:
+    The output [N, 1, D] and the new cache.
+  """
+  depth = cache.shape[0]
+
+  def body(carry, layer):
+    p, i = layer
+    out = block.apply({'params': p}, *carry, i, t, turns, method='step')
+    return out, None
+
+  carry, _ = jax.lax.scan(
+    body,
+    (x, cache),
+    (params, jnp.arange(depth)),
+    unroll=depth if unrolls(depth) else 1,
+  )
+  return carry
+
+
+def unrolls(depth: int) -> bool:
+  """Whether a generating stack is written out rather than looped over."""
+  return depth <= 8
+
+
+def empty_cache(depth, sequences, tokens, heads, head_size, dtype) -> Array:
+  return jnp.zeros((depth, 2, sequences, tokens, heads, head_size), dtype)

@@ -1,0 +1,315 @@
+"""Level kind "mar": masked patches, any order, several at a time.
+
+Sequence [guide? ; c_{n-1} ; ... ; c_0 ; patches] in which every token sees
+every token (section 4.1 of the paper, FractalMAR). A masked patch's condition
+is its own output and those of its neighbours; only masked patches go down.
+Axis letters: contract.py.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fractal_jax.models import contract, layers, masking
+from fractal_jax.models import pixel
+from fractal_jax.models.contract import Array, Drawn, Draws, Rows, Sampling
+from fractal_jax.models.contract import Scores, Spec
+
+# Itself, then its neighbours: top, right, bottom, left; before, after.
+OFFSETS = {
+  1: ((0,), (-1,), (1,)),
+  2: ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1)),
+}
+# What an image's key is folded with for draws that are not masks.
+NOISE, OVERFLOW = 1 << 20, 1 << 21
+
+
+class MARLevel(nn.Module):
+  """A masked level."""
+
+  spec: Spec
+
+  @staticmethod
+  def emits(rank: int) -> int:
+    """Conditions that it can give to the level below."""
+    return len(OFFSETS[rank])
+
+  @staticmethod
+  def takes(num_conds: int) -> int:
+    """Conditions that it takes where it is offered `num_conds`."""
+    return num_conds
+
+  @staticmethod
+  def problems(spec: Spec) -> list[str]:
+    """Rules of this kind that the level breaks."""
+    del spec
+    return []
+
+  def setup(self):
+    s = self.spec
+    self.patch_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
+    self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
+    table = layers.logical(layers.TABLE, None, 'embed')
+    self.mask_token = self.param('mask_token', table, (1, s.width))
+    tokens = s.guide + s.num_conds + s.length
+    self.positions = self.param('positions', table, (tokens, s.width))
+    self.norm_in = layers.layer_norm(s.dtype)
+    self.blocks = layers.stack(
+      layers.ViTBlock,
+      dict(
+        width=s.width,
+        heads=s.heads,
+        causal=False,
+        dropout=s.dropout,
+        dtype=s.dtype,
+      ),
+      s.depth,
+      s.remat,
+      s.unroll,
+    )
+    self.norm_out = layers.layer_norm(s.dtype)
+    if s.guide:
+      self.guide_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
+      self.guide = pixel.PixelLevel(pixel.guide_spec(s))
+
+  def outputs(self, patches, mask, conds, guide, *, train: bool) -> Array:
+    """The outputs of all patches.
+
+    Args:
+      patches: [N, L, p, (p,) C] values; those under the mask are not seen.
+      mask: [N, L], True where masked.
+      conds: [M, n, Dc]; M is N, or 2 N for two guidance streams.
+      guide: [N, C] mean colour in grey levels, or None.
+      train: whether dropout is on.
+
+    Returns:
+      [M, L, D].
+    """
+    s = self.spec
+    x = self.patch_embed(contract.flatten_patches(patches, s))  # [N, L, D]
+    x = jnp.where(mask[..., None], self.mask_token.astype(x.dtype), x)
+    if guide is not None:  # always the first token: see `front` below
+      token = self.guide_embed(contract.normalise(guide, s))[:, None]
+      x = jnp.concatenate([token, x], 1)  # [N, 1 + L, D]
+    x = jnp.tile(x, (len(conds) // len(x), 1, 1))  # [M, ., D]
+    front = self.cond_embed(conds[:, s.num_conds - 1 :: -1])  # last one first
+    x = jnp.concatenate([x[:, : s.guide], front, x[:, s.guide :]], 1)
+    x = self.norm_in(x + self.positions.astype(x.dtype))  # [M, T, D]
+    x, _ = self.blocks(x, None, train)
+    return self.norm_out(x[:, s.guide + s.num_conds :])  # [M, L, D]
+
+  # Teacher-forced.
+
+  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
+    """Masks patches at random, and sends the masked ones down.
+
+    Args:
+      rows: the squares and their conditions.
+      draws: keys of the images and the law of the mask ratio.
+      mask: [N, L] to use in place of a random one (a concrete array).
+      train: whether dropout is on.
+
+    Returns:
+      The rows of the next level; the guide's Scores, or None; how many masked
+      patches did not fit.
+    """
+    s = self.spec
+    patches = contract.patchify(rows.squares, s)
+    weight = rows.weight
+    overflow = None
+    if mask is None:
+      room = masking.capacity(
+        s, draws.law, len(patches), len(draws.keys)
+      )
+      mask = masking.draw_mask(rows, draws, s)
+      overflow = jax.random.fold_in(draws.keys[0], OVERFLOW + s.index)
+    else:
+      room = int(np.sum(mask))
+      mask = jnp.asarray(mask, bool)
+    if draws.law == 'uniform':
+      # L / n: a mean over the n masked patches stands for all L.
+      weight = weight * s.length / jnp.maximum(mask.sum(1), 1)
+
+    guide = scores = None
+    if s.guide:
+      guide, target = self.mean_colour(rows, draws, train)
+      nats = self.guide(rows.conds, target, train=train)
+      scores = Scores(nats, rows.weight, rows.image)
+    outputs = self.outputs(patches, mask, rows.conds, guide, train=train)
+
+    index, filled, dropped = masking.compact(
+      (mask & (rows.weight > 0)[:, None]).reshape(-1), room, overflow
+    )
+    row, place = index // s.length, index % s.length
+    flat = patches.reshape((-1,) + patches.shape[2:])
+    below = Rows(
+      squares=flat[index],
+      conds=self.conds_at(outputs, row, place),
+      weight=jnp.where(filled, weight[row], 0),
+      # Empty slots come last; their image keeps the order ascending.
+      image=jnp.where(filled, rows.image[row], rows.image[-1]),
+      site=rows.site[row] * s.length + place,
+    )
+    return below, scores, dropped
+
+  def mean_colour(self, rows: Rows, draws: Draws, train: bool):
+    """What the guide is told, and what it predicts: [N, C], [N, C] int."""
+    s = self.spec
+    axes = tuple(range(1, s.rank + 1))
+    mean = rows.squares.astype(jnp.float32).mean(axes)
+    noisy = mean
+    if train and draws.keys is not None:
+      # So that means of exactly n + 1/2 go either way.
+      keys = contract.fold(draws.keys[rows.image], rows.site + NOISE)
+      noise = jax.vmap(lambda k: jax.random.normal(k, (s.channels,)))(keys)
+      noisy = mean + 0.01 * noise
+    target = jnp.round(noisy).clip(0, s.values - 1).astype(jnp.int32)
+    # The bound on the likelihood holds for what generation is told: integers.
+    return (target if draws.law == 'uniform' else mean), target
+
+  def conds_at(self, outputs: Array, row: Array, place: Array) -> Array:
+    """The conditions of patches: outputs [M, L, D], indices [...].
+
+    Returns [..., n, D]: the patch's own output, then its neighbours', zeros
+    outside the grid.
+    """
+    s = self.spec
+    cell = jnp.stack(jnp.unravel_index(place, s.grid), -1)  # [..., rank]
+    offsets = jnp.asarray(OFFSETS[s.rank][: s.out_conds])  # [n, rank]
+    cell = cell[..., None, :] + offsets  # [..., n, rank]
+    inside = ((cell >= 0) & (cell < jnp.asarray(s.grid))).all(-1)
+    at = jnp.ravel_multi_index(
+      tuple(jnp.moveaxis(cell, -1, 0)), s.grid, mode='clip'
+    )
+    # One flat gather: its transpose is one scatter-add.
+    flat = outputs.reshape(-1, s.width)
+    return flat[row[..., None] * s.length + at] * inside[..., None]
+
+  # Generating.
+
+  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  def generate(
+    self, params, conds, keys, guidance, sampling: Sampling, below, order=None
+  ) -> Drawn:
+    """Generates squares, several patches a step, in a random order.
+
+    Args:
+      params: this level's parameters; call it on the unbound module.
+      conds: [G, N, n, Dc].
+      keys: [N] typed keys, one a square.
+      guidance: scalar; at level 0 a linear schedule ramps up to it.
+      sampling: how values are drawn, and in how many iterations.
+      below: (conds [G, M, n, D], keys [M], guidance) to the patch, Drawn.
+      order: [L], an order for all squares in place of random ones; its last
+        entries are generated first.
+
+    Returns:
+      Squares [N, s, (s,) C].
+    """
+    s = self.spec
+    generating = dataclasses.replace(
+      s, remat='none', unroll=layers.unrolls(s.depth)
+    )
+    level = self.clone(spec=generating)
+    streams, n = conds.shape[:2]
+    linear = s.index == 0 and sampling.schedule == 'linear'
+    # A guide draws its colour first, for the square as a whole.
+    guide = None
+    if s.guide:
+      guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
+        params['guide'],
+        conds,
+        contract.fold(keys, jnp.asarray(NOISE)),
+        guidance,
+        sampling.replace(record=False),
+      )
+      guide = guide.values.reshape(n, s.channels)
+    conds = conds.reshape((streams * n,) + conds.shape[2:])
+    if order is None:
+      shuffle = lambda k: jax.random.permutation(k, s.length)
+      order = jax.vmap(shuffle)(keys)  # [N, L]
+    else:
+      order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
+
+    # How many patches each step generates is known now, so each step runs in
+    # a program of about its size.
+    steps = min(s.length, sampling.iterations[s.index])
+    left = np.array(masking.unmask_counts(s.length, steps))
+    still = np.concatenate([[s.length], left[:-1]])
+    left, still = left[still > left], still[still > left]
+    # Programs multiply from level to level: afford more at the outermost.
+    most = 4 if s.index == 0 else 2
+    sizes = masking.static_sizes(list(still - left), most)
+    rows = jnp.arange(n)[:, None]
+
+    def step(size, drawn, left, still):
+      first = jnp.maximum(still - size, 0)
+      slots = first + jnp.arange(size)
+      place = jax.lax.dynamic_slice_in_dim(order, first, size, 1)  # [N, m]
+      used = (slots >= left) & (slots < still)
+      mask = jnp.zeros((n, s.length), bool)
+      mask = mask.at[rows, order].set(jnp.arange(s.length) < still)
+      outputs = level.apply(
+        {'params': params},
+        drawn.values,
+        mask,
+        conds,
+        guide,
+        train=False,
+        method='outputs',
+      )  # [G N, L, D]
+      both = jnp.arange(streams * n)[:, None]
+      cond = level.conds_at(outputs, both, jnp.tile(place, (streams, 1)))
+      cond = cond.reshape((streams, n * size) + cond.shape[2:])
+      scale = guidance
+      if linear:
+        # The published schedule counts one patch as masked at the last step.
+        seen = s.length - jnp.maximum(left, 1)
+        scale = 1 + (guidance - 1) * seen / s.length
+      patch_keys = contract.fold(keys[:, None], place).reshape(-1)
+      patches = below(cond, patch_keys, scale)  # [N m, p, (p,) C]
+      if sampling.record:
+        when = (s.length - still) * s.patch_values + patches.when * size
+        patches = patches.replace(when=when)
+      # Slots that this step does not need are dropped.
+      at = jnp.where(used, place, s.length)
+      return jax.tree.map(
+        lambda all, new: all.at[rows, at].set(
+          new.reshape((n, size) + new.shape[1:]), mode='drop'
+        ),
+        drawn,
+        patches,
+      )
+
+    branches = [
+      lambda *args, size=size: step(size, *args) for size in sizes
+    ]
+    branch = np.searchsorted(sizes, still - left)
+
+    def body(drawn, step):
+      which, left, still = step
+      return jax.lax.switch(which, branches, drawn, left, still), None
+
+    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
+    empty = jnp.zeros(shape, jnp.int32)
+    drawn = Drawn(empty, empty if sampling.record else None)
+    plan = jax.tree.map(jnp.asarray, (branch, left, still))
+    drawn, _ = jax.lax.scan(body, drawn, plan)
+    return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)
+
+  @nn.nowrap
+  def flops(self, extra: bool) -> float:
+    """Forward FLOPs a sequence; `extra`: with the tokens beside the patches."""
+    s = self.spec
+    d = s.width
+    t = s.length + (s.num_conds + s.guide if extra else 0)
+    total = s.depth * (24 * d * d * t + 4 * t * t * d)
+    total += 2 * d * s.length * s.patch_values
+    total += 2 * d * s.cond_width * (s.num_conds if extra else 1)
+    if extra and s.guide:
+      total += 2 * d * s.channels
+      total += pixel.PixelLevel(pixel.guide_spec(s)).flops()
+    return total

@@ -1,0 +1,194 @@
+"""The pixel level: one pixel's channels, one after another.
+
+Sequence [E c_0 ; codebook_0[v_0] ; ... ; codebook_{C-2}[v_{C-2}]] without
+positions; output k times the transposed codebook of channel k gives the logits
+of channel k (section 4.1 of the paper). The same network predicts the guiding
+pixel of a masked level. Axis letters: contract.py.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fractal_jax.models import layers
+from fractal_jax.models.contract import Array, Drawn, Sampling, Spec
+
+
+class PixelLevel(nn.Module):
+  """p(v_0 | c_0) p(v_1 | v_0, c_0) ... over channels."""
+
+  spec: Spec
+
+  def setup(self):
+    s = self.spec
+    self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
+    self.codebooks = self.param(
+      'codebooks',
+      layers.logical(layers.TABLE, None, 'values', 'embed'),
+      (s.channels, s.values, s.width),
+    )
+    self.logit_bias = self.param(
+      'logit_bias',
+      layers.logical(layers.ZEROS, None, 'values'),
+      (s.channels, s.values),
+    )
+    self.norm_in = layers.layer_norm(s.dtype)
+    if s.depth:
+      self.blocks = layers.stack(
+        layers.ViTBlock, self.block_fields(), s.depth, s.remat, s.unroll
+      )
+    self.norm_out = layers.layer_norm(s.dtype)
+
+  @nn.nowrap
+  def block_fields(self):
+    s = self.spec
+    return dict(
+      width=s.width, heads=s.heads, causal=True, dropout=0.0, dtype=s.dtype
+    )
+
+  def outputs(self, conds: Array, values: Array, *, train: bool) -> Array:
+    """Conditions [N, n, Dc], values [N, C] to outputs [N, C, D]."""
+    x = self.cond_embed(conds[:, :1])  # [N, 1, D]
+    for k in range(self.spec.channels - 1):
+      token = self.codebooks[k].astype(x.dtype)[values[:, k]]
+      x = jnp.concatenate([x, token[:, None]], 1)  # [N, k + 2, D]
+    x = self.norm_in(x)
+    if self.spec.depth:
+      x, _ = self.blocks(x, None, train)
+    return self.norm_out(x)  # [N, C, D]
+
+  def logits(self, conds: Array, values: Array, *, train=False) -> Array:
+    """Conditions [N, n, Dc], values [N, C] to logits [N, C, V], float32."""
+    outputs = self.outputs(conds, values, train=train)
+    return channel_logits(outputs, self.codebooks, self.logit_bias)
+
+  def __call__(self, conds: Array, values: Array, *, train: bool) -> Array:
+    """Conditions [N, n, Dc], values [N, C] to their nats [N, C], float32."""
+    outputs = self.outputs(conds, values, train=train)
+    # The logits are V / D times larger than what they are computed from.
+    nats = jax.checkpoint(cross_entropy)
+    return nats(outputs, self.codebooks, self.logit_bias, values)
+
+  def first(self, conds: Array) -> Array:
+    """Token 0: conditions [N, n, Dc] to [N, 1, D]."""
+    return self.norm_in(self.cond_embed(conds[:, :1]))
+
+  def next(self, channel: int, values: Array) -> Array:
+    """The token after a channel: values [N] to [N, 1, D]."""
+    token = self.codebooks[channel].astype(self.spec.dtype)[values]
+    return self.norm_in(token[:, None])
+
+  def head(self, x: Array, channel: int) -> Array:
+    """Output [N, 1, D] to the channel's logits [N, V], float32."""
+    codebook = self.codebooks[channel : channel + 1]
+    bias = self.logit_bias[channel : channel + 1]
+    return channel_logits(self.norm_out(x), codebook, bias)[:, 0]
+
+  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  def generate(
+    self, params, conds: Array, keys: Array, guidance, sampling: Sampling
+  ) -> Drawn:
+    """Draws pixels, channel by channel, with cached keys and values.
+
+    Args:
+      params: this level's parameters; call it on the unbound module.
+      conds: [G, N, n, Dc], G = 2 for with and without the class.
+      keys: [N] typed keys, one a pixel.
+      guidance: scalar; not used where G = 1.
+      sampling: temperature, filter threshold.
+
+    Returns:
+      Squares of side 1: values [N, 1, (1,) C].
+    """
+    s = self.spec
+    streams, n = conds.shape[:2]
+
+    def call(method, *args):
+      return self.apply({'params': params}, *args, method=method)
+
+    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (s.channels,)))(keys)
+    cache = layers.empty_cache(
+      s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
+    )
+    block = layers.ViTBlock(**self.block_fields())
+    x = call('first', conds.reshape((streams * n,) + conds.shape[2:]))
+    drawn = []
+    for k in range(s.channels):
+      if s.depth:
+        x, cache = layers.step_stack(
+          block, params['blocks'], x, cache, k, None
+        )
+      logits = call('head', x, k).reshape(streams, n, s.values)
+      values = draw(logits, uniforms[:, k], guidance, sampling)  # [N]
+      drawn.append(values)
+      if k + 1 < s.channels:
+        x = jnp.tile(call('next', k, values), (streams, 1, 1))
+    shape = (n,) + (1,) * s.rank + (s.channels,)
+    values = jnp.stack(drawn, -1).reshape(shape)
+    when = None
+    if sampling.record:
+      when = jnp.broadcast_to(jnp.arange(s.channels), shape)
+    return Drawn(values, when)
+
+  @nn.nowrap
+  def flops(self) -> float:
+    """Forward FLOPs a pixel: C tokens through the blocks, and the logits."""
+    s = self.spec
+    d, t = s.width, s.channels
+    blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
+    return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
+
+
+def guide_spec(spec: Spec) -> Spec:
+  """The network that predicts the mean colour of a level's square."""
+  return dataclasses.replace(
+    spec, kind='pixel', width=128, depth=3, heads=4, num_conds=1, guide=False
+  )
+
+
+def channel_logits(outputs: Array, codebooks: Array, bias: Array) -> Array:
+  """[N, C, D] with [C, V, D] and [C, V] to [N, C, V], in float32."""
+  logits = jnp.einsum(
+    'ncd,cvd->ncv',
+    outputs,
+    codebooks.astype(outputs.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return logits + bias.astype(jnp.float32)
+
+
+def cross_entropy(outputs, codebooks, bias, values) -> Array:
+  """-log p of values [N, C], [N, C]."""
+  logits = channel_logits(outputs, codebooks, bias)
+  picked = jnp.take_along_axis(logits, values[..., None].astype(jnp.int32), -1)
+  return jax.nn.logsumexp(logits, -1) - picked[..., 0]
+
+
+def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
+  """Logits [G, N, V] of the streams to the logits [N, V] that are drawn from.
+
+  With two streams, the unconditional logit of a value that is unlikely under
+  the condition is first raised, so that guidance can't push the draw there.
+  """
+  logits = logits * sampling.temperature
+  if len(logits) == 1:
+    return logits[0]
+  cond, uncond = logits
+  top = lambda x: x.max(-1, keepdims=True)
+  raised = jnp.maximum(uncond, cond - top(cond) + top(uncond))
+  unlikely = jax.nn.softmax(cond) < sampling.filter_threshold
+  uncond = jnp.where(unlikely, raised, uncond)
+  return uncond + guidance * (cond - uncond)
+
+
+def draw(logits: Array, uniform: Array, guidance, sampling: Sampling) -> Array:
+  """Values [N], int32, from logits [G, N, V] by inverting the distribution."""
+  logits = guided_logits(logits, guidance, sampling)
+  if sampling.greedy:
+    return logits.argmax(-1).astype(jnp.int32)
+  cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)
+  # Scaled by the last entry, since rounding leaves that just off 1.
+  level = uniform[:, None] * cumulative[:, -1:]
+  return (cumulative <= level).sum(-1).clip(max=logits.shape[-1] - 1)
