@@ -9,9 +9,9 @@ import argparse
 import dataclasses
 from typing import Callable
 
+import flax.linen as nn
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax.models import contract, fractal, pixel
@@ -156,21 +156,9 @@ def names(specs: tuple[contract.Spec, ...]) -> dict:
 
 def shapes(model) -> dict:
   """Our parameters' shapes, flat by path, without computing anything."""
-  import flax.linen as nn
-
   net = fractal.from_config(model)
-  tree = jax.eval_shape(lambda: init(net, jax.random.key(0)))
+  tree = jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
   return traverse_util.flatten_dict(nn.meta.unbox(tree))
-
-
-def init(net: fractal.Fractal, key):
-  """Initial parameters, with their logical axes."""
-  spec = net.specs[0]
-  side = (spec.side,) * spec.rank
-  images = jnp.zeros((1,) + side + (spec.channels,), jnp.int32)
-  draws = contract.Draws(jax.random.split(key, 1), jnp.zeros(1))
-  labels = jnp.zeros(1, jnp.int32)
-  return net.init(key, images, labels, draws, train=False)['params']
 
 
 def from_published(state: dict[str, np.ndarray], model) -> dict:

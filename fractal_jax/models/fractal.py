@@ -178,6 +178,16 @@ def from_config(model) -> Fractal:
   return Fractal(specs(model), model.classes, model.label_dropout)
 
 
+def init(net: Fractal, key):
+  """Initial parameters, with their logical axes; under jit or eval_shape."""
+  spec = net.specs[0]
+  side = (spec.side,) * spec.rank
+  images = jnp.zeros((1,) + side + (spec.channels,), jnp.int32)
+  draws = Draws(jax.random.split(key, 1), jnp.zeros(1))
+  labels = jnp.zeros(1, jnp.int32)
+  return net.init(key, images, labels, draws, train=False)['params']
+
+
 def specs(model) -> tuple[Spec, ...]:
   """The levels of a config's section `model`, outermost first."""
   last = len(model.sizes) - 1
