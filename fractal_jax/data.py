@@ -10,19 +10,24 @@ Sources and grain are imported when they are used, TensorFlow never: TFDS data
 sets are prepared by another process (`fractal_jax.datasets.prepared`).
 """
 
-import dataclasses
-import sys
 from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import math
+import sys
 
 import numpy as np
 
-from fractal_jax.datasets import arrays
+from fractal_jax.datasets import arrays, common, folder, prepared
 from fractal_jax.datasets.common import DataError, Source
 
 # How each data set is opened: (config, split) -> Source. Any other name is
 # looked up among the TensorFlow datasets.
 SOURCES = {
   'digits': arrays.digits,
+  'emoji': prepared.emoji,
+  'folder': folder.folder,
+  'imagenet2012': prepared.imagenet2012,
   'npz': arrays.npz,
 }
 
@@ -75,16 +80,21 @@ def open_split(config, split: str) -> Source:
     DataError: it is missing, empty, or does not fit the model.
   """
   name, m = config.data.name, config.model
-  if name not in SOURCES:
-    raise DataError(f'unknown data set {name}')
-  source = SOURCES[name](config, split)
+  if name not in SOURCES and not prepared.exists(config):
+    near = common.nearest(name, [*SOURCES, *prepared.names()])
+    raise DataError(
+      f"there is no data set '{name}'.{near} Set data.name to one of "
+      f'{", ".join(SOURCES)}, or to a TensorFlow data set of images (this '
+      'needs `pip install tensorflow-datasets`).'
+    )
+  source = SOURCES.get(name, prepared.other)(config, split)
   if source.size == 0:
     raise DataError(f"split '{split}' of data set '{name}' is empty.")
   if source.values > m.num_values:
     raise DataError(
       f"data set '{name}' has values up to {source.values - 1} but "
-      f'model.num_values={m.num_values} allows only 0 to {m.num_values - 1}: set '
-      f'model.num_values={source.values}.'
+      f'model.num_values={m.num_values} allows only 0 to {m.num_values - 1}: '
+      f'set model.num_values={source.values}.'
     )
   if len(source.class_names) > m.classes:
     raise DataError(
@@ -98,9 +108,8 @@ def open_split(config, split: str) -> Source:
 class TrainBatches:
   """The endless training batches of one host; see `train_batches`."""
 
-  def __init__(self, make_rows, rows: int, start: int):
-    self._make_rows = make_rows  # first row -> iterator over batches
-    self._rows = rows
+  def __init__(self, make_batches, start: int):
+    self._make_batches = make_batches  # first step -> iterator over batches
     self.set_state({'step': start})
 
   def __iter__(self):
@@ -118,7 +127,7 @@ class TrainBatches:
   def set_state(self, state: dict[str, int]) -> None:
     """Continues with the batch that `get_state` would have given next."""
     self._step = int(state['step'])
-    self._batches = self._make_rows(self._step * self._rows)
+    self._batches = self._make_batches(self._step)
 
 
 def train_batches(
@@ -142,27 +151,27 @@ def train_batches(
   Raises:
     DataError: see `info`; or the batch does not divide by the hosts.
   """
-  import grain
-
   d, batch = config.data, config.optim.batch
   rows = _rows('optim.batch', batch, process_count)
   source = open_split(config, d.train_split)
   seed = config.seed % 2**32
-  order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  # Running index -> record; each record once an epoch.
-  order = grain.MapDataset.range(source.size).shuffle(order_seed).repeat()
 
-  def example(row: int) -> dict:
+  @functools.lru_cache(2)  # a batch can lie in two epochs
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((1, seed, epoch)).permutation(source.size)
+
+  def example(row: int) -> tuple:
     step, position = divmod(row, rows)
     index = step * batch + process_index * rows + position
-    image, label = source.read(order[index])
-    image = _augment(config, image, np.random.default_rng((seed, index)))
-    return _example(config, image, label, index)
+    epoch, position = divmod(index, source.size)
+    image, label = source.read(int(order(epoch)[position]))
+    image = _augment(config, image, np.random.default_rng((2, seed, index)))
+    return image, label, index
 
-  def batches(first_row: int):
-    return _batches(example, first_row, sys.maxsize, rows, d.threads)
+  def batches(step: int):
+    return _batches(config, example, step * rows, sys.maxsize, rows)
 
-  return TrainBatches(batches, rows, start)
+  return TrainBatches(batches, start)
 
 
 class EvalBatches:
@@ -218,17 +227,16 @@ def eval_batches(
   num_batches = -(-len(records) // batch)
   blank = np.zeros((m.sizes[0],) * m.rank + (m.channels,), np.uint8)
 
-  def example(row: int) -> dict:
+  def example(row: int) -> tuple:
     step, position = divmod(row, rows)
     position += step * batch + process_index * rows
-    valid = position < len(records)
-    record = int(records[position]) if valid else source.size
-    image, label = source.read(record) if valid else (blank, 0)
-    return _example(config, image, label, record) | {'valid': np.bool_(valid)}
+    if position >= len(records):
+      return blank, 0, source.size, False
+    record = int(records[position])
+    return *source.read(record), record, True
 
   def batches():
-    threads = config.data.threads
-    return _batches(example, 0, num_batches * rows, rows, threads)
+    return _batches(config, example, 0, num_batches * rows, rows)
 
   return EvalBatches(batches, num_batches)
 
@@ -241,13 +249,6 @@ def _rows(name: str, batch: int, process_count: int) -> int:
       f'it to a multiple of {process_count}.'
     )
   return batch // process_count
-
-
-def _example(config, image: np.ndarray, label: int, index: int) -> dict:
-  dtype = np.uint8 if config.model.num_values <= 256 else np.int32
-  return dict(
-    image=image.astype(dtype), label=np.int32(label), index=np.int64(index)
-  )
 
 
 def _augment(config, image: np.ndarray, rng: np.random.Generator):
@@ -264,16 +265,47 @@ def _augment(config, image: np.ndarray, rng: np.random.Generator):
 
 
 def _batches(
-  example: Callable[[int], dict], start: int, stop: int, rows: int, threads: int
+  config, example: Callable[[int], tuple], start: int, stop: int, rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of `rows` of example(start) .. example(stop - 1), read ahead."""
-  import grain
+  """Batches of `rows` of example(start) .. example(stop - 1), read ahead.
+
+  Args:
+    config: reads data.threads and model.num_values.
+    example: row -> (image, label, index) or (image, label, index, valid).
+    start: first row, a multiple of `rows`.
+    stop: end of the rows.
+    rows: rows of a batch.
+
+  Yields:
+    dict(image, label, index and, if given, valid), each [rows, ...].
+  """
   from absl import flags
+  import grain
 
   if not flags.FLAGS.is_parsed():  # grain reads flags, also outside absl.app
     flags.FLAGS.mark_as_parsed()
-  ahead = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=2 * max(rows, threads)
+  threads = config.data.threads
+  dtypes = dict(
+    image=np.uint8 if config.model.num_values <= 256 else np.int32,
+    label=np.int32,
+    index=np.int64,
+    valid=np.bool_,
   )
-  dataset = grain.MapDataset.range(start, stop).map(example)
-  return iter(dataset.to_iter_dataset(ahead).batch(rows))
+  # A thread reads so many rows at a time: small images cost less than grain's
+  # work for each element.
+  chunk = math.gcd(rows, 32)
+
+  def read(number: int) -> dict[str, np.ndarray]:
+    columns = zip(*map(example, range(number * chunk, (number + 1) * chunk)))
+    return {k: np.array(v, dtypes[k]) for k, v in zip(dtypes, columns)}
+
+  def join(chunks) -> dict[str, np.ndarray]:
+    return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+
+  ahead = grain.ReadOptions(
+    num_threads=threads,
+    prefetch_buffer_size=2 * max(rows // chunk, threads),
+  )
+  numbers = grain.MapDataset.range(start // chunk, stop // chunk)
+  dataset = numbers.map(read).to_iter_dataset(ahead)
+  return iter(dataset.batch(rows // chunk, batch_fn=join))

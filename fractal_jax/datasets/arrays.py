@@ -22,7 +22,8 @@ def digits(config, split: str) -> Source:
   from sklearn import datasets  # a second to import
 
   data = datasets.load_digits()
-  keep = common.held_out(config, split, len(data.images), num_val=297)
+  common.check_split(config, split, common.SPLITS)
+  keep = common.split_of(split, len(data.images), num_val=297)
   images = data.images[keep][..., None].astype(np.uint8)  # [n, 8, 8, 1]
   names = tuple(str(name) for name in data.target_names)
   return _source(images, data.target[keep], names, values=17)
@@ -78,7 +79,8 @@ def npz(config, split: str) -> Source:
     common.check_split(config, split, sorted(set(of)))
     keep = np.flatnonzero(of == split)
   else:
-    keep = common.held_out(config, split, len(images))
+    common.check_split(config, split, common.SPLITS)
+    keep = common.split_of(split, len(images))
   images = _fit(path, key, images[keep], m)
   return _source(images, labels[keep], names, values)
 

@@ -5,10 +5,10 @@ A source is one split of one data set, read at random:
 `fractal_jax.data.SOURCES`.
 """
 
+from collections.abc import Callable
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -60,11 +60,10 @@ def check_split(config, split: str, splits) -> None:
     )
 
 
-def held_out(config, split: str, n: int, num_val: int | None = None):
+def split_of(split: str, n: int, num_val: int | None = None) -> np.ndarray:
   """Records [m] of a split drawn once and for all from n records.
 
   Args:
-    config: names the data set in the error.
     split: 'train' or 'validation'.
     n: number of records.
     num_val: validation records, by default a tenth.
@@ -72,12 +71,9 @@ def held_out(config, split: str, n: int, num_val: int | None = None):
   Returns:
     The numbers of the records of the split, sorted.
   """
-  check_split(config, split, SPLITS)
-  num_val = max(1, n // 10) if num_val is None else num_val
+  num_train = n - (max(1, n // 10) if num_val is None else num_val)
   order = np.random.default_rng(0).permutation(n)
-  num_train = n - num_val
-  chosen = order[:num_train] if split == 'train' else order[num_train:]
-  return np.sort(chosen)
+  return np.sort(order[:num_train] if split == 'train' else order[num_train:])
 
 
 def check_images(config) -> None:
@@ -95,17 +91,64 @@ def check_images(config) -> None:
     )
 
 
+def check_size(name: str, size: tuple[int, int], config) -> None:
+  """Raises DataError if an image (width, height) must be enlarged to fit."""
+  side = config.model.sizes[0]
+  if min(size) < side:
+    raise DataError(
+      f'{name} has {size[0]}x{size[1]} pixels, fewer than the {side}x{side} '
+      f'of the model: remove it, or set model.sizes[0] to {min(size)} or less.'
+    )
+
+
+def decode(file, name: str, config, enlarge: bool = False) -> np.ndarray:
+  """Reads an encoded image as uint8 [S, S, C] for the model of the config.
+
+  Args:
+    file: path or binary file object.
+    name: of the image, for errors.
+    config: reads model.sizes[0] and model.channels.
+    enlarge: accept images smaller than the model's, as ADM does.
+
+  Raises:
+    DataError: the image is unreadable, has more than 8 bits, or is too small.
+  """
+  try:
+    with Image.open(file) as image:
+      image.load()
+  except Exception as e:  # a broken file makes PIL raise nearly anything
+    raise DataError(
+      f'{name} cannot be read as an image ({e}): remove it or download it '
+      'again.'
+    ) from e
+  if image.mode[0] in 'IF':  # PIL would cut off at 255
+    raise DataError(
+      f'{name} has more than 8 bits a value (mode {image.mode}): convert it '
+      "to 8 bits, or use data.name='npz'."
+    )
+  if not enlarge:
+    check_size(name, image.size, config)
+  return to_array(image, config.model.sizes[0], config.model.channels)
+
+
 def to_array(image: Image.Image, side: int, channels: int) -> np.ndarray:
   """A PIL image as uint8 [side, side, channels], by ADM's centre crop.
 
   Transparent pixels are composited on white.
   """
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
-  image = center_crop(image.convert('RGB' if channels == 3 else 'L'), side)
+  image = center_crop(
+    on_white(image).convert('RGB' if channels == 3 else 'L'), side
+  )
   return np.asarray(image).reshape(side, side, channels)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+  """The image without transparency, composited on white."""
+  if not image.has_transparency_data:
+    return image
+  image = image.convert('RGBA')
+  white = Image.new('RGBA', image.size, 'white')
+  return Image.alpha_composite(white, image).convert('RGB')
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
@@ -116,7 +159,9 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
   images are enlarged.
   """
   while min(image.size) >= 2 * side:
-    image = image.resize(tuple(x // 2 for x in image.size), Image.Resampling.BOX)
+    image = image.resize(
+      tuple(x // 2 for x in image.size), Image.Resampling.BOX
+    )
   scale = side / min(image.size)
   image = image.resize(
     tuple(round(x * scale) for x in image.size), Image.Resampling.BICUBIC

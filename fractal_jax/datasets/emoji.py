@@ -1,0 +1,80 @@
+"""The TFDS builder of 1906 emoji; imported only where TFDS is used."""
+
+import io
+import json
+import tarfile
+
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from fractal_jax.datasets import common, prepared
+
+CATEGORIES = (
+  'Activities',
+  'Animals & Nature',
+  'Flags',
+  'Food & Drink',
+  'Objects',
+  'People & Body',
+  'Smileys & Emotion',
+  'Symbols',
+  'Travel & Places',
+)
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder):
+  """Google's Noto emoji (Apache-2.0) at 64x64, on white, in nine classes.
+
+  Base emoji only: no skin tones, no category "Component".
+  """
+
+  VERSION = tfds.core.Version('16.0.0')
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'See fractal_jax.datasets.prepared.'
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(
+            shape=(64, 64, 3), encoding_format='png'
+          ),
+          'label': tfds.features.ClassLabel(names=CATEGORIES),
+          'file_name': tfds.features.Text(),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+      homepage='https://github.com/iamcal/emoji-data',
+    )
+
+  def _split_generators(self, dl_manager):
+    (archive,), _ = prepared.ARCHIVES['emoji']
+    examples = list(_read(dl_manager.manual_dir / archive))
+    return {
+      split: [examples[i] for i in common.split_of(split, len(examples))]
+      for split in common.SPLITS
+    }
+
+  def _generate_examples(self, examples):
+    return examples
+
+
+def _read(archive):
+  """Yields (file name, example) in the order of the Unicode charts."""
+  images = {}
+  with tarfile.open(archive) as tar:
+    for member in tar:  # in one pass: the archive is compressed
+      folder, _, file = member.name.rpartition('/')
+      if member.name == 'package/emoji.json':
+        emoji = json.load(tar.extractfile(member))
+      elif folder == 'package/img/google/64':
+        images[file] = tar.extractfile(member).read()
+  for e in sorted(emoji, key=lambda e: e['sort_order']):
+    if e['category'] in CATEGORIES and e['image'] in images:
+      image = Image.open(io.BytesIO(images[e['image']]))
+      png = io.BytesIO()
+      common.on_white(image).save(png, 'png')
+      png.seek(0)
+      yield (
+        e['image'],
+        dict(image=png, label=e['category'], file_name=e['image']),
+      )

@@ -1,0 +1,211 @@
+"""TensorFlow data sets: prepared once on disk, then read without TensorFlow.
+
+Reading goes through array_record files and PIL. Only preparation (download,
+decoding of archives) needs TensorFlow; it runs in a process of its own, so
+that a training process never pays for it, in memory or in imports:
+
+  python -m fractal_jax.datasets.prepared NAME DATA_DIR MANUAL_DIR
+"""
+
+import contextlib
+import fcntl
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from fractal_jax.datasets import common
+from fractal_jax.datasets.common import DataError, Source
+
+FILE_FORMAT = 'array_record'  # read at random, without TensorFlow
+# What to place in data.manual_dir, and where it comes from.
+ARCHIVES = {
+  'emoji': (
+    ('emoji-datasource-google-16.0.0.tgz',),
+    'made by `npm pack emoji-datasource-google@16.0.0`',
+  ),
+  'imagenet2012': (
+    ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'),
+    'from https://image-net.org/download-images, after registration',
+  ),
+}
+
+
+def imagenet2012(config, split: str) -> Source:
+  """ImageNet 2012 with the paper's crop, for any side.
+
+  Images smaller than the side are enlarged, as in the published code.
+  """
+  return _source(config, split, enlarge=True)
+
+
+def emoji(config, split: str) -> Source:
+  """1906 colour emoji of 64x64 pixels in nine classes."""
+  return _source(config, split)
+
+
+def other(config, split: str) -> Source:
+  """Any TFDS data set with features `image` and `label`."""
+  return _source(config, split)
+
+
+def names() -> list[str]:
+  """The data sets that TFDS knows, or none if it is not installed."""
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError:
+    return []
+  return tfds.list_builders(with_community_datasets=False)
+
+
+def exists(config) -> bool:
+  """Whether TFDS knows the data set, or finds it prepared in data.dir."""
+  try:
+    _builder(config.data.name, config.data.dir)
+  except (ImportError, LookupError):
+    return False
+  return True
+
+
+def _builder(name: str, data_dir: str):
+  """The TFDS builder; raises LookupError if there is no such data set."""
+  import tensorflow_datasets as tfds
+
+  options = dict(data_dir=common.expand(data_dir)) if data_dir else {}
+  if name == 'emoji':
+    from fractal_jax.datasets.emoji import Emoji
+
+    return Emoji(**options)
+  try:
+    return tfds.builder(name, **options)
+  except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as e:
+    raise LookupError(name) from e
+
+
+def _source(config, split: str, enlarge: bool = False) -> Source:
+  """Opens a data set, prepared before if need be."""
+  common.check_images(config)
+  name = config.data.name
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as e:
+    raise DataError(
+      f"data set '{name}' needs `pip install tensorflow-datasets array_record` "
+      f'({e}).'
+    ) from e
+  features = dict(_builder(name, config.data.dir).info.features or {})
+  if not (
+    isinstance(features.get('image'), tfds.features.Image)
+    and isinstance(features.get('label'), tfds.features.ClassLabel)
+  ):
+    raise DataError(
+      f"data set '{name}' has the features {', '.join(sorted(features))}: "
+      'only sets with an `image` and a `label` that is a class can be read.'
+    )
+  prepare(config)
+  builder = _builder(name, config.data.dir)
+  base = re.split(r'[\[+]', split)[0]  # of 'train[:90%]'
+  common.check_split(config, base, sorted(builder.info.splits))
+  try:
+    records = builder.as_data_source(
+      split, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+  except NotImplementedError as e:
+    raise DataError(
+      f'{builder.data_dir} was not prepared as {FILE_FORMAT}: set data.dir to '
+      'another folder to prepare it again, or convert it with `tfds '
+      'convert_format`.'
+    ) from e
+
+  def read(i: int):
+    record = records[i]
+    where = f"record {i} of split '{split}' in {builder.data_dir}"
+    if 'file_name' in record:
+      where = f'{record["file_name"].decode()} ({where})'
+    image = common.decode(io.BytesIO(record['image']), where, config, enlarge)
+    return image, int(record['label'])
+
+  def check() -> None:
+    height, width, _ = features['image'].shape
+    if height and width and not enlarge:
+      common.check_size(f"data set '{name}'", (width, height), config)
+
+  return Source(
+    size=len(records),
+    read=read,
+    class_names=tuple(features['label'].names),
+    values=256,
+    check=check,
+  )
+
+
+def prepare(config) -> None:
+  """Prepares the data set in another process, unless it is there.
+
+  Processes that share data.dir wait for the first one.
+
+  Raises:
+    DataError: an archive is missing from data.manual_dir, or it failed.
+  """
+  d = config.data
+  builder = _builder(d.name, d.dir)
+  if builder.is_prepared():
+    return
+  _check_archives(d)
+  root = pathlib.Path(builder.data_dir_root)
+  root.mkdir(parents=True, exist_ok=True)
+  with open(root / f'.{builder.name}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
+    if _builder(d.name, d.dir).is_prepared():
+      return
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    done = subprocess.run(
+      [sys.executable, '-m', __name__, d.name, str(root), d.manual_dir],
+      env=os.environ | dict(PYTHONPATH=path, CUDA_VISIBLE_DEVICES='-1'),
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+  if done.returncode:
+    raise DataError(
+      f"data set '{d.name}' could not be prepared in {root}: "
+      f'{done.stdout.strip() or f"exit code {done.returncode}"}\nWithout a '
+      f'network, prepare it elsewhere with `tfds build {d.name} '
+      f'--file_format={FILE_FORMAT}`, copy the result and set data.dir to it.'
+    )
+
+
+def _check_archives(d) -> None:
+  files, origin = ARCHIVES.get(d.name, ((), ''))
+  folder = common.expand(d.manual_dir)
+  missing = [f for f in files if not d.manual_dir or not (folder / f).is_file()]
+  if missing:
+    raise DataError(
+      f"data set '{d.name}' is not prepared in data.dir='{d.dir}', and "
+      f"data.manual_dir='{d.manual_dir}' lacks {' and '.join(missing)}: place "
+      f'there {" and ".join(files)} ({origin}), or set data.dir to where it '
+      'is prepared.'
+    )
+
+
+def _main(name: str, data_dir: str, manual_dir: str) -> None:
+  """Prepares a data set; prints why it failed, if it did."""
+  import tensorflow_datasets as tfds
+
+  options = {}
+  if manual_dir:
+    options['manual_dir'] = common.expand(manual_dir)
+  try:
+    with contextlib.redirect_stdout(sys.stderr):
+      _builder(name, data_dir).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(**options),
+        file_format=FILE_FORMAT,
+      )
+  except Exception as e:
+    print(f'{type(e).__name__}: {e}')
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  _main(*sys.argv[1:])
