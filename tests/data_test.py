@@ -206,7 +206,7 @@ def write_npz(path, images, labels=None, rank=2, **more):
 
 def augmented(tmp_path, rank=2, flip=False, shift=0, n=512):
   """Random pictures of one image, [n, ...], and the image."""
-  shape = (5, 5, 1) if rank == 2 else (5, 1)
+  shape = (5, 5, 1) if rank == 2 else (5, 2)
   image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
   c = write_npz(tmp_path, np.stack([image] * 4), rank=rank)
   c.data.update(flip=flip, shift=shift)
