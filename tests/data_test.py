@@ -729,7 +729,7 @@ def test_emoji_missing_or_broken_package(tmp_path):
   with pytest.raises(data.DataError, match=match):
     data.info(c)
   (tmp_path / name).write_bytes(b'broken')
-  match = "(?s)'emoji' could not be prepared in .*ReadError"
+  match = "(?s)'emoji' could not be prepared in .*ReadError.*Replace"
   with pytest.raises(data.DataError, match=match):
     data.info(c)
 

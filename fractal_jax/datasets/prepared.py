@@ -168,11 +168,15 @@ def prepare(config) -> None:
       text=True,
     )
   if done.returncode:
-    raise DataError(
-      f"data set '{d.name}' could not be prepared in {root}: "
-      f'{done.stdout.strip() or f"exit code {done.returncode}"}\nWithout a '
-      f'network, prepare it elsewhere with `tfds build {d.name} '
+    why = done.stdout.strip() or f'exit code {done.returncode}'
+    remedy = (
+      f"Replace the archives in data.manual_dir='{d.manual_dir}'."
+      if d.name in ARCHIVES
+      else f'Without a network, prepare it elsewhere with `tfds build {d.name} '
       f'--file_format={FILE_FORMAT}`, copy the result and set data.dir to it.'
+    )
+    raise DataError(
+      f"data set '{d.name}' could not be prepared in {root}: {why}\n{remedy}"
     )
 
 
