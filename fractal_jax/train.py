@@ -1,0 +1,383 @@
+"""Training: `train(config, workdir)` is the whole run, read top to bottom."""
+
+from collections.abc import Callable
+import contextlib
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fractal_jax import checkpoint, config as config_lib, data, logs, optim
+from fractal_jax import sharding, train_state
+from fractal_jax.models import contract, fractal, masking
+from fractal_jax.train_state import TrainState
+
+# What a step's key is folded with, beyond the images' positions.
+RATIO, DROPOUT = 1 << 30, (1 << 30) + 1
+
+
+class TrainingError(RuntimeError):
+  """Training can't go on; the message says where it went wrong."""
+
+
+def train(config, workdir: str) -> TrainState:
+  """Trains a model, from its work directory's last checkpoint if it has one.
+
+  Args:
+    config: see config.py.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/ and
+      samples/.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    ConfigError, DataError, ShardingError: before anything is compiled.
+    CheckpointError: the work directory is in use, or of another model.
+    TrainingError: the loss or a gradient is not finite.
+  """
+  config_lib.check(config)
+  mesh = sharding.make_mesh(config)
+  info = data.info(config)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(checkpoint.lock(workdir))
+    checkpoint.save_config(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    stack.callback(checkpoints.close)
+
+    # The model and what trains it.
+    total = optim.steps(config, info.num_train)
+    net = fractal.from_config(config.model)
+    tx = optim.optimizer(config, total)
+    announce(config, workdir, mesh, info, net, total)
+
+    # The state: of the last checkpoint, or new.
+    start = checkpoints.latest() or 0
+    index, count = sharding.host_rows(mesh)
+    batches = data.train_batches(
+      config, process_index=index, process_count=count
+    )
+    if start:
+      like = train_state.abstract(config, net, tx, mesh)
+      state, position = checkpoints.restore(like)
+      batches.set_state(position)
+      logs.say(f'resuming after step {start}')
+    else:
+      state = train_state.create(config, net, tx, mesh)
+      state = initialise_levels(config, state)
+    writers = logs.Writers(workdir, start)
+    stack.callback(writers.close)
+
+    step_fn = None
+    progress = logs.Progress(start, total, config.optim.batch)
+    watch = Watch(config, total, progress, writers, checkpoints)
+    final = None
+    for step in range(start + 1, total + 1):
+      batch = sharding.place(next(batches), mesh)
+      if step_fn is None:
+        with progress.pause():
+          step_fn = compile_step(config, net, tx, mesh, state, batch)
+      state, metrics = step_fn(state, batch)
+      watch.add(step, metrics)
+
+      # What is done now and then; the last step does it all.
+      o, last = config.optim, step == total
+      evals = due(config.eval.every, step, last)
+      samples = due(config.sample.every, step, last)
+      saves = due(o.save_every, step, last)
+      if evals or samples or saves:
+        watch.flush()  # nothing is saved that has not been checked
+        with progress.pause():
+          bits = None
+          if evals:
+            final = evaluate(config, net, state, mesh, step, writers)
+            bits = final['bits_per_dim']
+            if not last:
+              logs.say(f'step {step}  {report(final)}')
+          if saves:
+            checkpoints.save(step, state, batches.get_state(), bits)
+          if samples:
+            sample(config, net, state, mesh, step, writers, workdir)
+          writers.flush()
+
+    if final is None and config.eval.every:  # nothing was left to train
+      final = evaluate(config, net, state, mesh, start, None)
+  if final is not None:
+    logs.say(report(final))
+  return state
+
+
+def due(every: int, step: int, last: bool) -> bool:
+  return bool(every) and (last or step % every == 0)
+
+
+def announce(config, workdir, mesh, info, net, total) -> None:
+  """Says what is about to run: config, mesh, batch, parameters."""
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      value = ' '.join(f'{k}={v!r}' for k, v in value.items())
+    logs.say(f'{name}: {value}')
+  batch, parts = config.optim.batch, sharding.batch_devices(mesh)
+  devices = mesh.devices.flat
+  axes = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items())
+  logs.say(
+    f'{len(devices)} x {devices[0].device_kind} in {jax.process_count()} '
+    f'process(es), mesh {axes}; {batch} images a step, {batch // parts} a '
+    f'device, in {sharding.num_groups(config, mesh)} group(s)'
+  )
+  logs.say(
+    f'{info.num_train} training images in {info.classes} classes: {total} '
+    f'steps are {total * batch / info.num_train:.4g} epochs; work directory '
+    f'{workdir}'
+  )
+  boxed = train_state.boxed_params(net)
+  for line in sharding.unsplit(boxed, mesh):
+    logs.say(f'not split, since it does not divide: {line}')
+  logs.say(logs.parameter_table(sharding.unbox(boxed)))
+
+
+def initialise_levels(config, state: TrainState) -> TrainState:
+  """Takes model.init_levels from the run model.init_from, if it names one."""
+  m = config.model
+  if not m.init_from:
+    return state
+  names = [name for level in m.init_levels for name in optim.subtrees(level)]
+  like = {
+    name: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state.params[name],
+    )
+    for name in names
+  }
+  found = checkpoint.restore_subtrees(m.init_from, like)
+  logs.say(f'{", ".join(names)} begin as in {m.init_from}')
+  return state.replace(params=state.params | found)
+
+
+# The step.
+
+
+def compile_step(config, net, tx, mesh, state, batch) -> Callable:
+  """The compiled training step (state, batch) -> (state, metrics)."""
+  start = time.monotonic()
+  where = jax.tree.map(lambda x: x.sharding, state)
+  step = jax.jit(
+    make_step(config, net, tx, mesh),
+    out_shardings=(where, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  with jax.set_mesh(mesh):
+    compiled = step.lower(state, batch).compile()
+  logs.say(f'compiled the training step in {time.monotonic() - start:.1f} s')
+  return compiled
+
+
+def make_step(config, net, tx, mesh) -> Callable:
+  """One update: draws, loss, gradients of the trained levels, AdamW."""
+
+  def step(state: TrainState, batch):
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    trained, frozen = optim.split(config, state.params)
+
+    def loss_of(trained):
+      return loss_fn(config, net, mesh, trained | frozen, batch, key)
+
+    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    new = TrainState(
+      state.step + 1,
+      frozen | optax.apply_updates(trained, updates),
+      opt_state,
+    )
+    # A step that is not finite changes nothing; `Watch` then stops the run.
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    metrics |= {'finite': finite, 'grad_norm': grad_norm}
+    for name, grad in grads.items():
+      weight = optax.tree.norm(trained[name])
+      metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
+      metrics[f'param_norm/{name}'] = weight
+      metrics[f'update_ratio/{name}'] = optax.tree.norm(updates[name]) / weight
+    return new, metrics
+
+  return step
+
+
+def loss_fn(config, net, mesh, params, batch, key):
+  """The training loss: sections 3 and 4.1 of the paper.
+
+  Images are scored in groups that never cross devices. Each image draws from
+  a key of its own, a function of the step and its place in the batch, so that
+  the loss does not depend on the mesh.
+
+  Args:
+    config: the config.
+    net: the model.
+    mesh: the mesh.
+    params: parameters by level.
+    batch: images [B, S, (S,) C], labels [B].
+    key: the step's key.
+
+  Returns:
+    The loss: nats a channel value, weighted by channel, of pixels, plus the
+    same of each guide. And metrics: loss, bits_per_dim (all channels alike;
+    with dropout and label dropping on), guide_loss, dropped.
+  """
+  size = config.optim.batch
+  groups = sharding.num_groups(config, mesh)
+  weights = np.array(config.model.channel_weights, np.float32)
+  weights /= weights.sum()
+
+  places = jnp.arange(size)
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  shift = jax.random.bits(jax.random.fold_in(key, RATIO), (), jnp.uint32)
+  draws = contract.Draws(fold(key, places), masking.strata(shift, places))
+  dropout = fold(jax.random.fold_in(key, DROPOUT), jnp.arange(groups))
+  images, labels = batch['image'].astype(jnp.int32), batch['label']
+
+  def sums(scores):  # over the pixels of a group
+    w = scores.weight
+    mean = scores.nats.mean(-1)
+    return w @ (scores.nats @ weights), w @ mean, w.sum()
+
+  def one_group(images, labels, draws, dropout):
+    out = net.apply(
+      {'params': params},
+      images,
+      labels,
+      draws,
+      train=True,
+      rngs={'dropout': dropout},
+    )
+    return sums(out.pixels), [sums(s) for s in out.guides], out.dropped
+
+  grouped = jax.tree.map(
+    lambda x: x.reshape((groups, size // groups) + x.shape[1:]),
+    (images, labels, draws),
+  )
+  grouped = jax.lax.with_sharding_constraint(
+    (*grouped, dropout), sharding.over_batch(mesh)
+  )
+  over_groups = jax.vmap(one_group, spmd_axis_name=sharding.BATCH)
+  totals = jax.tree.map(lambda x: x.sum(0), over_groups(*grouped))
+  (nats, plain, count), guides, dropped = totals
+  loss = nats / count
+  metrics = {'bits_per_dim': plain / count / np.log(2), 'dropped': dropped}
+  if guides:
+    guide_loss = sum(nats / count for nats, _, count in guides)
+    metrics['guide_loss'] = guide_loss
+    loss += guide_loss
+  return loss, metrics | {'loss': loss}
+
+
+class Watch:
+  """Looks at each step's metrics, one step late, and logs them.
+
+  Looking at a step's metrics waits for it; meanwhile the devices have the next
+  step to do.
+  """
+
+  def __init__(self, config, total, progress, writers, checkpoints):
+    self._every, self._total = config.optim.log_every, total
+    self._schedule = optim.schedule(config, total)
+    self._progress, self._writers = progress, writers
+    self._checkpoints = checkpoints
+    self._pending = None
+    self._window = []
+
+  def add(self, step: int, metrics) -> None:
+    """Takes the metrics of a step just started, and looks at the one before.
+
+    Raises:
+      TrainingError: that one was not finite.
+    """
+    jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
+    self.flush()
+    self._pending = step, metrics
+
+  def flush(self) -> None:
+    """Looks at the last step."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    metrics = {k: np.asarray(v) for k, v in metrics.items()}
+    if not metrics.pop('finite'):
+      self._stop(step, metrics)
+    self._window.append(metrics)
+    if due(self._every, step, step == self._total):
+      names = metrics.keys()
+      means = {k: np.mean([m[k] for m in self._window]) for k in names}
+      self._window = []
+      means['images_per_second'] = self._progress.update(
+        step, means['loss'], means['bits_per_dim']
+      )
+      means['lr'] = self._schedule(step - 1)
+      means = {f'train/{k}': v for k, v in sorted(means.items())}
+      self._writers.write_scalars(step, means)
+      self._writers.flush()
+
+  def _stop(self, step: int, metrics) -> None:
+    prefix = 'grad_norm/'
+    levels = [
+      k.removeprefix(prefix)
+      for k, v in metrics.items()
+      if k.startswith(prefix) and not np.isfinite(v)
+    ]
+    saved = self._checkpoints.latest()
+    if saved is None:
+      kept = 'No checkpoint was saved before it.'
+    else:
+      kept = (
+        f'The last good checkpoint is {self._checkpoints.workdir}/checkpoints/'
+        f'{saved}; the same command resumes there.'
+      )
+    raise TrainingError(
+      f'step {step} is not finite: loss {metrics["loss"]}, gradient norm '
+      f'{metrics["grad_norm"]}, in {", ".join(levels) or "the total"}. The '
+      f'update was not applied. {kept} Lower optim.lr or optim.clip, or '
+      'warm up for longer.'
+    )
+
+
+# Now and then.
+
+
+def evaluate(config, net, state, mesh, step: int, writers) -> dict:
+  """Validation bits per dimension, logged; see likelihood.evaluate."""
+  from fractal_jax import likelihood
+
+  result = likelihood.evaluate(
+    net, state.params, config, config.data.val_split, mesh=mesh
+  )
+  if writers is not None:
+    numbers = {k: v for k, v in result.items() if np.ndim(v) == 0}
+    numbers = {f'val/{k}': v for k, v in numbers.items() if is_number(v)}
+    writers.write_scalars(step, numbers)
+  return result
+
+
+def is_number(x) -> bool:
+  return isinstance(x, (int, float, np.number, jax.Array))
+
+
+def report(result: dict) -> str:
+  bits, error = result['bits_per_dim'], result['stderr']
+  return f'validation bits/dim: {bits:.3f} ± {error:.3f}'
+
+
+def sample(config, net, state, mesh, step: int, writers, workdir) -> None:
+  """A grid of samples, as a PNG file and in TensorBoard."""
+  from fractal_jax import sample as sample_lib
+
+  path = os.path.join(workdir, 'samples', f'step_{step:07d}.png')
+  if jax.process_index() == 0:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+  grid = sample_lib.sample_grid(
+    net, state.params, config, mesh=mesh, num=config.sample.num, path=path
+  )
+  writers.write_images(step, {'samples': grid})
