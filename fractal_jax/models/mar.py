@@ -229,8 +229,8 @@ class MARLevel(nn.Module):
       guide = guide.values.reshape(n, s.channels)
     conds = conds.reshape((streams * n,) + conds.shape[2:])
     if order is None:
-      shuffle = lambda k: jax.random.permutation(k, s.length)
-      order = jax.vmap(shuffle)(keys)  # [N, L]
+      scores = jax.vmap(lambda k: jax.random.uniform(k, (s.length,)))(keys)
+      order = scores.argsort(-1)  # [N, L]
     else:
       order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
 
@@ -300,16 +300,36 @@ class MARLevel(nn.Module):
     drawn, _ = jax.lax.scan(body, drawn, plan)
     return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)
 
+  # Counting, for cost.py.
+
   @nn.nowrap
-  def flops(self, extra: bool) -> float:
-    """Forward FLOPs a sequence; `extra`: with the tokens beside the patches."""
+  def flops(self) -> float:
+    """Forward FLOPs a sequence, 2 per multiply-add, as computed here."""
+    return self.outputs_flops() + self.guide_flops()
+
+  @nn.nowrap
+  def outputs_flops(self) -> float:
+    """Of one pass over the sequence, without the guide's prediction."""
     s = self.spec
-    d = s.width
-    t = s.length + (s.num_conds + s.guide if extra else 0)
-    total = s.depth * (24 * d * d * t + 4 * t * t * d)
-    total += 2 * d * s.length * s.patch_values
-    total += 2 * d * s.cond_width * (s.num_conds if extra else 1)
-    if extra and s.guide:
-      total += 2 * d * s.channels
-      total += pixel.PixelLevel(pixel.guide_spec(s)).flops()
-    return total
+    d, t = s.width, s.guide + s.num_conds + s.length
+    embed = s.length * s.patch_values + s.num_conds * s.cond_width
+    embed += s.guide * s.channels
+    return 2 * d * embed + s.depth * (24 * d * d * t + 4 * t * t * d)
+
+  @nn.nowrap
+  def guide_flops(self) -> float:
+    s = self.spec
+    return pixel.PixelLevel(pixel.guide_spec(s)).flops() if s.guide else 0.0
+
+  @nn.nowrap
+  def sample_flops(self, iterations: int) -> float:
+    """FLOPs to generate a square: one pass an iteration, one guide."""
+    steps = min(iterations, self.spec.length)
+    return steps * self.outputs_flops() + self.guide_flops()
+
+  @nn.nowrap
+  def trained_share(self) -> float:
+    """Of a square's patches, how many go down in training: E[n] / L."""
+    strata = (np.arange(1 << 16) + 0.5) / (1 << 16)
+    counts = masking.counts(strata, self.spec, 'train', np)
+    return counts.mean() / self.spec.length

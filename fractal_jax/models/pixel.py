@@ -75,16 +75,15 @@ class PixelLevel(nn.Module):
     """Token 0: conditions [N, n, Dc] to [N, 1, D]."""
     return self.norm_in(self.cond_embed(conds[:, :1]))
 
-  def next(self, channel: int, values: Array) -> Array:
+  def next(self, channel: Array, values: Array) -> Array:
     """The token after a channel: values [N] to [N, 1, D]."""
     token = self.codebooks[channel].astype(self.spec.dtype)[values]
     return self.norm_in(token[:, None])
 
-  def head(self, x: Array, channel: int) -> Array:
+  def head(self, x: Array, channel: Array) -> Array:
     """Output [N, 1, D] to the channel's logits [N, V], float32."""
-    codebook = self.codebooks[channel : channel + 1]
-    bias = self.logit_bias[channel : channel + 1]
-    return channel_logits(self.norm_out(x), codebook, bias)[:, 0]
+    codebook, bias = self.codebooks[channel], self.logit_bias[channel]
+    return channel_logits(self.norm_out(x), codebook[None], bias[None])[:, 0]
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
@@ -113,20 +112,25 @@ class PixelLevel(nn.Module):
       s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
     )
     block = layers.ViTBlock(**self.block_fields())
-    x = call('first', conds.reshape((streams * n,) + conds.shape[2:]))
-    drawn = []
-    for k in range(s.channels):
+    first = call('first', conds.reshape((streams * n,) + conds.shape[2:]))
+
+    def channel(carry, step):
+      x, cache = carry
+      k, uniform = step
       if s.depth:
         x, cache = layers.step_stack(
           block, params['blocks'], x, cache, k, None
         )
       logits = call('head', x, k).reshape(streams, n, s.values)
-      values = draw(logits, uniforms[:, k], guidance, sampling)  # [N]
-      drawn.append(values)
-      if k + 1 < s.channels:
-        x = jnp.tile(call('next', k, values), (streams, 1, 1))
+      values = draw(logits, uniform, guidance, sampling)  # [N]
+      x = jnp.tile(call('next', k, values), (streams, 1, 1))
+      return (x, cache), values
+
+    _, values = jax.lax.scan(
+      channel, (first, cache), (jnp.arange(s.channels), uniforms.T)
+    )  # [C, N]
     shape = (n,) + (1,) * s.rank + (s.channels,)
-    values = jnp.stack(drawn, -1).reshape(shape)
+    values = values.T.reshape(shape)
     when = None
     if sampling.record:
       when = jnp.broadcast_to(jnp.arange(s.channels), shape)
@@ -134,7 +138,10 @@ class PixelLevel(nn.Module):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Forward FLOPs a pixel: C tokens through the blocks, and the logits."""
+    """Forward FLOPs a pixel: C tokens through the blocks, and the logits.
+
+    Generating a pixel with the cache takes as many.
+    """
     s = self.spec
     d, t = s.width, s.channels
     blocks = s.depth * (24 * d * d * t + 4 * t * t * d)

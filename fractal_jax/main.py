@@ -1,0 +1,369 @@
+"""The command line: one subcommand a job.
+
+  fractal-jax train --config=configs/digits.py --workdir=runs/digits
+
+`fractal-jax` alone lists the commands; `fractal-jax COMMAND --helpshort`
+lists a command's flags.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+
+
+def distributed_flags():
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Start JAX on several hosts (needed on pods and clusters, not on one).',
+  )
+
+
+def workdir_flags():
+  flags.DEFINE_string('workdir', None, 'The run: config and checkpoints.')
+  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  flags.mark_flag_as_required('workdir')
+  distributed_flags()
+
+
+def config_flag():
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/.', lock_config=True
+  )
+  flags.mark_flag_as_required('config')
+
+
+# train
+
+
+def train_flags():
+  config_flag()
+  flags.DEFINE_string('workdir', None, 'Where config, checkpoints, logs go.')
+  flags.mark_flag_as_required('workdir')
+  distributed_flags()
+
+
+def train():
+  from fractal_jax import train
+
+  train.train(FLAGS.config, FLAGS.workdir)
+
+
+# likelihood
+
+
+def likelihood_flags():
+  workdir_flags()
+  flags.DEFINE_string('split', None, 'Split; the validation split if unset.')
+  flags.DEFINE_integer('num', None, 'Images; 0: the whole split.')
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_integer('passes', None, 'Monte-Carlo passes of masked levels.')
+  flags.DEFINE_bool('conditional', False, 'Give the labels to the model.')
+
+
+def likelihood():
+  import tqdm
+
+  from fractal_jax import likelihood
+
+  at_least('num', 0)
+  at_least('batch', 1)
+  at_least('passes', 1)
+  config, net, params, mesh = load_run()
+  found = likelihood.evaluate(
+    net,
+    params,
+    config,
+    FLAGS.split,
+    mesh=mesh,
+    batch=FLAGS.batch,
+    num=FLAGS.num,
+    passes=FLAGS.passes,
+    conditional=FLAGS.conditional,
+    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+  )
+  split = FLAGS.split or config.data.val_split
+  say(f'{split} bits/dim: {found}')
+  if not found.exact:
+    if found.passes > 1:
+      say(f'of which Monte-Carlo noise: {found.mc_stderr:.4f}')
+    say(
+      'published definition (mean over the values that were scored): '
+      f'{found.published_bits_per_dim:.4f}'
+    )
+  if found.bound:
+    say(
+      'With guiding pixels the first number is an upper bound on the negative '
+      'log-likelihood: (pixel nats + guide nats) / values. The published '
+      'number is the sum of the two mean losses, and no likelihood.'
+    )
+  if found.dropped:
+    say(f'{found.dropped} masked patches did not fit and were left out.')
+
+
+# sample
+
+
+def sample_flags():
+  workdir_flags()
+  flags.DEFINE_integer('num', None, 'Images.')
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
+  flags.DEFINE_list(
+    'labels', None, "Classes, repeated as needed, or 'none'; all if unset."
+  )
+  flags.DEFINE_float('guidance', None, '1: none.')
+  flags.DEFINE_enum(
+    'schedule', None, ['linear', 'constant'], 'Of guidance at level 0.'
+  )
+  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
+  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+  flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
+  flags.DEFINE_string('movie', None, 'A .gif of the images being generated.')
+
+
+def sample():
+  import numpy as np
+  import tqdm
+
+  from fractal_jax import sample
+
+  for name, least in (('num', 1), ('batch', 1)):
+    at_least(name, least)
+  if FLAGS.movie:
+    sample.check_movie(FLAGS.movie)
+  if not FLAGS.out.endswith(('.png', '.npz')):
+    raise UsageError(f'--out={FLAGS.out} must end in .png or .npz')
+  config = load_config()
+  with config.unlocked():
+    for name in ('guidance', 'schedule', 'temperature', 'filter_threshold'):
+      if FLAGS[name].value is not None:
+        config.sample[name] = FLAGS[name].value
+    if FLAGS.iterations is not None:
+      config.sample.iterations = integers('iterations', FLAGS.iterations)
+  labels = classes(config.model)
+  config, net, params, mesh = load_run(config)
+  sampling, guided = sample.settings(config, record=bool(FLAGS.movie))
+  num = FLAGS.num or config.sample.num
+  drawn = sample.generate(
+    net,
+    params,
+    sample.round_robin(num, labels),
+    sampling,
+    guided=guided,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch or config.sample.batch,
+    mesh=mesh,
+    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+  )
+  import jax
+
+  if jax.process_index():
+    return
+  columns = len(labels) if 1 < len(labels) <= 16 else None
+  if FLAGS.out.endswith('.npz'):
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+      FLAGS.out,
+      images=drawn.values.astype(np.uint8 if sampling_fits(config) else np.int32),
+      labels=sample.round_robin(num, labels),
+    )
+  else:
+    pictures = sample.pictures(drawn.values, config.model)
+    sample.save(sample.grid(pictures, columns), FLAGS.out)
+  say(f'{num} images: {os.path.abspath(FLAGS.out)}')
+  if FLAGS.movie:
+    sample.save_movie(drawn, config.model, FLAGS.movie, columns=columns)
+    say(f'movie: {os.path.abspath(FLAGS.movie)}')
+
+
+def sampling_fits(config):
+  return config.model.num_values <= 256
+
+
+def classes(model):
+  """The classes that --labels names, checked."""
+  if FLAGS.labels is None:
+    return list(range(model.classes))
+  if FLAGS.labels == ['none']:
+    return [-1]
+  labels = integers('labels', FLAGS.labels)
+  bad = [x for x in labels if not 0 <= x < model.classes]
+  if bad or not labels:
+    raise UsageError(
+      f'--labels={",".join(FLAGS.labels)}: classes are 0 to '
+      f'{model.classes - 1}, or none'
+    )
+  return list(labels)
+
+
+# convert
+
+
+def convert_flags():
+  config_flags.DEFINE_config_file('config', None, 'Of the published model.')
+  flags.DEFINE_string('pth', None, 'Published weights to read.')
+  flags.DEFINE_string('workdir', None, 'Run to write (--pth), or to read.')
+  flags.DEFINE_string('out', None, 'A .pth file to write from --workdir.')
+  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  flags.mark_flag_as_required('workdir')
+
+
+def convert():
+  from fractal_jax import checkpoint, convert
+  from fractal_jax import config as config_lib
+
+  if bool(FLAGS.pth) == bool(FLAGS.out):
+    raise UsageError(
+      'convert either reads --config=... --pth=FILE into a new --workdir, or '
+      'writes --out=FILE.pth from a --workdir: give one of --pth and --out.'
+    )
+  if FLAGS.out:
+    config = checkpoint.load_config(FLAGS.workdir)
+    params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step)
+    state = convert.to_published(params, config.model)
+    convert.write_pth(FLAGS.out, state)
+    say(f'{len(state)} tensors: {os.path.abspath(FLAGS.out)}')
+    return
+  if FLAGS.config is None:
+    raise UsageError('--pth needs the --config that the weights belong to.')
+  config_lib.check(FLAGS.config)
+  params = convert.from_published(
+    convert.read_pth(FLAGS.pth), FLAGS.config.model
+  )
+  checkpoint.save_params(FLAGS.workdir, FLAGS.config, params)
+  say(f'{FLAGS.pth} is now the run {os.path.abspath(FLAGS.workdir)}')
+
+
+# cost
+
+
+def cost():
+  from fractal_jax import config as config_lib
+  from fractal_jax import cost
+
+  config_lib.check(FLAGS.config)
+  say(cost.table(FLAGS.config))
+
+
+COMMANDS = {
+  'train': (train, train_flags, 'train a model, or go on with a run'),
+  'likelihood': (likelihood, likelihood_flags, 'bits per dimension'),
+  'sample': (sample, sample_flags, 'generate images'),
+  'convert': (convert, convert_flags, 'published weights to a run, and back'),
+  'cost': (cost, config_flag, 'parameters and FLOPs of a config'),
+}
+
+
+class UsageError(ValueError):
+  """Flags that don't go together, or a value out of range."""
+
+
+def at_least(name: str, least: int) -> None:
+  value = FLAGS[name].value
+  if value is not None and value < least:
+    raise UsageError(f'--{name}={value} must be at least {least}')
+
+
+def integers(name: str, values: list[str]) -> tuple[int, ...]:
+  try:
+    return tuple(int(v) for v in values)
+  except ValueError as e:
+    raise UsageError(
+      f'--{name}={",".join(values)} must be whole numbers with commas between'
+    ) from e
+
+
+def say(text: str) -> None:
+  import jax
+
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def load_config():
+  from fractal_jax import checkpoint
+
+  return checkpoint.load_config(FLAGS.workdir)
+
+
+def load_run(config=None):
+  """The config, model, parameters and mesh of --workdir."""
+  from fractal_jax import checkpoint, sharding, train_state
+  from fractal_jax import config as config_lib
+  from fractal_jax.models import fractal
+
+  config = load_config() if config is None else config
+  config_lib.check(config)
+  net = fractal.from_config(config.model)
+  mesh = sharding.any_mesh(config)
+  shardings = train_state.param_shardings(net, mesh)
+  params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step, shardings)
+  return config, net, params, mesh
+
+
+def start() -> None:
+  """Sets JAX up: the compilation cache, and the other hosts if asked."""
+  import jax
+
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    cache = pathlib.Path.home() / '.cache' / 'fractal_jax' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+  if 'distributed' in FLAGS and FLAGS.distributed:
+    jax.distributed.initialize()
+
+
+def known_errors() -> tuple:
+  """Errors whose message is all that a user needs."""
+  from fractal_jax import checkpoint, convert, data, sample, sharding, train
+  from fractal_jax import config as config_lib
+
+  return (
+    UsageError,
+    config_lib.ConfigError,
+    checkpoint.CheckpointError,
+    convert.ConvertError,
+    data.DataError,
+    sample.SampleError,
+    sharding.ShardingError,
+    train.TrainError,
+  )
+
+
+def run() -> None:
+  """The console script."""
+  names = '\n'.join(f'  {n:12}{c[2]}' for n, c in COMMANDS.items())
+  usage = (
+    'usage: fractal-jax COMMAND [--flag=value ...]\n\n'
+    f'{names}\n\nfractal-jax COMMAND --helpshort lists the flags of a command.'
+  )
+  command = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  if command in ('-h', '--help', 'help'):
+    print(usage)
+    sys.exit(0)
+  if command not in COMMANDS:
+    sys.exit(f"fractal-jax: no command '{command}'\n\n{usage}")
+  job, define_flags, _ = COMMANDS[command]
+  define_flags()
+
+  def main(argv):
+    try:
+      if argv[1:]:
+        raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+      start()
+      job()
+    except known_errors() as e:
+      print(f'fractal-jax {command}: {e}', file=sys.stderr)
+      sys.exit(2)
+
+  app.run(main, argv=[f'fractal-jax {command}', *sys.argv[2:]])
+
+
+if __name__ == '__main__':
+  run()
