@@ -1,0 +1,83 @@
+"""Tiny models for the tests, and a jit that compiles quickly."""
+
+import jax
+import jax.numpy as jnp
+
+from fractal_jax import config
+from fractal_jax.models import fractal
+
+# The optimiser of the compiler takes most of a test's time and gains nothing.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+
+
+def jit(f, **kwargs):
+  return jax.jit(f, compiler_options=QUICK, **kwargs)
+
+
+def model(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):
+  """A small config's section `model`: one channel, 5 values, no dropout."""
+  levels, channels = len(sizes), changes.get('channels', 1)
+  c = config.default()
+  c.model.update(
+    sizes=sizes,
+    kinds=kinds,
+    widths=(16,) * levels,
+    depths=(2,) + (1,) * (levels - 1),
+    heads=(2,) * levels,
+    num_values=5,
+    channels=channels,
+    mean=(0.5,) * channels,
+    std=(0.4,) * channels,
+    channel_weights=(1.0,) * channels,
+    classes=3,
+    dropout=0.0,
+    label_dropout=0.0,
+  )
+  c.model.update(changes)
+  assert not fractal.problems(c.model), fractal.problems(c.model)
+  return c.model
+
+
+def init(net, key=None):
+  """Initial parameters with their logical axes."""
+  return fractal.init(net, jax.random.key(0) if key is None else key)
+
+
+def build(kinds=('ar', 'pixel'), sizes=(2, 1), seed=0, spread=0.3, **changes):
+  """A model and parameters that are random everywhere, biases included."""
+  net = fractal.from_config(model(kinds, sizes, **changes))
+  shapes = jax.eval_shape(lambda: init(net))
+  leaves, tree = jax.tree.flatten(fractal.nn.meta.unbox(shapes))
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  leaves = [
+    spread * jax.random.normal(k, leaf.shape) + (path[-1].key == 'scale')
+    for k, leaf, (path, _) in zip(
+      keys,
+      leaves,
+      jax.tree_util.tree_leaves_with_path(fractal.nn.meta.unbox(shapes)),
+    )
+  ]
+  return net, jax.tree.unflatten(tree, leaves)
+
+
+def keys(n, seed=1):
+  return jax.random.split(jax.random.key(seed), n)
+
+
+def images(net, n, seed=2):
+  """Random images [n, S, (S,) C]."""
+  s = net.specs[0]
+  shape = (n,) + (s.side,) * s.rank + (s.channels,)
+  return jax.random.randint(jax.random.key(seed), shape, 0, s.values)
+
+
+def all_images(net):
+  """Every image there is: [V^(S^rank C), S, (S,) C]."""
+  s = net.specs[0]
+  shape = (s.side,) * s.rank + (s.channels,)
+  n = s.side**s.rank * s.channels
+  codes = jnp.arange(s.values**n)[:, None] // s.values ** jnp.arange(n)
+  return (codes % s.values).reshape((-1,) + shape)
