@@ -179,6 +179,12 @@ class Checkpoints:
     step = self.latest()
     folder = f'{_directory(self.workdir)}/{step}'
     _check_fit(_metadata(f'{folder}/params'), like.params, folder)
+    if not os.path.isdir(f'{folder}/opt_state'):
+      raise CheckpointError(
+        f'{folder} holds parameters alone, and no training to go on with: '
+        f'start in another --workdir with model.init_from={self.workdir} and '
+        'model.init_levels of all levels.'
+      )
     try:
       found = self._manager.restore(
         step,
@@ -203,6 +209,23 @@ class Checkpoints:
     """Waits until all is saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def save_params(workdir: str, config, params) -> None:
+  """Makes a work directory of given parameters: a checkpoint of step 0.
+
+  Raises:
+    CheckpointError: the work directory has checkpoints already.
+  """
+  if steps(workdir):
+    raise CheckpointError(
+      f'{workdir} has checkpoints already: choose another --workdir.'
+    )
+  with lock(workdir):
+    save_config(config, workdir)
+    with ocp.CheckpointManager(_directory(workdir)) as manager:
+      args = ocp.args.Composite(params=ocp.args.StandardSave(params))
+      manager.save(0, args=args)
 
 
 def steps(workdir: str) -> list[int]:
@@ -262,7 +285,9 @@ def restore_subtrees(workdir: str, like: dict) -> dict:
 def _params_folder(workdir: str, step: int | None) -> str:
   found = steps(workdir)
   if not found:
-    why = 'has no checkpoint yet' if os.path.isdir(workdir) else 'does not exist'
+    why = (
+      'has no checkpoint yet' if os.path.isdir(workdir) else 'does not exist'
+    )
     raise CheckpointError(f'work directory {workdir} {why}.')
   if step is not None and step not in found:
     raise CheckpointError(

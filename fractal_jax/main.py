@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
@@ -332,7 +332,7 @@ def known_errors() -> tuple:
     data.DataError,
     sample.SampleError,
     sharding.ShardingError,
-    train.TrainError,
+    train.TrainingError,
   )
 
 
@@ -353,6 +353,8 @@ def run() -> None:
   define_flags()
 
   def main(argv):
+    # The libraries' own chatter; ours goes through logs.say.
+    logging.set_verbosity(logging.WARNING)
     try:
       if argv[1:]:
         raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')

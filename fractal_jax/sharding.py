@@ -100,6 +100,29 @@ def _hybrid_mesh(shape, slices: int, devices) -> Mesh:
   return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def single_device_mesh() -> Mesh:
+  """A mesh of this process's first device alone."""
+  return jax.make_mesh(
+    (1, 1, 1),
+    AXES,
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.local_devices()[:1],
+  )
+
+
+def any_mesh(config) -> Mesh:
+  """The config's mesh where it fits the devices at hand, else all as `data`.
+
+  For likelihood and generation, which may run on other devices than training.
+  """
+  try:
+    return make_mesh(config)
+  except ShardingError:
+    return jax.make_mesh(
+      (len(jax.devices()), 1, 1), AXES, axis_types=(AxisType.Auto,) * 3
+    )
+
+
 def num_groups(config, mesh: Mesh) -> int:
   """Groups of images that are compacted together (see config.mesh.groups)."""
   return config.mesh.groups or batch_devices(mesh)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import os
 import time
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fractal_jax import checkpoint, config as config_lib, data, logs, optim
-from fractal_jax import sharding, train_state
+from fractal_jax import checkpoint, data, logs, optim, sharding, train_state
+from fractal_jax import config as config_lib
 from fractal_jax.models import contract, fractal, masking
 from fractal_jax.train_state import TrainState
 
@@ -55,17 +56,18 @@ def train(config, workdir: str) -> TrainState:
     announce(config, workdir, mesh, info, net, total)
 
     # The state: of the last checkpoint, or new.
-    start = checkpoints.latest() or 0
+    start = checkpoints.latest()
     index, count = sharding.host_rows(mesh)
     batches = data.train_batches(
       config, process_index=index, process_count=count
     )
-    if start:
+    if start is not None:
       like = train_state.abstract(config, net, tx, mesh)
       state, position = checkpoints.restore(like)
       batches.set_state(position)
       logs.say(f'resuming after step {start}')
     else:
+      start = 0
       state = train_state.create(config, net, tx, mesh)
       state = initialise_levels(config, state)
     writers = logs.Writers(workdir, start)
@@ -94,7 +96,7 @@ def train(config, workdir: str) -> TrainState:
           bits = None
           if evals:
             final = evaluate(config, net, state, mesh, step, writers)
-            bits = final['bits_per_dim']
+            bits = final.bits_per_dim
             if not last:
               logs.say(f'step {step}  {report(final)}')
           if saves:
@@ -347,27 +349,22 @@ class Watch:
 # Now and then.
 
 
-def evaluate(config, net, state, mesh, step: int, writers) -> dict:
-  """Validation bits per dimension, logged; see likelihood.evaluate."""
+def evaluate(config, net, state, mesh, step: int, writers):
+  """The validation split's Likelihood, logged; see likelihood.evaluate."""
   from fractal_jax import likelihood
 
-  result = likelihood.evaluate(
-    net, state.params, config, config.data.val_split, mesh=mesh
-  )
+  found = likelihood.evaluate(net, state.params, config, mesh=mesh)
   if writers is not None:
-    numbers = {k: v for k, v in result.items() if np.ndim(v) == 0}
-    numbers = {f'val/{k}': v for k, v in numbers.items() if is_number(v)}
-    writers.write_scalars(step, numbers)
-  return result
+    numbers = dataclasses.asdict(found).items()
+    writers.write_scalars(step, {f'val/{k}': float(v) for k, v in numbers})
+  return found
 
 
-def is_number(x) -> bool:
-  return isinstance(x, (int, float, np.number, jax.Array))
-
-
-def report(result: dict) -> str:
-  bits, error = result['bits_per_dim'], result['stderr']
-  return f'validation bits/dim: {bits:.3f} ± {error:.3f}'
+def report(found) -> str:
+  """Validation bits/dim with its standard error."""
+  bound = ' (upper bound)' if found.bound else ''
+  bits, error = found.bits_per_dim, found.stderr
+  return f'validation bits/dim: {bits:.3f} ± {error:.3f}{bound}'
 
 
 def sample(config, net, state, mesh, step: int, writers, workdir) -> None:
