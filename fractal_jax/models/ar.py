@@ -171,10 +171,24 @@ class ARLevel(nn.Module):
       lambda x: contract.unpatchify(x.swapaxes(0, 1), s), drawn
     )
 
+  # Counting, for cost.py.
+
   @nn.nowrap
-  def flops(self, extra: bool) -> float:
-    """Forward FLOPs a sequence; `extra`: with the tokens beside the patches."""
+  def flops(self) -> float:
+    """Forward FLOPs a sequence, 2 per multiply-add, as computed here."""
     s = self.spec
     d, t = s.width, s.length  # the condition takes the last patch's place
     layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d
-    return s.depth * layer + 2 * d * (s.cond_width + t * s.patch_values)
+    embed = 2 * d * (s.cond_width + (t - 1) * s.patch_values)
+    return s.depth * layer + embed
+
+  @nn.nowrap
+  def sample_flops(self, iterations: int) -> float:
+    """FLOPs to generate a square: with the cache, those of one pass."""
+    del iterations
+    return self.flops()
+
+  @nn.nowrap
+  def trained_share(self) -> float:
+    """Of a square's patches, how many go down in training."""
+    return 1.0
