@@ -1,0 +1,193 @@
+"""The checks of a config: each rule fires, names its key, and all at once."""
+
+import pytest
+
+from fractal_jax import config as config_lib
+
+# One value that breaks a rule each: {key: value}, and words of the message.
+BAD = [
+  # model: sizes and lists
+  (dict(sizes=(64, 4)), 'model.sizes', 'end in 1'),
+  (dict(sizes=(1,)), 'model.sizes', 'two or more'),
+  (dict(sizes=(64, 5, 1)), 'model.sizes', '5 does not divide 64'),
+  (dict(sizes=(64, 64, 1)), 'model.sizes', 'smaller patches'),
+  (dict(sizes=(64, 0, 1)), 'model.sizes', 'does not divide'),
+  (dict(kinds=('mar', 'pixel')), 'model.kinds', '2 entries'),
+  (dict(widths=(1024, 512)), 'model.widths', '2 entries'),
+  (dict(depths=(32, 8, 3, 1)), 'model.depths', '4 entries'),
+  (dict(heads=(16,)), 'model.heads', '1 entries'),
+  (dict(kinds=('mar', 'vae', 'pixel')), "model.kinds[1]='vae'", 'ar or mar'),
+  (dict(kinds=('mar', 'mar', 'mar')), "model.kinds[2]='mar'", 'be pixel'),
+  (dict(widths=(1024, 0, 128)), 'model.widths', 'at least 1'),
+  (dict(heads=(16, 0, 4)), 'model.heads', 'at least 1'),
+  (dict(heads=(16, 7, 4)), 'model.heads[1]=7', 'widths[1]=512'),
+  (dict(depths=(32, 0, 3)), 'model.depths', 'at least 1'),
+  (dict(depths=(32, 8, -1)), 'model.depths', 'at least 1'),
+  (
+    dict(kinds=('ar', 'mar', 'pixel'), widths=(48, 512, 128)),
+    'model.heads[0]=16',
+    'multiple of 4',
+  ),
+  # model: conditions
+  (dict(num_conds=0), 'model.num_conds=0', 'at least 1'),
+  (dict(num_conds=(5,)), 'model.num_conds=(5,)', '2 levels above pixels'),
+  (dict(num_conds=(5, 0)), 'model.num_conds', 'at least 1'),
+  (dict(num_conds=(5, 6)), 'model.num_conds[1]=6', 'only 5'),
+  (
+    dict(num_conds=(1, 2), kinds=('ar', 'mar', 'pixel')),
+    'model.num_conds[1]=2',
+    'only 1',
+  ),
+  # model: values
+  (dict(rank=3), 'model.rank=3', '1 or 2'),
+  (dict(channels=0), 'model.channels=0', '>= 1'),
+  (dict(num_values=1), 'model.num_values=1', 'at least 2'),
+  (dict(classes=0), 'model.classes=0', 'at least 1'),
+  (dict(mean=(0.5,)), 'model.mean', 'one a channel'),
+  (dict(std=(0.5,)), 'model.std', 'one a channel'),
+  (dict(channel_weights=(1.0,)), 'model.channel_weights', 'one a channel'),
+  (dict(std=(0.5, 0.0, 0.5)), 'model.std', 'above 0'),
+  (dict(channel_weights=(1.0, -1.0, 1.0)), 'model.channel_weights', '>= 0'),
+  (dict(channel_weights=(0.0, 0.0, 0.0)), 'model.channel_weights', 'all 0'),
+  # model: regularisation, computation, other checkpoints
+  (dict(dropout=1.0), 'model.dropout=1.0', '[0, 1)'),
+  (dict(label_dropout=-0.1), 'model.label_dropout=-0.1', '[0, 1)'),
+  (dict(mask_std=0.0), 'model.mask_std=0.0', 'above 0'),
+  (dict(dtype='float8'), "model.dtype='float8'", 'bfloat16'),
+  (dict(remat='some'), "model.remat='some'", 'full'),
+  (dict(init_levels=(3,), init_from='x'), 'model.init_levels', '0 to 2'),
+  (dict(init_levels=(0,)), 'model.init_from', 'both or neither'),
+  (dict(init_from='x'), 'model.init_levels', 'both or neither'),
+  # data
+  ({'data.name': ''}, 'data.name', 'empty'),
+  ({'data.shift': -1}, 'data.shift=-1', '0 or more'),
+  ({'data.threads': 0}, 'data.threads=0', 'at least 1'),
+  # optim
+  ({'optim.batch': 0}, 'optim.batch=0', 'at least 1'),
+  ({'optim.steps': -1}, 'optim.steps=-1', 'epochs'),
+  ({'optim.epochs': 0.0}, 'optim.epochs=0.0', 'above 0'),
+  ({'optim.lr': 0.0}, 'optim.lr=0.0', 'above 0'),
+  ({'optim.warmup': 1.0}, 'optim.warmup=1.0', '[0, 1)'),
+  ({'optim.b1': 1.0}, 'optim.b1=1.0', '[0, 1)'),
+  ({'optim.b2': -0.5}, 'optim.b2=-0.5', '[0, 1)'),
+  ({'optim.eps': 0.0}, 'optim.eps=0.0', 'above 0'),
+  ({'optim.weight_decay': -1.0}, 'optim.weight_decay=-1.0', '>= 0'),
+  ({'optim.clip': 0.0}, 'optim.clip=0.0', 'inf'),
+  ({'optim.log_every': 0}, 'optim.log_every=0', 'at least 1'),
+  ({'optim.save_every': 0}, 'optim.save_every=0', 'at least 1'),
+  ({'optim.keep': 0}, 'optim.keep=0', 'at least 1'),
+  ({'optim.keep_every': -1}, 'optim.keep_every=-1', '>= 0'),
+  ({'optim.frozen': (3,)}, 'optim.frozen', '0 to 2'),
+  ({'optim.frozen': (0, 1, 2)}, 'optim.frozen', 'every level'),
+  # mesh
+  ({'mesh.data': 0}, 'mesh.data=0', '-1'),
+  ({'mesh.fsdp': 0}, 'mesh.fsdp=0', '>= 1'),
+  ({'mesh.tensor': -2}, 'mesh.tensor=-2', '>= 1'),
+  ({'mesh.fsdp': -1}, 'mesh', 'only one axis'),
+  ({'mesh.slices': 0}, 'mesh.slices=0', 'at least 1'),
+  ({'mesh.groups': -1}, 'mesh.groups=-1', '0 or more'),
+  ({'mesh.groups': 3}, 'mesh.groups=3', 'optim.batch=2048'),
+  # eval
+  ({'eval.every': -1}, 'eval.every=-1', 'never'),
+  ({'eval.batch': 0}, 'eval.batch=0', 'at least 1'),
+  ({'eval.num': -1}, 'eval.num=-1', 'all'),
+  ({'eval.passes': 0}, 'eval.passes=0', 'at least 1'),
+  # sample
+  ({'sample.every': -1}, 'sample.every=-1', 'never'),
+  ({'sample.num': 0}, 'sample.num=0', 'at least 1'),
+  ({'sample.batch': 0}, 'sample.batch=0', 'at least 1'),
+  ({'sample.guidance': -1.0}, 'sample.guidance=-1.0', '>= 0'),
+  ({'sample.schedule': 'cosine'}, "sample.schedule='cosine'", 'linear'),
+  ({'sample.temperature': 0.0}, 'sample.temperature=0.0', 'above 0'),
+  ({'sample.filter_threshold': 1.0}, 'sample.filter_threshold=1.0', '[0, 1)'),
+  ({'sample.iterations': (64,)}, 'sample.iterations=(64,)', '2 levels'),
+  ({'sample.iterations': (64, 0)}, 'sample.iterations=(64, 0)', 'at least 1'),
+]
+
+
+def change(config, values):
+  """Sets keys; those without a dot are the model's."""
+  with config.ignore_type():  # num_conds is one number or a tuple
+    for key, value in values.items():
+      section, _, name = key.rpartition('.')
+      config[section or 'model'][name] = value
+  return config
+
+
+def test_default_keeps_the_rules():
+  assert config_lib.problems(config_lib.default()) == []
+  config_lib.check(config_lib.default())
+
+
+@pytest.mark.parametrize('values,key,words', BAD, ids=lambda x: str(x)[:40])
+def test_rule(values, key, words):
+  """A problem names the key and what to do; check() raises it."""
+  c = change(config_lib.default(), values)
+  found = config_lib.problems(c)
+  assert any(key in p and words in p for p in found), found
+  with pytest.raises(config_lib.ConfigError, match='breaks these rules'):
+    config_lib.check(c)
+
+
+GOOD = [
+  dict(num_conds=(5, 3)),
+  dict(num_conds=1, kinds=('mar', 'ar', 'pixel')),
+  dict(depths=(32, 8, 0)),
+  dict(sizes=(12, 6, 1), rank=1),
+  dict(init_from='x', init_levels=(0, 2)),
+  {'optim.frozen': (0, 2)},
+  {'optim.clip': float('inf')},
+  {'optim.steps': 10, 'optim.epochs': 0.0},
+  {'mesh.data': 2, 'mesh.fsdp': -1},
+  {'mesh.groups': 8},
+  {'sample.iterations': (64, 16)},
+  {'sample.guidance': 0.0},
+]
+
+
+@pytest.mark.parametrize('values', GOOD, ids=str)
+def test_allowed(values):
+  assert config_lib.problems(change(config_lib.default(), values)) == []
+
+
+def test_problems_come_together():
+  """One run tells all that is wrong, in every section."""
+  c = change(
+    config_lib.default(),
+    {
+      'model.sizes': (64, 5, 1),
+      'model.heads': (16, 7, 4),
+      'model.mean': (0.5,),
+      'data.shift': -2,
+      'optim.lr': -1.0,
+      'mesh.fsdp': 0,
+      'eval.passes': 0,
+      'sample.temperature': -1.0,
+    },
+  )
+  with pytest.raises(config_lib.ConfigError) as e:
+    config_lib.check(c)
+  for key in (
+    'model.sizes=(64, 5, 1)', 'model.heads[1]=7', 'model.mean',
+    'data.shift=-2', 'optim.lr=-1.0', 'mesh.fsdp=0', 'eval.passes=0',
+    'sample.temperature=-1.0',
+  ):  # fmt: skip
+    assert key in str(e.value)
+  assert str(e.value).count('\n  - ') == len(config_lib.problems(c))
+
+
+@pytest.mark.parametrize(
+  'section,typo,nearest',
+  [
+    ('model', 'width', 'widths'),
+    ('optim', 'warm_up', 'warmup'),
+    ('sample', 'temprature', 'temperature'),
+    ('mesh', 'fsdb', 'fsdp'),
+  ],
+)
+def test_typo_names_the_nearest_key(section, typo, nearest):
+  c = config_lib.default()
+  with pytest.raises(AttributeError, match=nearest):
+    setattr(c[section], typo, 1)
+  with pytest.raises(KeyError, match=nearest):
+    c[section][typo] = 1
