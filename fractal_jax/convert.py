@@ -258,7 +258,7 @@ def read_pth(path: str) -> dict[str, np.ndarray]:
 def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
   """Writes tensors in the layout of the published checkpoints."""
   torch = import_torch()
-  tensors = {k: torch.from_numpy(v) for k, v in state.items()}
+  tensors = {k: torch.tensor(v) for k, v in state.items()}
   torch.save({'model': tensors}, path)
 
 

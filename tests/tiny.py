@@ -1,7 +1,8 @@
 """Tiny models for the tests, and a jit that compiles quickly."""
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from fractal_jax import config
 from fractal_jax.models import fractal
@@ -49,18 +50,14 @@ def init(net, key=None):
 def build(kinds=('ar', 'pixel'), sizes=(2, 1), seed=0, spread=0.3, **changes):
   """A model and parameters that are random everywhere, biases included."""
   net = fractal.from_config(model(kinds, sizes, **changes))
-  shapes = jax.eval_shape(lambda: init(net))
-  leaves, tree = jax.tree.flatten(fractal.nn.meta.unbox(shapes))
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  leaves = [
-    spread * jax.random.normal(k, leaf.shape) + (path[-1].key == 'scale')
-    for k, leaf, (path, _) in zip(
-      keys,
-      leaves,
-      jax.tree_util.tree_leaves_with_path(fractal.nn.meta.unbox(shapes)),
-    )
-  ]
-  return net, jax.tree.unflatten(tree, leaves)
+  shapes = nn.meta.unbox(jax.eval_shape(lambda: init(net)))
+  rng = np.random.default_rng(seed)
+
+  def leaf(path, x):
+    scale = path[-1].key == 'scale'
+    return np.float32(scale + spread * rng.standard_normal(x.shape))
+
+  return net, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def keys(n, seed=1):
@@ -71,7 +68,7 @@ def images(net, n, seed=2):
   """Random images [n, S, (S,) C]."""
   s = net.specs[0]
   shape = (n,) + (s.side,) * s.rank + (s.channels,)
-  return jax.random.randint(jax.random.key(seed), shape, 0, s.values)
+  return np.random.default_rng(seed).integers(0, s.values, shape)
 
 
 def all_images(net):
@@ -79,5 +76,5 @@ def all_images(net):
   s = net.specs[0]
   shape = (s.side,) * s.rank + (s.channels,)
   n = s.side**s.rank * s.channels
-  codes = jnp.arange(s.values**n)[:, None] // s.values ** jnp.arange(n)
+  codes = np.arange(s.values**n)[:, None] // s.values ** np.arange(n)
   return (codes % s.values).reshape((-1,) + shape)

@@ -1,0 +1,280 @@
+"""Attention, rotary positions, and the stack against literal transcriptions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from fractal_jax.models import layers
+
+FIELDS = dict(
+  width=16, heads=2, causal=True, dropout=0.0, dtype=jnp.dtype('float32')
+)
+
+
+def literal_angles(grid, head):
+  """model.md, "2D rotary embedding", one number at a time: [1 + L, K/2]."""
+  axes, share = len(grid), head // 2 // len(grid)
+  out = []
+  for cell in np.ndindex(grid):
+    row = []
+    for axis in range(axes):
+      for i in range(share):
+        # For images: 10000^(-2i / (d/2)), d/4 of them for each axis.
+        row.append(cell[axis] * 10000.0 ** (-2 * i / (head / axes)))
+    out.append(row)
+  return np.array(out)
+
+
+@pytest.mark.parametrize('grid, head', [((3, 3), 8), ((5,), 8), ((2, 2), 16)])
+def test_rotary_angles(grid, head):
+  turns = np.asarray(layers.rotary_angles(grid, head))
+  assert turns.shape == (2, 1 + np.prod(grid), head // 2)
+  np.testing.assert_array_equal(turns[:, 0], 0)  # the condition
+  angles = literal_angles(grid, head)
+  np.testing.assert_allclose(turns[0, 1:], np.cos(angles), atol=1e-6)
+  np.testing.assert_allclose(turns[1, 1:], np.sin(angles), atol=1e-6)
+
+
+def test_rotation_turns_neighbouring_pairs():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 10, 3, 8), np.float32)
+  turns = layers.rotary_angles((3, 3), 8)
+  out = np.asarray(layers.rotate(jnp.asarray(x), turns))
+  pairs = x[..., 0::2] + 1j * x[..., 1::2]
+  turned = pairs[:, 1:] * np.exp(1j * literal_angles((3, 3), 8))[:, None]
+  np.testing.assert_allclose(out[:, 1:, :, 0::2], turned.real, atol=1e-5)
+  np.testing.assert_allclose(out[:, 1:, :, 1::2], turned.imag, atol=1e-5)
+  np.testing.assert_array_equal(out[:, 0], 0)
+
+
+@pytest.mark.parametrize('grid, head', [((4, 4), 8), ((6,), 4)])
+def test_rotary_positions_are_relative(grid, head):
+  """q k depends on how far apart two cells are, not on where they are."""
+  rng = np.random.default_rng(0)
+  q, k = rng.standard_normal((2, head)).astype(np.float32)
+  turns = layers.rotary_angles(grid, head)
+  length = int(np.prod(grid))
+  same = lambda x: jnp.broadcast_to(x, (1, 1 + length, 1, head))
+  qs, ks = (layers.rotate(same(x), turns)[0, 1:, 0] for x in (q, k))
+  products = np.asarray(qs @ ks.T)  # [L, L]
+  by_offset = {}
+  cells = list(np.ndindex(grid))
+  for i, a in enumerate(cells):
+    for j, b in enumerate(cells):
+      offset = tuple(np.subtract(a, b))
+      by_offset.setdefault(offset, []).append(products[i, j])
+  for values in by_offset.values():
+    np.testing.assert_allclose(values, values[0], atol=1e-4)
+  means = [v[0] for v in by_offset.values()]
+  assert np.ptp(means) > 0.1  # and it does depend on that
+
+
+def test_attention_logits_are_float32():
+  """In bfloat16 these two logits, 256 and 257, would be one."""
+  q = jnp.array([16.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2)
+  k = jnp.array([[16.0, 0.0], [16.0, 1.0]], jnp.bfloat16).reshape(1, 2, 1, 2)
+  v = jnp.array([[1.0, 0.0], [0.0, 1.0]], jnp.bfloat16).reshape(1, 2, 1, 2)
+  out = layers.attend(q, k, v)[0, 0, 0].astype(jnp.float32)
+  want = jax.nn.softmax(jnp.array([256.0, 257.0]) / 2**0.5)
+  np.testing.assert_allclose(out, want, atol=4e-3)
+  assert out.dtype == jnp.float32 and abs(out[0] - out[1]) > 0.3
+
+
+def test_attention_literally():
+  rng = np.random.default_rng(0)
+  q, k, v = rng.standard_normal((3, 2, 4, 3, 5)).astype(np.float32)
+  out = layers.attend(q, k, v, np.tri(4, dtype=bool))
+  for n, t, h in np.ndindex(2, 4, 3):
+    logits = [q[n, t, h] @ k[n, s, h] / 5**0.5 for s in range(t + 1)]
+    weights = np.exp(logits) / np.exp(logits).sum()
+    want = sum(w * v[n, s, h] for s, w in enumerate(weights))
+    np.testing.assert_allclose(out[n, t, h], want, atol=1e-5)
+
+
+def test_norms():
+  """With statistics in float32 and the published epsilons."""
+  x = 1e-3 * np.random.default_rng(0).standard_normal((3, 64), np.float32)
+  centred = x - x.mean(-1, keepdims=True)
+  for norm, y, eps in (
+    (layers.layer_norm, centred, 1e-6),
+    (layers.rms_norm, x, 1e-5),
+  ):
+    want = y / np.sqrt((y**2).mean(-1, keepdims=True) + eps)
+    for dtype, tolerance in (('float32', 1e-5), ('bfloat16', 2e-2)):
+      module = norm(jnp.dtype(dtype))
+      params = nn.meta.unbox(module.init(jax.random.key(0), x))
+      np.testing.assert_allclose(
+        module.apply(params, x).astype(jnp.float32), want, atol=tolerance
+      )
+  # A mean that bfloat16 would lose: 256 and the values around it.
+  module = layers.layer_norm(jnp.dtype('bfloat16'))
+  x = 256 + np.arange(4, dtype=np.float32)
+  params = nn.meta.unbox(module.init(jax.random.key(0), x))
+  want = (x - x.mean()) / x.std()
+  np.testing.assert_allclose(
+    module.apply(params, x).astype(jnp.float32), want, atol=1e-2
+  )
+
+
+@pytest.mark.parametrize(
+  'width, hidden', [(64, 256), (128, 512), (384, 1024), (512, 1536), (96, 256)]
+)
+def test_swiglu_width(width, hidden):
+  assert layers.swiglu_width(width) == hidden
+
+
+# The stack.
+
+
+def stack(kind, remat='none', unroll=False, depth=3, **changes):
+  fields = {**FIELDS, **changes}
+  return layers.stack(kind, fields, depth, remat, unroll)
+
+
+class Stack(nn.Module):
+  kind: type
+  remat: str = 'none'
+  unroll: bool = False
+
+  def setup(self):
+    self.blocks = stack(self.kind, self.remat, self.unroll)
+
+  def __call__(self, x, turns):
+    return self.blocks(x, turns, False)[0]
+
+
+@pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
+def test_scan_equals_loop_and_cache(kind):
+  """A scan, the same unrolled, recomputed, a loop, and token by token."""
+  rng = np.random.default_rng(0)
+  turns = layers.rotary_angles((2, 2), 8)
+  turns = turns if kind is layers.LlamaBlock else None
+  x = jnp.asarray(rng.standard_normal((2, 5, 16), np.float32))
+  shapes = jax.eval_shape(Stack(kind).init, jax.random.key(0), x, turns)
+  params = jax.tree.map(
+    lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape, np.float32)),
+    nn.meta.unbox(shapes)['params'],
+  )
+
+  def run(remat, unroll):
+    net = Stack(kind, remat, unroll)
+    loss = lambda p: (net.apply({'params': p}, x, turns) ** 2).mean()
+    out = lambda p: net.apply({'params': p}, x, turns)
+    return tiny.jit(lambda p: (out(p), jax.grad(loss)(p)))(params)
+
+  want, grad = run('none', False)
+  for remat, unroll in (('full', False), ('dots', True)):
+    out, other = run(remat, unroll)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      other,
+      grad,
+    )
+
+  block = kind(**FIELDS)
+  y = x
+  for layer in range(3):
+    own = jax.tree.map(lambda p, i=layer: p[i], params['blocks'])
+    y, _ = block.apply({'params': own}, y, turns, False)
+  np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+
+  cache = layers.empty_cache(3, 2, 5, 2, 8, jnp.float32)
+
+  @tiny.jit
+  def step(token, cache, t):
+    turn = None
+    if turns is not None:
+      turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
+    return layers.step_stack(block, params['blocks'], token, cache, t, turn)
+
+  for t in range(5):
+    y, cache = step(x[:, t : t + 1], cache, t)
+    np.testing.assert_allclose(y[:, 0], want[:, t], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
+def test_layers_start_differently_by_the_law(kind):
+  net = stack(kind, depth=2, width=32)
+  turns = layers.rotary_angles((2, 2), 16)
+  x = jnp.ones((1, 5, 32))
+  args = (x, turns if kind is layers.LlamaBlock else None, False)
+  params = nn.meta.unbox(net.init(jax.random.key(0), *args))['params']
+  for path, value in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    value = np.asarray(value)
+    if 'scale' in name:
+      assert (value == 1).all(), name
+    elif 'bias' in name:
+      assert (value == 0).all(), name
+    else:
+      # Xavier: +- sqrt(6 / (in + out)), a fused qkv as one [3D, D] matrix.
+      columns = int(np.prod(value.shape[2:]))
+      bound = (6 / (value.shape[1] + columns)) ** 0.5
+      assert 0.98 * bound < abs(value).max() <= bound, name
+      np.testing.assert_allclose(value.std(), bound / 3**0.5, rtol=0.05)
+      assert (value[0] != value[1]).all(), name
+
+
+@pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
+def test_dropout_where_the_published_model_has_it(kind):
+  """One place at a time: everything but that place is made to vanish."""
+  vit = kind is layers.ViTBlock
+  block = kind(**{**FIELDS, 'dropout': 0.25})
+  turns = None if vit else layers.rotary_angles((6, 6), 8)
+  x = np.random.default_rng(0).standard_normal((8, 37, 16), np.float32)
+  params = nn.meta.unbox(block.init(jax.random.key(0), x, turns, False))
+  rngs = {'dropout': jax.random.key(1)}
+
+  def run(train, **biases):
+    """With weights 0, so that only the named biases reach the output."""
+    zero = jax.tree_util.tree_map_with_path(
+      lambda path, p: p * 0 if path[-1].key in ('kernel', 'qkv', 'bias') else p,
+      params,
+    )
+    for name, value in biases.items():
+      leaf = zero['params']
+      *inner, last = name.split('__')
+      for part in inner:
+        leaf = leaf[part]
+      leaf[last] = jnp.full_like(leaf[last], value)
+    return block.apply(zero, x, turns, train, rngs=rngs)[0] - x
+
+  plain = block.apply(params, x, turns, False)[0]
+  assert (block.apply(params, x, turns, False, rngs=rngs)[0] == plain).all()
+  assert (block.apply(params, x, turns, True, rngs=rngs)[0] != plain).any()
+  if not vit:  # it has no biases to tell the places apart by
+    return
+
+  def check(out, value):
+    """A quarter of the entries is 0, the others are scaled by 1 / 0.75."""
+    out = np.asarray(out)
+    zero = abs(out) < 1e-5
+    np.testing.assert_allclose(zero.mean(), 0.25, atol=0.03)
+    np.testing.assert_allclose(out[~zero], value / 0.75, atol=1e-4)
+
+  check(run(True, attention__proj__bias=1.0), 1.0)
+  check(run(True, fc2__bias=1.0), 1.0)
+  # After the first MLP layer: gelu(3) of 64 units, each kept or not.
+  out = run(True, fc1__bias=3.0, fc2__kernel=1.0)
+  kept = np.asarray(out) * 0.75
+  units = np.round(kept * 0.75 / float(jax.nn.gelu(3.0, approximate=False)))
+  units = units[units > 0]
+  np.testing.assert_allclose(units.mean() / 64, 0.75, atol=0.03)
+  assert units.std() > 1
+  # On the attention weights: v is 1 everywhere, so the weights' sum shows.
+  eye = jnp.eye(16)
+  params['params']['attention']['proj']['kernel'] = eye
+  grown = jax.tree.map(lambda p: p, params)
+  for name in ('fc1', 'fc2'):
+    grown['params'][name]['kernel'] *= 0
+  attention = grown['params']['attention']
+  attention['qkv'] *= 0
+  attention['qkv_bias'] = attention['qkv_bias'].at[2].set(1.0)
+  sums = np.asarray(block.apply(grown, x, turns, True, rngs=rngs)[0] - x) * 0.75
+  last = sums[:, -1][sums[:, -1] > 1e-5]  # 37 weights of 1/37
+  assert 0.03 < last.std() < 0.2
+  np.testing.assert_allclose(last.mean(), 1, atol=0.06)
