@@ -6,6 +6,8 @@ key is an error that names the nearest one.
 """
 
 import ml_collections
+from ml_collections import config_dict
+from ml_collections import config_dict
 
 from fractal_jax.models import fractal
 
@@ -31,7 +33,7 @@ def default() -> ml_collections.ConfigDict:
   m.heads = (16, 8, 4)
   # Conditions that a level takes: one number for all (levels take fewer
   # where the level above gives fewer), or one for each level above pixels.
-  m.num_conds = 5
+  m.num_conds = config_dict.FieldReference(5, field_type=object)
   m.guide = False  # predict the mean colour first (mar levels >= 1)
   # What the values are.
   m.rank = 2  # 1: series [S, C]; 2: images [S, S, C]

@@ -243,6 +243,10 @@ def problems(model) -> list[str]:
   sizes = tuple(model.sizes)
   levels = len(sizes)
   rule(
+    all(isinstance(s, int) for s in sizes),
+    f'model.sizes={sizes} must be whole numbers',
+  )
+  rule(
     levels >= 2 and sizes[-1] == 1,
     f'model.sizes={sizes} must have two or more entries and end in 1, '
     'the pixel level',
@@ -297,7 +301,7 @@ def problems(model) -> list[str]:
     all(d >= m for d, m in zip(model.depths, least)),
     f'model.depths={tuple(model.depths)} must be at least 1 (pixel level: 0)',
   )
-  if shapes and listed:
+  if shapes and listed and model.rank in (1, 2):
     for i in range(1, levels - 1):
       given = KINDS[model.kinds[i - 1]].emits(model.rank)
       rule(
