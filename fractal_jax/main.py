@@ -352,9 +352,17 @@ def run() -> None:
   job, define_flags, _ = COMMANDS[command]
   define_flags()
 
+  def parse(argv):
+    try:
+      return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
+      # A key, value or file of --config; a list of choices takes several lines.
+      text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
+      sys.exit(f'fractal-jax {command}: --config: {text}')
+
   def main(argv):
     # The libraries' own chatter; ours goes through logs.say.
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
       if argv[1:]:
         raise UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
@@ -364,7 +372,8 @@ def run() -> None:
       print(f'fractal-jax {command}: {e}', file=sys.stderr)
       sys.exit(2)
 
-  app.run(main, argv=[f'fractal-jax {command}', *sys.argv[2:]])
+  argv = [f'fractal-jax {command}', *sys.argv[2:]]
+  app.run(main, argv=argv, flags_parser=parse)
 
 
 if __name__ == '__main__':
