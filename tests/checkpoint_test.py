@@ -1,0 +1,239 @@
+"""The work directory: config, checkpoints, lock."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from fractal_jax import checkpoint
+from fractal_jax import config as config_lib
+from fractal_jax.checkpoint import CheckpointError
+from fractal_jax.train_state import TrainState
+
+TX = optax.adamw(1e-3)
+
+
+def make_state(value=1.0, sharding=None, **shapes):
+  shapes = {'a': (8, 4), 'b': (8,)} | shapes
+  params = {
+    level: {k: jnp.full(s, value) for k, s in shapes.items()}
+    for level in ('labels', 'level_0', 'level_1')
+  }
+  state = TrainState(jnp.int32(0), params, TX.init(params))
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.device_put(state, sharding)
+
+
+def like(state):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )
+
+
+def write(workdir, *steps, config=None, bits=None):
+  """A run with checkpoints; the value of parameters is their step."""
+  config = config or config_lib.default()
+  checkpoint.save_config(config, workdir)
+  checkpoints = checkpoint.Checkpoints(workdir, config)
+  for step in steps:
+    position = {'step': step}
+    one = None if bits is None else bits[step]
+    checkpoints.save(step, make_state(step), position, one)
+  checkpoints.close()
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp('run'))
+  write(workdir, 5, 10)
+  return workdir
+
+
+# The config.
+
+
+def test_config_comes_back_equal_and_locked(tmp_path):
+  c = config_lib.default()
+  c.optim.update(clip=float('inf'), frozen=(0, 1))
+  with c.ignore_type():
+    c.model.num_conds = (1, 5)
+  checkpoint.save_config(c, tmp_path)
+  found = checkpoint.load_config(tmp_path)
+  assert found.to_dict() == c.to_dict()
+  assert isinstance(found.model.sizes, tuple)
+  with pytest.raises(AttributeError):
+    found.optim.btach = 3
+
+
+def test_config_of_an_older_version_gets_defaults(tmp_path):
+  checkpoint.save_config(config_lib.default(), tmp_path)
+  path = tmp_path / 'config.json'
+  stored = json.loads(path.read_text())
+  del stored['eval']['passes']
+  path.write_text(json.dumps(stored))
+  assert checkpoint.load_config(tmp_path).eval.passes == 1
+
+
+def test_another_model_is_refused_by_the_keys_that_differ(tmp_path):
+  write(tmp_path, 1)
+  c = config_lib.default()
+  c.optim.lr = 0.5
+  c.model.dtype = 'bfloat16'
+  checkpoint.save_config(c, tmp_path)  # these may change
+  assert checkpoint.load_config(tmp_path).optim.lr == 0.5
+  before = (tmp_path / 'config.json').read_text()
+  c.model.depths = (32, 8, 4)
+  c.model.classes = 7
+  with pytest.raises(CheckpointError) as e:
+    checkpoint.save_config(c, tmp_path)
+  assert 'model.classes: 1000 there, 7 now' in str(e.value)
+  assert 'model.depths: (32, 8, 3) there, (32, 8, 4) now' in str(e.value)
+  assert 'dtype' not in str(e.value)
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_config_without_checkpoints_may_be_replaced(tmp_path):
+  c = config_lib.default()
+  checkpoint.save_config(c, tmp_path)
+  c.model.classes = 7
+  checkpoint.save_config(c, tmp_path)
+  assert checkpoint.load_config(tmp_path).model.classes == 7
+
+
+def test_no_work_directory(tmp_path):
+  with pytest.raises(CheckpointError, match='no config.json'):
+    checkpoint.load_config(tmp_path / 'none')
+  with pytest.raises(CheckpointError, match='does not exist'):
+    checkpoint.restore_params(tmp_path / 'none')
+  with pytest.raises(CheckpointError, match='has no checkpoint yet'):
+    checkpoint.restore_params(tmp_path)
+
+
+def test_a_second_run_is_refused(tmp_path):
+  with checkpoint.lock(tmp_path):
+    with pytest.raises(
+      CheckpointError, match=r'in use by another run \(process'
+    ):
+      with checkpoint.lock(tmp_path):
+        pass
+  with checkpoint.lock(tmp_path):
+    pass
+
+
+# Checkpoints.
+
+
+def test_latest_every_and_best_are_kept(tmp_path):
+  c = config_lib.default()
+  c.optim.update(keep=1, keep_every=4)
+  bits = {1: 3.0, 2: 1.5, 3: 2.0, 4: 2.5, 5: None, 6: 2.2}
+  write(tmp_path, *bits, config=c, bits=bits)
+  assert checkpoint.steps(tmp_path) == [2, 4, 6]
+
+
+def test_state_and_position_come_back_onto_another_mesh(run):
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, P('x'))
+  state = make_state()
+  wanted = like(state).replace(
+    step=like(jax.device_put(state.step, NamedSharding(mesh, P())))
+  )
+  wanted = wanted.replace(
+    params=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+      wanted.params,
+    )
+  )
+  checkpoints = checkpoint.Checkpoints(run, config_lib.default())
+  found, position = checkpoints.restore(wanted)
+  checkpoints.close()
+  assert position == {'step': 10}
+  assert found.step == 10 and found.step.dtype == jnp.int32
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (found.params, found.opt_state),
+    (make_state(10).params, state.opt_state),
+  )
+  assert found.params['level_0']['a'].sharding == split
+  assert jax.tree.structure(found) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+  'change, line',
+  [
+    (dict(a=(8, 5)), 'misshapen: level_0/a is (8, 4), the config needs (8, 5)'),
+    (dict(c=(2,)), 'missing: level_1/c (2,)'),
+  ],
+)
+def test_parameters_that_do_not_fit(run, change, line):
+  checkpoints = checkpoint.Checkpoints(run, config_lib.default())
+  with pytest.raises(CheckpointError) as e:
+    checkpoints.restore(like(make_state(**change)))
+  checkpoints.close()
+  assert line in str(e.value)
+  with pytest.raises(CheckpointError) as e:
+    checkpoint.restore_subtrees(run, like(make_state(**change)).params)
+  assert line in str(e.value)
+
+
+def test_other_optimizer_state_names_the_way_out(run):
+  wanted = like(make_state())
+  params = {'level_0': wanted.params['level_0']}
+  wanted = wanted.replace(opt_state=jax.eval_shape(TX.init, params))
+  wanted = wanted.replace(
+    opt_state=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=wanted.step.sharding
+      ),
+      wanted.opt_state,
+    )
+  )
+  checkpoints = checkpoint.Checkpoints(run, config_lib.default())
+  with pytest.raises(CheckpointError, match='optim.frozen'):
+    checkpoints.restore(wanted)
+  checkpoints.close()
+
+
+def test_parameters_alone(run):
+  params = checkpoint.restore_params(run)
+  jax.tree.map(np.testing.assert_array_equal, params, make_state(10).params)
+  assert params['level_0']['a'].sharding.device_set == {jax.devices()[0]}
+  five = checkpoint.restore_params(run, 5)
+  assert float(five['labels']['b'][0]) == 5
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, P('x'))
+  params = checkpoint.restore_params(run, shardings=split)
+  assert params['level_1']['a'].sharding == split
+  with pytest.raises(CheckpointError, match=r'no checkpoint of step 7.*5, 10'):
+    checkpoint.restore_params(run, 7)
+  with pytest.raises(CheckpointError, match='other parameters'):
+    checkpoint.restore_params(run, shardings={'level_0': split})
+
+
+def test_some_levels(run):
+  wanted = {'level_1': like(make_state()).params['level_1']}
+  found = checkpoint.restore_subtrees(run, wanted)
+  assert list(found) == ['level_1']
+  assert float(found['level_1']['b'][0]) == 10
+  with pytest.raises(CheckpointError, match='missing: level_7/b'):
+    checkpoint.restore_subtrees(run, {'level_7': wanted['level_1']})
+
+
+def test_given_parameters_become_a_run_without_training(tmp_path):
+  config, state = config_lib.default(), make_state(3)
+  checkpoint.save_params(tmp_path, config, state.params)
+  found = checkpoint.restore_params(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, found, state.params)
+  checkpoints = checkpoint.Checkpoints(tmp_path, config)
+  with pytest.raises(CheckpointError, match='parameters alone'):
+    checkpoints.restore(like(state))
+  checkpoints.close()
+  with pytest.raises(CheckpointError, match='has checkpoints already'):
+    checkpoint.save_params(tmp_path, config, state.params)

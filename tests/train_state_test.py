@@ -1,0 +1,130 @@
+"""The state is created sharded, and the same on every mesh."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from fractal_jax import config as config_lib
+from fractal_jax import optim, sharding, train_state
+from fractal_jax.models import fractal
+from tests import tiny
+
+# Specs of some parameters where all of the mesh's axes are 2.
+SPECS = {
+  'labels/table': P(None, 'fsdp'),
+  'level_0/positions': P(None, 'fsdp'),
+  'level_0/patch_embed/kernel': P(),
+  'level_0/cond_embed/kernel': P('fsdp'),
+  'level_0/blocks/attention/qkv': P(None, 'fsdp', None, 'tensor'),
+  'level_0/blocks/attention/qkv_bias': P(None, None, 'tensor'),
+  'level_0/blocks/attention/proj/kernel': P(None, 'tensor', 'fsdp'),
+  'level_0/blocks/fc1/kernel': P(None, 'fsdp', 'tensor'),
+  'level_0/blocks/fc2/kernel': P(None, 'tensor', 'fsdp'),
+  'level_0/blocks/norm1/scale': P(),
+  'level_1/codebooks': P(None, None, 'fsdp'),
+  'level_1/logit_bias': P(),
+}
+
+
+def configure(axes=(-1, 1, 1)):
+  c = config_lib.default()
+  c.model = tiny.model(('mar', 'pixel'), (2, 1), depths=(1, 1))
+  c.optim.update(batch=16, steps=4)
+  c.mesh.update(dict(zip(sharding.AXES, axes)))
+  return c
+
+
+def build(config):
+  return (
+    fractal.from_config(config.model),
+    optim.optimizer(config, config.optim.steps),
+    sharding.make_mesh(config),
+  )
+
+
+def by_name(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  return {name(path): leaf for path, leaf in leaves}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def reference(quick_compilation):
+  c = configure()
+  return jax.device_get(train_state.create(c, *build(c)))
+
+
+@pytest.mark.parametrize(
+  'axes', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)], ids=str
+)
+def test_state_lies_where_the_rules_say(axes, reference):
+  c = configure(axes)
+  net, tx, mesh = build(c)
+  state = train_state.create(c, net, tx, mesh)
+  params = by_name(state.params)
+  sizes = dict(zip(sharding.AXES, axes))
+  for name, where in SPECS.items():
+    assert params[name].sharding.spec == where, name
+    parts = np.prod([sizes[a] for a in where if a], dtype=int)
+    local = params[name].addressable_shards[0].data
+    assert local.size * parts == params[name].size
+  for moment in ('mu', 'nu'):  # a moment lies where its parameter does
+    moments = by_name(optax.tree.get(state.opt_state, moment))
+    for name, leaf in moments.items():
+      assert leaf.sharding == params[name].sharding, name
+  # Every mesh begins with the same bits.
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), reference)
+  like = train_state.abstract(c, net, tx, mesh)
+  jax.tree.map(
+    lambda x, y: (
+      np.testing.assert_equal(x.shape, y.shape),
+      np.testing.assert_(x.sharding == y.sharding),
+      np.testing.assert_equal(x.dtype, y.dtype),
+    ),
+    state,
+    like,
+  )
+
+
+def test_frozen_levels_have_no_optimizer_state():
+  c = configure()
+  c.model = tiny.model(('mar', 'ar', 'pixel'), (4, 2, 1))
+  c.optim.frozen = (0, 2)
+  state = train_state.abstract(c, *build(c))
+  assert list(optax.tree.get(state.opt_state, 'mu')) == ['level_1']
+  assert sorted(state.params) == ['labels', 'level_0', 'level_1', 'level_2']
+
+
+def test_autoregressive_levels_are_split_alike():
+  c = configure((2, 2, 2))
+  c.model = tiny.model(('ar', 'pixel'), (4, 1))
+  params = by_name(train_state.abstract(c, *build(c)).params)
+  for name, where in {
+    'attention/qkv': P(None, 'fsdp', None, 'tensor'),
+    'w1/kernel': P(None, 'fsdp', 'tensor'),
+    'w2/kernel': P(None, 'tensor', 'fsdp'),
+    'norm2/scale': P(),
+  }.items():
+    assert params[f'level_0/blocks/{name}'].sharding.spec == where
+
+
+def test_most_of_the_huge_model_is_split_over_fsdp():
+  from configs import fractalmar_huge_in256
+
+  c = fractalmar_huge_in256.get_config()
+  c.mesh.update(data=1, fsdp=8, tensor=1)
+  state = train_state.abstract(c, *build(c))
+  total = local = 0
+  for leaf in jax.tree.leaves(state):
+    total += leaf.size
+    local += np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)
+  assert local < 1.02 * total / 8

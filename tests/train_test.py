@@ -1,0 +1,282 @@
+"""The training step on meshes, and whole runs: resumed, refused, stopped."""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from fractal_jax import checkpoint, data, optim, sharding, train, train_state
+from fractal_jax import config as config_lib
+from fractal_jax.checkpoint import CheckpointError
+from fractal_jax.models import fractal
+from tests import tiny
+
+LEVELS = ['labels', 'level_0', 'level_1']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def configure(axes=(-1, 1, 1), **optimizer):
+  c = config_lib.default()
+  c.model = tiny.model(
+    ('mar', 'pixel'),
+    (8, 1),
+    num_values=17,
+    classes=10,
+    dropout=0.1,
+    label_dropout=0.1,
+    depths=(1, 1),
+  )
+  c.mesh.update(dict(zip(sharding.AXES, axes)), groups=8)
+  # A large eps: Adam's first steps would else blow rounding up to +-lr.
+  c.optim.update(batch=16, steps=20, lr=0.01, warmup=0.0, eps=1e-3)
+  c.optim.update(log_every=4, save_every=10, **optimizer)
+  c.data.update(threads=1, flip=False)
+  c.eval.every = c.sample.every = 0
+  return c
+
+
+def build(config, devices=None):
+  mesh = sharding.make_mesh(config, devices)
+  net = fractal.from_config(config.model)
+  return net, optim.optimizer(config, config.optim.steps), mesh
+
+
+@functools.cache
+def batches(n=2):
+  stream = data.train_batches(configure())
+  return [next(stream) for _ in range(n)]
+
+
+def run_steps(config, start, devices=None):
+  """State and metrics after a few steps, on the host."""
+  net, tx, mesh = build(config, devices)
+  like = train_state.abstract(config, net, tx, mesh)
+  # What train_state.create gives on any mesh, see train_state_test.
+  state = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), start, like)
+  step = jax.jit(train.make_step(config, net, tx, mesh))
+  with jax.set_mesh(mesh):
+    for batch in batches():
+      state, metrics = step(state, sharding.place(batch, mesh))
+  return jax.device_get((state, metrics))
+
+
+@pytest.fixture(scope='module')
+def start(quick_compilation):
+  """A new state, on the host."""
+  config = configure()
+  return jax.device_get(train_state.create(config, *build(config)))
+
+
+@pytest.fixture(scope='module')
+def one_device(start):
+  return run_steps(configure((1, 1, 1)), start, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+  'axes', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)], ids=str
+)
+def test_every_mesh_trains_as_one_device_does(axes, start, one_device):
+  """Loss to 1e-5 and parameters to 1e-5 of 1, after two steps of 0.6e-3."""
+  state, metrics = run_steps(configure(axes), start)
+  wanted, wanted_metrics = one_device
+  for name, value in wanted_metrics.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+  np.testing.assert_allclose(metrics['loss'], wanted_metrics['loss'], rtol=1e-5)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+    state.params,
+    wanted.params,
+  )
+
+
+def test_metrics_are_per_level(one_device):
+  _, metrics = one_device
+  for kind in ('grad_norm', 'param_norm', 'update_ratio'):
+    assert all(metrics[f'{kind}/{level}'] > 0 for level in LEVELS)
+  total = np.sqrt(sum(metrics[f'grad_norm/{x}'] ** 2 for x in LEVELS))
+  np.testing.assert_allclose(metrics['grad_norm'], total, rtol=1e-5)
+  # One channel: bits are nats / ln 2.
+  bits = metrics['loss'] / np.log(2)
+  np.testing.assert_allclose(metrics['bits_per_dim'], bits, rtol=1e-5)
+  assert 3 < bits < 6  # log2(17) = 4.09
+  assert metrics['dropped'] == 0
+
+
+def test_frozen_levels_stay_and_the_others_move(start):
+  config = configure((1, 1, 1), frozen=(0,))
+  net, tx, mesh = build(config, jax.devices()[:1])
+  trained, frozen = optim.split(config, start.params)
+  assert sorted(frozen) == ['labels', 'level_0']
+  first = start.replace(opt_state=tx.init(trained))
+  state, metrics = run_steps(config, first, jax.devices()[:1])
+  for level in LEVELS:
+    kept = jax.tree.map(
+      np.array_equal, start.params[level], state.params[level]
+    )
+    assert all(jax.tree.leaves(kept)) == (level in frozen), level
+    assert (f'grad_norm/{level}' in metrics) == (level in trained)
+
+
+def test_guides_add_to_the_loss():
+  config = configure((1, 1, 1))
+  config.model = tiny.model(
+    ('mar', 'mar', 'pixel'), (8, 2, 1), num_values=17, guide=True
+  )
+  net, tx, mesh = build(config, jax.devices()[:1])
+  params = train_state.abstract(config, net, tx, mesh).params
+  loss = lambda p, b: train.loss_fn(config, net, mesh, p, b, jax.random.key(0))
+  _, metrics = jax.eval_shape(loss, params, batches()[0])
+  assert set(metrics) == {'loss', 'bits_per_dim', 'guide_loss', 'dropped'}
+
+
+# Whole runs.
+
+
+class Killed(BaseException):
+  pass
+
+
+def kill_at(monkeypatch, step):
+  """The run dies when it places the batch of a step."""
+  count, place = [0], sharding.place
+
+  def dying(*args):
+    count[0] += 1
+    if count[0] == step:
+      raise Killed
+    return place(*args)
+
+  monkeypatch.setattr(sharding, 'place', dying)
+
+
+@pytest.fixture(scope='module')
+def straight(quick_compilation, tmp_path_factory):
+  """A run of 20 steps: work directory, final state."""
+  workdir = str(tmp_path_factory.mktemp('straight'))
+  return workdir, jax.device_get(train.train(configure(), workdir))
+
+
+def metric_lines(workdir):
+  text = pathlib.Path(workdir, 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_resumed_run_is_the_straight_run(
+  straight, tmp_path, monkeypatch, capsys
+):
+  with monkeypatch.context() as patch:
+    kill_at(patch, 18)
+    with pytest.raises(Killed):
+      train.train(configure(), str(tmp_path))
+  # Steps 11 to 17 are lost, with what was logged of them.
+  assert checkpoint.steps(tmp_path) == [10]
+  assert [x['step'] for x in metric_lines(tmp_path)] == [4, 8, 12, 16]
+  state = train.train(configure(), str(tmp_path))
+  assert 'resuming after step 10' in capsys.readouterr().out
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(state), straight[1]
+  )
+  assert [x['step'] for x in metric_lines(tmp_path)] == [4, 8, 12, 16, 20]
+  again, wanted = metric_lines(tmp_path)[-1], metric_lines(straight[0])[-1]
+  again.pop('train/images_per_second'), wanted.pop('train/images_per_second')
+  assert again == wanted
+
+
+def test_a_run_leaves_its_files(straight, capsys):
+  workdir, state = straight
+  assert state.step == 20
+  assert checkpoint.steps(workdir) == [10, 20]
+  assert checkpoint.load_config(workdir).to_dict() == configure().to_dict()
+  params = checkpoint.restore_params(workdir)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
+  last = metric_lines(workdir)[-1]
+  assert last['step'] == 20
+  assert {
+    'train/loss',
+    'train/lr',
+    'train/images_per_second',
+    'train/grad_norm/level_1',
+    'train/update_ratio/labels',
+  } <= set(last)
+  assert metric_lines(workdir)[0]['train/loss'] > last['train/loss']
+  # A finished run has nothing to do.
+  again = train.train(configure(), workdir)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), state)
+  assert 'compiled' not in capsys.readouterr().out
+
+
+def test_another_model_or_a_used_work_directory_is_refused(straight):
+  config = configure()
+  config.model.depths = (2, 1)
+  with pytest.raises(CheckpointError, match='model.depths'):
+    train.train(config, straight[0])
+  with checkpoint.lock(straight[0]):
+    with pytest.raises(CheckpointError, match='in use'):
+      train.train(configure(), straight[0])
+
+
+def test_levels_begin_as_in_another_run(straight):
+  config = configure()
+  config.seed = 1
+  net, tx, mesh = build(config)
+  new = train_state.create(config, net, tx, mesh)
+  config.model.update(init_from=straight[0], init_levels=(0,))
+  state = train.initialise_levels(config, new)
+  for level in LEVELS:
+    source = new if level == 'level_1' else straight[1]
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      jax.device_get(state.params[level]),
+      jax.device_get(source.params[level]),
+    )
+  same = lambda x, y: np.testing.assert_(x.sharding == y.sharding)
+  jax.tree.map(same, state.params, new.params)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_names_the_checkpoint(
+  straight, tmp_path, monkeypatch
+):
+  shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / '20')
+  seen = []
+  compile_step = train.compile_step
+
+  def breaking(*args):
+    step = compile_step(*args)
+
+    def broken(state, batch):
+      # The third step of this run: 13.
+      if len(seen) == 2:
+        params = dict(state.params)
+        params['labels'] = jax.tree.map(lambda x: x * np.nan, params['labels'])
+        state = state.replace(params=params)
+      before = jax.device_get(state.params)
+      state, metrics = step(state, batch)
+      seen.append((before, jax.device_get(state)))
+      return state, metrics
+
+    return broken
+
+  monkeypatch.setattr(train, 'compile_step', breaking)
+  with pytest.raises(train.TrainingError) as e:
+    train.train(configure(), str(tmp_path))
+  assert 'step 13 is not finite' in str(e.value)
+  assert 'in labels, level_0, level_1' in str(e.value)
+  assert f'{tmp_path}/checkpoints/10; the same command' in str(e.value)
+  assert len(seen) <= 4  # noticed one step later at most
+  before, after = seen[2]
+  jax.tree.map(np.testing.assert_array_equal, before, after.params)
+  assert after.step == 12
+  assert checkpoint.steps(tmp_path) == [10]
