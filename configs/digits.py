@@ -21,8 +21,8 @@ def get_config(arg=None):
   m = c.model
   m.sizes = (8, 2, 1)
   m.kinds = (arg, arg, 'pixel')
-  m.widths = (128, 64, 32)
-  m.depths = (4, 2, 1)
+  m.widths = (96, 48, 32)
+  m.depths = (3, 2, 1)
   m.heads = (4, 4, 2)
   m.channels = 1
   m.num_values = 17
@@ -30,21 +30,24 @@ def get_config(arg=None):
   m.std = (0.3761,)
   m.classes = 10
   m.channel_weights = (1.0,)
+  m.label_dropout = 0.3  # it is judged without labels, and sampled with
   m.remat = 'none'
 
   c.data.name = 'digits'
   c.data.flip = False
   c.data.shift = 1
 
-  c.optim.batch = 128
-  c.optim.steps = 1500
-  c.optim.lr = 4e-3  # a peak of 2e-3 at this batch
+  c.optim.batch = 64
+  c.optim.steps = 1000
+  c.optim.lr = 1.2e-2  # a peak of 3e-3 at this batch
   c.optim.save_every = 500
 
-  c.eval.every = 500
+  c.eval.every = 250
   c.eval.batch = 152  # 297 in two
   if arg == 'mar':
     c.eval.passes = 8
 
-  c.sample.every = 500
+  c.sample.every = 1000
+  c.sample.num = 60  # a class a column
+  c.sample.guidance = 2.0
   return c

@@ -7,7 +7,6 @@ key is an error that names the nearest one.
 
 import ml_collections
 from ml_collections import config_dict
-from ml_collections import config_dict
 
 from fractal_jax.models import fractal
 
@@ -139,9 +138,7 @@ def problems(config) -> list[str]:
   for name in ('b1', 'b2'):
     rule(0 <= o[name] < 1, f'optim.{name}={o[name]} must be in [0, 1)')
   rule(o.eps > 0, f'optim.eps={o.eps} must be above 0')
-  rule(
-    o.weight_decay >= 0, f'optim.weight_decay={o.weight_decay} must be >= 0'
-  )
+  rule(o.weight_decay >= 0, f'optim.weight_decay={o.weight_decay} must be >= 0')
   rule(o.clip > 0, f'optim.clip={o.clip} must be above 0 (inf: no clipping)')
   for name in ('log_every', 'save_every', 'keep'):
     rule(o[name] >= 1, f'optim.{name}={o[name]} must be at least 1')

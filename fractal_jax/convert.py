@@ -6,11 +6,11 @@ layers first in a block, channels first in a codebook. Linear weights are
 """
 
 import argparse
+from collections.abc import Callable
 import dataclasses
-from typing import Callable
 
-import flax.linen as nn
 from flax import traverse_util
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -151,7 +151,9 @@ def names(specs: tuple[contract.Spec, ...]) -> dict:
     theirs = 'next_fractal.' * s.index + 'generator.'
     out |= level((f'level_{s.index}',), theirs, s)
   last = specs[-1].index
-  return out | pixel_level((f'level_{last}',), 'next_fractal.' * last, specs[-1])
+  return out | pixel_level(
+    (f'level_{last}',), 'next_fractal.' * last, specs[-1]
+  )
 
 
 def shapes(model) -> dict:

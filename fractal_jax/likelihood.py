@@ -97,7 +97,9 @@ def evaluate(
       placed = sharding.place(
         {k: host_batch[k].astype(np.int32) for k in host_batch}, mesh
       )
-      labels = placed['label'] if conditional else -jnp.ones_like(placed['label'])
+      labels = (
+        placed['label'] if conditional else -jnp.ones_like(placed['label'])
+      )
       for i in range(passes):
         out = jax.device_get(
           _score(net, parts, params, key, placed, labels, i, i / passes)
@@ -169,7 +171,7 @@ def _score(net, parts, params, key, batch, labels, i, offset):
 
 
 def _score_images(net, params, images, labels, draws):
-  """Per image: total nats [B]; (nats, rows) unweighted, of pixels and guides."""
+  """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
   result = net.apply({'params': params}, images, labels, draws, train=False)
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))
 

@@ -171,7 +171,9 @@ def sample():
     pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
       FLAGS.out,
-      images=drawn.values.astype(np.uint8 if sampling_fits(config) else np.int32),
+      images=drawn.values.astype(
+        np.uint8 if sampling_fits(config) else np.int32
+      ),
       labels=sample.round_robin(num, labels),
     )
   else:
@@ -354,7 +356,10 @@ def run() -> None:
 
   def parse(argv):
     try:
-      return app.parse_flags_with_usage(argv)
+      rest = app.parse_flags_with_usage(argv)
+      if 'config' in FLAGS:
+        FLAGS.config  # noqa: B018  raises here if its file can't be read
+      return rest
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
       # A key, value or file of --config; a list of choices takes several lines.
       text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")

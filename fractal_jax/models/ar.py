@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax.models import contract, layers
-from fractal_jax.models.contract import Array, Drawn, Draws, Rows, Sampling, Spec
+from fractal_jax.models.contract import (
+  Array,
+  Drawn,
+  Draws,
+  Rows,
+  Sampling,
+  Spec,
+)
 
 
 class ARLevel(nn.Module):
@@ -62,7 +69,11 @@ class ARLevel(nn.Module):
   def block_fields(self):
     s = self.spec
     return dict(
-      width=s.width, heads=s.heads, causal=True, dropout=s.dropout, dtype=s.dtype
+      width=s.width,
+      heads=s.heads,
+      causal=True,
+      dropout=s.dropout,
+      dtype=s.dtype,
     )
 
   @nn.nowrap
@@ -73,7 +84,7 @@ class ARLevel(nn.Module):
   # Teacher-forced.
 
   def outputs(self, patches: Array, conds: Array, *, train: bool) -> Array:
-    """Patches [N, L, p, (p,) C] and conditions to those of patches [N, L, D]."""
+    """Patches [N, L, p, (p,) C], conditions to the patches' own [N, L, D]."""
     s = self.spec
     first = self.cond_embed(conds[:, :1])  # [N, 1, D]
     # Patch L is never a condition: nothing follows it.

@@ -7,15 +7,21 @@ draws them. Its parameters are one subtree a level: `labels`, `level_0`,
 
 import dataclasses
 
-import flax.linen as nn
 from flax import struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fractal_jax.models import ar, layers, mar, pixel
-from fractal_jax.models import contract
-from fractal_jax.models.contract import Array, Drawn, Draws, Rows, Sampling
-from fractal_jax.models.contract import Scores, Spec
+from fractal_jax.models import ar, contract, layers, mar, pixel
+from fractal_jax.models.contract import (
+  Array,
+  Drawn,
+  Draws,
+  Rows,
+  Sampling,
+  Scores,
+  Spec,
+)
 
 # A new kind of level: its file, and its entry here.
 KINDS = {'ar': ar.ARLevel, 'mar': mar.MARLevel}
@@ -169,7 +175,9 @@ class Labels(nn.Module):
     table = self.param(
       'table', layers.logical(layers.TABLE, *axes), (self.classes, self.width)
     )
-    none = self.param('none', layers.logical(layers.TABLE, *axes), (1, self.width))
+    none = self.param(
+      'none', layers.logical(layers.TABLE, *axes), (1, self.width)
+    )
     return jnp.where((labels < 0)[..., None], none[0], table[labels])
 
 
@@ -227,9 +235,7 @@ def specs(model) -> tuple[Spec, ...]:
       )
     )
   below = [s.num_conds for s in out[1:]] + [0]
-  return tuple(
-    dataclasses.replace(s, out_conds=n) for s, n in zip(out, below)
-  )
+  return tuple(dataclasses.replace(s, out_conds=n) for s, n in zip(out, below))
 
 
 def problems(model) -> list[str]:
@@ -293,9 +299,7 @@ def problems(model) -> list[str]:
   if shapes:
     for i, (w, h) in enumerate(zip(model.widths, model.heads)):
       shapes &= w % h == 0
-      rule(
-        w % h == 0, f'model.heads[{i}]={h} does not divide widths[{i}]={w}'
-      )
+      rule(w % h == 0, f'model.heads[{i}]={h} does not divide widths[{i}]={w}')
   least = [1] * (len(model.depths) - 1) + [0]
   rule(
     all(d >= m for d, m in zip(model.depths, least)),
@@ -311,7 +315,10 @@ def problems(model) -> list[str]:
       )
   rule(model.rank in (1, 2), f'model.rank={model.rank} must be 1 or 2')
   rule(model.channels >= 1, f'model.channels={model.channels} must be >= 1')
-  rule(model.num_values >= 2, f'model.num_values={model.num_values} must be at least 2')
+  rule(
+    model.num_values >= 2,
+    f'model.num_values={model.num_values} must be at least 2',
+  )
   rule(model.classes >= 1, f'model.classes={model.classes} must be at least 1')
   for name in ('mean', 'std', 'channel_weights'):
     n = len(model[name])

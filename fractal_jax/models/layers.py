@@ -126,7 +126,9 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   is applied to the weights. Sequences are at most a few hundred tokens, where
   plain attention is a few percent of the FLOPs and no kernel pays.
   """
-  logits = jnp.einsum('nthk,nshk->nhts', q, k, preferred_element_type=jnp.float32)
+  logits = jnp.einsum(
+    'nthk,nshk->nhts', q, k, preferred_element_type=jnp.float32
+  )
   logits = logits * q.shape[-1] ** -0.5
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
@@ -149,12 +151,16 @@ class Attention(nn.Module):
 
   def setup(self):
     shape = (self.width, 3, self.width)
-    self.qkv = self.param('qkv', logical(XAVIER_QKV, 'embed', None, 'heads'), shape)
+    self.qkv = self.param(
+      'qkv', logical(XAVIER_QKV, 'embed', None, 'heads'), shape
+    )
     if self.bias:
       self.qkv_bias = self.param(
         'qkv_bias', logical(ZEROS, None, 'heads'), shape[1:]
       )
-    self.proj = dense(self.width, ('heads', 'embed'), self.dtype, bias=self.bias)
+    self.proj = dense(
+      self.width, ('heads', 'embed'), self.dtype, bias=self.bias
+    )
     self.drop_weights = nn.Dropout(self.weight_dropout)
     self.drop = nn.Dropout(self.dropout)
 

@@ -13,10 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax.models import contract, layers, masking
-from fractal_jax.models import pixel
-from fractal_jax.models.contract import Array, Drawn, Draws, Rows, Sampling
-from fractal_jax.models.contract import Scores, Spec
+from fractal_jax.models import contract, layers, masking, pixel
+from fractal_jax.models.contract import (
+  Array,
+  Drawn,
+  Draws,
+  Rows,
+  Sampling,
+  Scores,
+  Spec,
+)
 
 # Itself, then its neighbours: top, right, bottom, left; before, after.
 OFFSETS = {
@@ -121,9 +127,7 @@ class MARLevel(nn.Module):
     weight = rows.weight
     overflow = None
     if mask is None:
-      room = masking.capacity(
-        s, draws.law, len(patches), len(draws.keys)
-      )
+      room = masking.capacity(s, draws.law, len(patches), len(draws.keys))
       mask = masking.draw_mask(rows, draws, s)
       overflow = jax.random.fold_in(draws.keys[0], OVERFLOW + s.index)
     else:
@@ -284,9 +288,7 @@ class MARLevel(nn.Module):
         patches,
       )
 
-    branches = [
-      lambda *args, size=size: step(size, *args) for size in sizes
-    ]
+    branches = [lambda *args, size=size: step(size, *args) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
 
     def body(drawn, step):

@@ -118,9 +118,7 @@ class PixelLevel(nn.Module):
       x, cache = carry
       k, uniform = step
       if s.depth:
-        x, cache = layers.step_stack(
-          block, params['blocks'], x, cache, k, None
-        )
+        x, cache = layers.step_stack(block, params['blocks'], x, cache, k, None)
       logits = call('head', x, k).reshape(streams, n, s.values)
       values = draw(logits, uniform, guidance, sampling)  # [N]
       x = jnp.tile(call('next', k, values), (streams, 1, 1))
