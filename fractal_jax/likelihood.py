@@ -93,7 +93,7 @@ def evaluate(
 
   nats, rows_nats, guide_nats, dropped = [], 0.0, 0.0, 0
   with jax.set_mesh(mesh):
-    for host_batch in progress(batches):
+    for n, host_batch in enumerate(progress(batches)):
       placed = sharding.place(
         {k: host_batch[k].astype(np.int32) for k in host_batch}, mesh
       )
@@ -102,7 +102,7 @@ def evaluate(
       )
       for i in range(passes):
         out = jax.device_get(
-          _score(net, parts, params, key, placed, labels, i, i / passes)
+          _score(net, parts, params, key, placed, labels, n, i, i / passes)
         )
         seen = out['valid'].astype(bool)
         if not i:
@@ -143,15 +143,15 @@ def _sums(per_image, seen):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _score(net, parts, params, key, batch, labels, i, offset):
-  """Nats of each image of a batch in pass i; masks compacted by device."""
-  index = batch['index']
+def _score(net, parts, params, key, batch, labels, n, i, offset):
+  """Nats of each image of batch n in pass i; masks compacted by device."""
   image_keys = jax.vmap(
-    lambda n: jax.random.fold_in(jax.random.fold_in(key, n), i)
-  )(index)
-  # Images fill the strata evenly, and so do the passes of one image.
+    lambda index: jax.random.fold_in(jax.random.fold_in(key, index), i)
+  )(batch['index'])
+  # Images in a row fill the strata evenly, and so do the passes of one image.
   shift = jax.random.bits(key, (), jnp.uint32)
-  ratio = (masking.strata(shift, index) + offset) % 1.0
+  places = n * len(labels) + jnp.arange(len(labels))
+  ratio = (masking.strata(shift, places) + offset) % 1.0
   draws = Draws(image_keys, ratio, law='uniform')
 
   def split(x):

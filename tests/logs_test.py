@@ -1,11 +1,15 @@
 """Metric files and the progress line."""
 
+import io
 import json
+import struct
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
+from tensorboard.compat.proto import event_pb2
 
 from fractal_jax import logs
 
@@ -32,21 +36,34 @@ def test_json_lines_continue_without_repeating_steps(tmp_path):
   ]
 
 
-def test_tensorboard_reads_scalars_and_images(tmp_path):
-  accumulator = pytest.importorskip(
-    'tensorboard.backend.event_processing.event_accumulator'
-  )
-  writers = logs.Writers(tmp_path, 0)
+def events(folder):
+  """The events of the one file in a folder: length, crc, event, crc; ..."""
+  (path,) = folder.iterdir()
+  rest, out = path.read_bytes(), []
+  while rest:
+    (size,) = struct.unpack('<Q', rest[:8])
+    out.append(event_pb2.Event.FromString(rest[12 : 12 + size]))
+    rest = rest[16 + size :]
+  return out
+
+
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+  writers = logs.Writers(tmp_path, 4)
   writers.write_scalars(5, {'train/loss': 0.5})
   writers.write_images(5, {'samples': np.zeros((4, 6, 3), np.uint8)})
   writers.flush()
   writers.close()
-  found = accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
-  found.Reload()
-  (scalar,) = found.Scalars('train/loss')
-  assert (scalar.step, scalar.value) == (5, 0.5)
-  (image,) = found.Images('samples')
-  assert (image.height, image.width) == (4, 6)
+  version, session, scalar, image = events(tmp_path / 'tensorboard')
+  assert version.file_version == 'brain.Event:2'
+  # TensorBoard hides what an earlier run wrote from this step on.
+  assert session.step == 5
+  assert session.session_log.status == event_pb2.SessionLog.START
+  (value,) = scalar.summary.value
+  assert (scalar.step, value.tag, value.simple_value) == (5, 'train/loss', 0.5)
+  (value,) = image.summary.value
+  assert (value.tag, value.image.height, value.image.width) == ('samples', 4, 6)
+  png = PIL.Image.open(io.BytesIO(value.image.encoded_image_string))
+  assert png.size == (6, 4)
   assert lines(tmp_path / 'metrics.jsonl') == [{'step': 5, 'train/loss': 0.5}]
 
 

@@ -2,15 +2,17 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import config
 from fractal_jax.models import fractal
 
-# The optimiser of the compiler takes most of a test's time and gains nothing.
+# The compiler's optimiser would take most of the tests' time.
 QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
+  'xla_cpu_use_fusion_emitters': False,
 }
 
 
@@ -55,7 +57,8 @@ def build(kinds=('ar', 'pixel'), sizes=(2, 1), seed=0, spread=0.3, **changes):
 
   def leaf(path, x):
     scale = path[-1].key == 'scale'
-    return np.float32(scale + spread * rng.standard_normal(x.shape))
+    value = scale + spread * rng.standard_normal(x.shape)
+    return jnp.asarray(value, jnp.float32)
 
   return net, jax.tree_util.tree_map_with_path(leaf, shapes)
 
@@ -68,7 +71,7 @@ def images(net, n, seed=2):
   """Random images [n, S, (S,) C]."""
   s = net.specs[0]
   shape = (n,) + (s.side,) * s.rank + (s.channels,)
-  return np.random.default_rng(seed).integers(0, s.values, shape)
+  return np.random.default_rng(seed).integers(0, s.values, shape, np.int32)
 
 
 def all_images(net):

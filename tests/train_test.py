@@ -34,12 +34,13 @@ def configure(axes=(-1, 1, 1), **optimizer):
     classes=10,
     dropout=0.1,
     label_dropout=0.1,
+    remat='none',
     depths=(1, 1),
   )
   c.mesh.update(dict(zip(sharding.AXES, axes)), groups=8)
   # A large eps: Adam's first steps would else blow rounding up to +-lr.
-  c.optim.update(batch=16, steps=20, lr=0.01, warmup=0.0, eps=1e-3)
-  c.optim.update(log_every=4, save_every=10, **optimizer)
+  c.optim.update(batch=16, steps=10, lr=0.01, warmup=0.0, eps=1e-3)
+  c.optim.update(log_every=2, save_every=5, **optimizer)
   c.data.update(threads=1, flip=False)
   c.eval.every = c.sample.every = 0
   return c
@@ -163,7 +164,7 @@ def kill_at(monkeypatch, step):
 
 @pytest.fixture(scope='module')
 def straight(quick_compilation, tmp_path_factory):
-  """A run of 20 steps: work directory, final state."""
+  """A run of 10 steps: work directory, final state."""
   workdir = str(tmp_path_factory.mktemp('straight'))
   return workdir, jax.device_get(train.train(configure(), workdir))
 
@@ -177,18 +178,18 @@ def test_resumed_run_is_the_straight_run(
   straight, tmp_path, monkeypatch, capsys
 ):
   with monkeypatch.context() as patch:
-    kill_at(patch, 18)
+    kill_at(patch, 10)
     with pytest.raises(Killed):
       train.train(configure(), str(tmp_path))
-  # Steps 11 to 17 are lost, with what was logged of them.
-  assert checkpoint.steps(tmp_path) == [10]
-  assert [x['step'] for x in metric_lines(tmp_path)] == [4, 8, 12, 16]
+  # Steps 6 to 9 are lost, with what was logged of them.
+  assert checkpoint.steps(tmp_path) == [5]
+  assert [x['step'] for x in metric_lines(tmp_path)] == [2, 4, 6, 8]
   state = train.train(configure(), str(tmp_path))
-  assert 'resuming after step 10' in capsys.readouterr().out
+  assert 'resuming after step 5' in capsys.readouterr().out
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(state), straight[1]
   )
-  assert [x['step'] for x in metric_lines(tmp_path)] == [4, 8, 12, 16, 20]
+  assert [x['step'] for x in metric_lines(tmp_path)] == [2, 4, 6, 8, 10]
   again, wanted = metric_lines(tmp_path)[-1], metric_lines(straight[0])[-1]
   again.pop('train/images_per_second'), wanted.pop('train/images_per_second')
   assert again == wanted
@@ -196,13 +197,13 @@ def test_resumed_run_is_the_straight_run(
 
 def test_a_run_leaves_its_files(straight, capsys):
   workdir, state = straight
-  assert state.step == 20
-  assert checkpoint.steps(workdir) == [10, 20]
+  assert state.step == 10
+  assert checkpoint.steps(workdir) == [5, 10]
   assert checkpoint.load_config(workdir).to_dict() == configure().to_dict()
   params = checkpoint.restore_params(workdir)
   jax.tree.map(np.testing.assert_array_equal, params, state.params)
   last = metric_lines(workdir)[-1]
-  assert last['step'] == 20
+  assert last['step'] == 10
   assert {
     'train/loss',
     'train/lr',
@@ -249,7 +250,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_checkpoint(
   straight, tmp_path, monkeypatch
 ):
   shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
-  shutil.rmtree(tmp_path / 'checkpoints' / '20')
+  shutil.rmtree(tmp_path / 'checkpoints' / '10')
   seen = []
   compile_step = train.compile_step
 
@@ -257,7 +258,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_checkpoint(
     step = compile_step(*args)
 
     def broken(state, batch):
-      # The third step of this run: 13.
+      # The third step of this run: 8.
       if len(seen) == 2:
         params = dict(state.params)
         params['labels'] = jax.tree.map(lambda x: x * np.nan, params['labels'])
@@ -272,11 +273,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_checkpoint(
   monkeypatch.setattr(train, 'compile_step', breaking)
   with pytest.raises(train.TrainingError) as e:
     train.train(configure(), str(tmp_path))
-  assert 'step 13 is not finite' in str(e.value)
+  assert 'step 8 is not finite' in str(e.value)
   assert 'in labels, level_0, level_1' in str(e.value)
-  assert f'{tmp_path}/checkpoints/10; the same command' in str(e.value)
+  assert f'{tmp_path}/checkpoints/5; the same command' in str(e.value)
   assert len(seen) <= 4  # noticed one step later at most
   before, after = seen[2]
   jax.tree.map(np.testing.assert_array_equal, before, after.params)
-  assert after.step == 12
-  assert checkpoint.steps(tmp_path) == [10]
+  assert after.step == 7
+  assert checkpoint.steps(tmp_path) == [5]

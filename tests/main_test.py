@@ -1,0 +1,170 @@
+"""The command line, as a user types it: every command, good and bad input."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = '--config=configs/digits.py'
+TINY = [
+  '--config.model.widths=(16,16,16)',
+  '--config.model.depths=(1,1,1)',
+  '--config.optim.batch=16',
+  '--config.eval.batch=99',
+  '--config.eval.num=33',
+  '--config.sample.num=4',
+  '--config.optim.log_every=2',
+]
+
+
+def call(*args, code=0):
+  env = dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT))
+  done = subprocess.run(
+    [sys.executable, '-m', 'fractal_jax.main', *args],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp('run'))
+  steps = '--config.optim.steps=4'
+  out = call('train', DIGITS, f'--workdir={folder}', steps, *TINY)
+  assert 'step 4/4' in out.replace('  ', ' ')
+  assert out.splitlines()[-1].startswith('validation bits/dim: ')
+  return folder
+
+
+def test_train_writes_all_that_a_user_looks_for(workdir):
+  run = pathlib.Path(workdir)
+  for name in ('config.json', 'metrics.jsonl', 'tensorboard'):
+    assert (run / name).exists()
+  assert list((run / 'samples').glob('*.png'))
+  lines = [json.loads(x) for x in open(run / 'metrics.jsonl')]
+  assert {'val/bits_per_dim', 'train/grad_norm/level_1'} <= set().union(*lines)
+
+
+def test_train_goes_on_where_it_was(workdir):
+  steps = '--config.optim.steps=4'
+  out = call('train', DIGITS, f'--workdir={workdir}', steps, *TINY)
+  assert 'resuming after step 4' in out
+
+
+def test_likelihood_needs_only_the_workdir(workdir):
+  out = call('likelihood', f'--workdir={workdir}', '--num=0')
+  assert out.startswith('validation bits/dim: ')
+  assert '(297 images, exact)' in out
+  out = call('likelihood', f'--workdir={workdir}', '--split=train', '--num=9')
+  assert '(9 images, exact)' in out
+
+
+def test_sample_writes_grid_values_and_movie(workdir, tmp_path):
+  out, movie = str(tmp_path / 'g.png'), str(tmp_path / 'g.gif')
+  call(
+    'sample',
+    f'--workdir={workdir}',
+    '--num=4',
+    '--labels=3,7',
+    '--guidance=1.5',
+    '--temperature=1.1',
+    '--schedule=constant',
+    f'--out={out}',
+    f'--movie={movie}',
+  )
+  with Image.open(out) as grid, Image.open(movie) as frames:
+    assert grid.size == frames.size == (2 * 50 + 2, 2 * 50 + 2)
+    assert frames.n_frames > 10
+  values = str(tmp_path / 'v.npz')
+  call('sample', f'--workdir={workdir}', '--num=3', f'--out={values}')
+  stored = np.load(values)
+  assert stored['images'].shape == (3, 8, 8, 1)
+  assert stored['images'].max() <= 16
+  np.testing.assert_array_equal(stored['labels'], [0, 1, 2])
+
+
+def test_convert_makes_a_run_of_published_weights(tmp_path):
+  pytest.importorskip('torch')
+  config = tmp_path / 'golden.py'
+  config.write_text(
+    'from fractal_jax import config\n'
+    'def get_config():\n'
+    '  c = config.default()\n'
+    '  c.model.update(sizes=(16, 4, 1), kinds=("ar", "ar", "pixel"),\n'
+    '    widths=(64, 48, 32), depths=(2, 2, 2), heads=(4, 4, 2), classes=10,\n'
+    '    num_conds=1)\n'
+    '  return c\n'
+  )
+  run, back = str(tmp_path / 'run'), str(tmp_path / 'back.pth')
+  pth = 'tests/goldens/ar_small.pth'
+  call('convert', f'--config={config}', f'--pth={pth}', f'--workdir={run}')
+  call('convert', f'--workdir={run}', f'--out={back}')
+  from fractal_jax import convert
+
+  ours, theirs = convert.read_pth(back), convert.read_pth(str(ROOT / pth))
+  assert ours.keys() == theirs.keys()
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], theirs[name])
+  wrong = '--config=configs/digits.py'
+  text = call('convert', wrong, f'--pth={pth}', f'--workdir={run}x', code=2)
+  assert 'RGB images' in text and not pathlib.Path(f'{run}x').exists()
+  text = call('convert', f'--workdir={run}', code=2)
+  assert '--pth' in text and '--out' in text
+
+
+def test_cost_prints_the_papers_total():
+  out = call('cost', '--config=configs/fractalmar_in64.py')
+  assert '431,995,648' in out and '437.4' in out
+
+
+@pytest.mark.parametrize(
+  'code, args, words',
+  [
+    (1, ['nonsense'], ["no command 'nonsense'", 'train']),
+    (1, ['train', DIGITS], ['--workdir']),
+    (
+      1,
+      ['train', DIGITS, '--workdir=X', '--config.optim.stepz=3'],
+      ['stepz', '"steps"'],
+    ),
+    (1, ['cost', '--config=configs/none.py'], ['configs/none.py']),
+    (
+      2,
+      [
+        'train',
+        DIGITS,
+        '--workdir=X',
+        '--config.model.sizes=(8,3,1)',
+        '--config.model.heads=(5,4,2)',
+      ],
+      ['3 does not divide 8', 'heads[0]=5'],
+    ),
+    (2, ['likelihood', '--workdir=X'], ['X', 'config.json']),
+    (2, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'at least 1']),
+    (2, ['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
+  ],
+)
+def test_bad_input_is_named_with_the_way_out(code, args, words):
+  text = call(*args, code=code)
+  for word in words:
+    assert word in text
+  assert 'Traceback' not in text
+  assert not (ROOT / 'X').exists()
+
+
+def test_bad_labels_and_a_changed_model_are_refused(workdir):
+  text = call('sample', f'--workdir={workdir}', '--labels=3,12', code=2)
+  assert '0 to 9' in text
+  text = call('train', DIGITS, f'--workdir={workdir}', code=2)
+  assert 'model.widths' in text

@@ -1,0 +1,119 @@
+"""Generation as users call it: requests, meshes, pictures, movies."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax import config as config_lib
+from fractal_jax import sample, sharding
+from fractal_jax.models.contract import Sampling
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def net_and_params():
+  return tiny.build(('mar', 'pixel'), (4, 1), channels=2)
+
+
+def test_an_image_depends_on_seed_and_index_alone(net_and_params):
+  net, params = net_and_params
+  labels = sample.round_robin(5, [0, 1, 2])
+  sampling = Sampling(guidance=2.0, iterations=(3,))
+
+  def generate(**how):
+    return sample.generate(net, params, labels, sampling, guided=True, **how)
+
+  once = generate(batch=8).values
+  assert once.shape == (5, 4, 4, 2) and once.min() >= 0 and once.max() <= 4
+  np.testing.assert_array_equal(once, generate(batch=2).values)
+  c = config_lib.default()
+  c.mesh.update(data=4, fsdp=2)
+  mesh = sharding.make_mesh(c)
+  np.testing.assert_array_equal(once, generate(mesh=mesh).values)
+  assert (once != generate(batch=8, seed=1).values).any()
+
+
+def test_movies_know_when_each_value_was_drawn(net_and_params, tmp_path):
+  net, params = net_and_params
+  sampling = Sampling(iterations=(3,), record=True)
+  drawn = sample.generate(
+    net, params, np.array([-1, 2]), sampling, guided=False
+  )
+  plain = sample.generate(
+    net,
+    params,
+    np.array([-1, 2]),
+    sampling.replace(record=False),
+    guided=False,
+  )
+  np.testing.assert_array_equal(drawn.values, plain.values)
+  assert drawn.when.min() == 0 and drawn.when.max() < 32
+  # A pixel's second channel is drawn after its first.
+  assert (drawn.when[..., 1] > drawn.when[..., 0]).all()
+  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  path = tmp_path / 'gen.gif'
+  sample.save_movie(drawn, model, str(path), frames=12)
+  with Image.open(path) as movie:
+    assert movie.n_frames > 5
+    first = np.asarray(movie.convert('RGB'))
+    movie.seek(movie.n_frames - 1)
+    last = np.asarray(movie.convert('RGB'))
+  full = sample.grid(sample.pictures(drawn.values, model))
+  assert last.shape == full.shape
+  assert np.abs(last.astype(int) - full).max() <= 8  # GIF's palette
+  assert (first != last).any()
+  with pytest.raises(sample.SampleError, match=r'\.gif'):
+    sample.save_movie(drawn, model, str(tmp_path / 'gen.avi'))
+
+
+def test_raster_order_shows_in_the_times_of_ar_levels():
+  net, params = tiny.build(('ar', 'ar', 'pixel'), (4, 2, 1))
+  drawn = sample.generate(
+    net, params, np.array([0]), Sampling(record=True), guided=False
+  )
+  literal = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+  np.testing.assert_array_equal(drawn.when[0, ..., 0], literal)
+
+
+def test_settings_take_changes_and_say_if_guided():
+  c = config_lib.default()
+  sampling, guided = sample.settings(c, guidance=3.0, iterations=(4, 2))
+  assert guided and sampling.guidance == 3.0 and sampling.iterations == (4, 2)
+  assert sampling.filter_threshold == c.sample.filter_threshold
+  assert not sample.settings(c, guidance=1.0)[1]
+
+
+def test_pictures_span_black_to_white():
+  model = tiny.model(('ar', 'pixel'), (2, 1), num_values=17)
+  values = np.array([0, 16, 8, 4]).reshape(1, 2, 2, 1)
+  shades = sample.pictures(values, model)[0, :, :, 0]
+  np.testing.assert_array_equal(shades, [[0, 255], [128, 64]])
+  rgb = tiny.model(('ar', 'pixel'), (2, 1), channels=3, num_values=256)
+  values = np.arange(12).reshape(1, 2, 2, 3)
+  np.testing.assert_array_equal(sample.pictures(values, rgb), values)
+  series = tiny.model(('ar', 'pixel'), (4, 1), rank=1, channels=2)
+  lines = sample.pictures(np.zeros((3, 4, 2), int), series)
+  assert lines.shape == (3, 64, 4, 3)
+  assert (lines[:, -1] != 255).any() and (lines[:, 0] == 255).all()
+
+
+def test_grid_keeps_every_picture_whole():
+  images = np.arange(3 * 48 * 48 * 3).reshape(3, 48, 48, 3) % 251
+  out = sample.grid(images.astype(np.uint8), columns=2)
+  assert out.shape == (2 * 50 + 2, 2 * 50 + 2, 3)
+  np.testing.assert_array_equal(out[2:50, 52:100], images[1])
+  np.testing.assert_array_equal(out[52:100, 2:50], images[2])
+  assert (out[52:, 52:] == 255).all()
+
+
+def test_grid_of_a_run_is_written_as_png(net_and_params, tmp_path):
+  net, params = net_and_params
+  c = config_lib.default()
+  c.model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  c.sample.update(num=6, batch=6, iterations=(3,))
+  path = tmp_path / 'new' / 'grid.png'
+  image = sample.sample_grid(net, params, c, path=str(path))
+  with Image.open(path) as stored:
+    np.testing.assert_array_equal(np.asarray(stored), image)
+
+
