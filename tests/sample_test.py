@@ -115,5 +115,3 @@ def test_grid_of_a_run_is_written_as_png(net_and_params, tmp_path):
   image = sample.sample_grid(net, params, c, path=str(path))
   with Image.open(path) as stored:
     np.testing.assert_array_equal(np.asarray(stored), image)
-
-
