@@ -363,6 +363,8 @@ def run() -> None:
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
       # A key, value or file of --config; a list of choices takes several lines.
       text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
+      if isinstance(e, OSError):  # its text holds a whole traceback
+        text = ' '.join(line.strip() for line in text.splitlines()[-2:])
       sys.exit(f'fractal-jax {command}: --config: {text}')
 
   def main(argv):
