@@ -357,8 +357,8 @@ def run() -> None:
   def parse(argv):
     try:
       rest = app.parse_flags_with_usage(argv)
-      if 'config' in FLAGS:
-        FLAGS.config  # noqa: B018  raises here if its file can't be read
+      if 'config' in FLAGS and FLAGS.config is not None:
+        FLAGS.config.seed  # noqa: B018  raises if its file can't be read
       return rest
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
       # A key, value or file of --config; a list of choices takes several lines.
