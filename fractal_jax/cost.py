@@ -2,19 +2,21 @@
 
 One FLOP is one addition or one multiplication: 2 per multiply-add. Only
 matrix products count; norms, activations and softmax are a few percent more.
-Three counts:
+Four counts:
 
   paper     forward, as the paper's tables count it: patches only, no
             masking, no guides, no logits, and the same block for every kind.
   forward   the matrix products that this code runs to score an image whose
             patches all go down: with the tokens of conditions and guides,
             guide networks, SwiGLU, and logits.
+  scoring   one Monte-Carlo pass of the likelihood: only masked patches go
+            down, on average half of them and half a patch.
   training  3 forwards (one for each of the backward pass's two products) in
             which only masked patches go down, on average over the law of the
             mask ratio. What `remat` computes again is not counted.
 
 A kind of level counts itself, in its own file: `flops` of a sequence,
-`sample_flops` of a square, and `trained_share` of the patches.
+`sample_flops` of a square, and `share` of the patches.
 """
 
 import dataclasses
@@ -24,6 +26,15 @@ import jax
 
 from fractal_jax.models import fractal
 from fractal_jax.models.contract import Spec
+
+
+# By what JAX calls the device (a part of it; the first that fits).
+PEAK_TFLOPS = {
+  'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362,
+  'L4': 121,
+  'V100': 125, 'TPU v4': 275, 'TPU v5 lite': 197, 'TPU v5e': 197,
+  'TPU v5': 459, 'TPU v6': 918,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +48,7 @@ class LevelCost:
   params: int  # guide network included
   paper: float  # forward FLOPs, the paper's count
   forward: float  # forward FLOPs, as run
+  scoring: float  # FLOPs of one pass of the likelihood
   training: float  # forward and backward FLOPs of a training step
   sampling: float  # FLOPs to generate, one guidance stream
 
@@ -53,7 +65,7 @@ class Cost:
     return self.label_params + sum(level.params for level in self.levels)
 
   def total(self, count: str) -> float:
-    """Sum over levels of 'paper', 'forward', 'training' or 'sampling'."""
+    """Sum over levels of 'paper', 'forward', 'scoring', 'training' or 'sampling'."""
     return sum(getattr(level, count) for level in self.levels)
 
 
@@ -69,7 +81,7 @@ def cost(config) -> Cost:
   net = fractal.from_config(config.model)
   params = param_counts(net)
   iterations = sample_iterations(net.specs, config.sample.iterations)
-  levels, sequences, trained = [], 1, 1.0
+  levels, sequences, scored, trained = [], 1, 1.0, 1.0
   for spec, kind, steps in zip(net.specs, net.level_classes(), iterations):
     level = kind(spec, parent=None)
     above_pixels = steps is not None
@@ -84,13 +96,15 @@ def cost(config) -> Cost:
         params=params[f'level_{spec.index}'],
         paper=sequences * paper_flops(spec),
         forward=sequences * flops,
+        scoring=scored * flops,
         training=3 * trained * flops,
         sampling=sequences * sample,
       )
     )
     if above_pixels:
       sequences *= spec.length
-      trained *= spec.length * level.trained_share()
+      scored *= spec.length * level.share('uniform')
+      trained *= spec.length * level.share('train')
   return Cost(tuple(levels), params['labels'])
 
 
@@ -122,9 +136,22 @@ def forward_flops_per_image(config) -> float:
   return cost(config).total('forward')
 
 
+def likelihood_flops_per_image(config) -> float:
+  """FLOPs of one pass of the likelihood, an image."""
+  return cost(config).total('scoring')
+
+
 def train_flops_per_image(config) -> float:
   """FLOPs of a training step, an image: the numerator of its utilisation."""
   return cost(config).total('training')
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Dense bfloat16 FLOP/s of a device as its maker states; None: unknown."""
+  for name, tera in PEAK_TFLOPS.items():
+    if name in device_kind:
+      return tera * 1e12
+  return None
 
 
 def sample_flops_per_image(config, guided: bool, iterations=()) -> float:

@@ -102,7 +102,7 @@ def evaluate(
       )
       for i in range(passes):
         out = jax.device_get(
-          _score(net, parts, params, key, placed, labels, n, i, i / passes)
+          score_batch(net, parts, params, key, placed, labels, n, i, i / passes)
         )
         seen = out['valid'].astype(bool)
         if not i:
@@ -143,7 +143,7 @@ def _sums(per_image, seen):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _score(net, parts, params, key, batch, labels, n, i, offset):
+def score_batch(net, parts, params, key, batch, labels, n, i, offset):
   """Nats of each image of batch n in pass i; masks compacted by device."""
   image_keys = jax.vmap(
     lambda index: jax.random.fold_in(jax.random.fold_in(key, index), i)

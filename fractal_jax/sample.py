@@ -75,7 +75,7 @@ def generate(
     for start in progress(range(0, len(labels), batch)):
       index = np.arange(start, start + batch)
       some = labels[np.minimum(index, len(labels) - 1)]
-      drawn = _generate(
+      drawn = generate_batch(
         net, guided, mesh, params, key, some, jnp.asarray(index), sampling
       )
       out.append(jax.device_get(drawn))
@@ -83,7 +83,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _generate(net, guided, mesh, params, key, labels, index, sampling):
+def generate_batch(net, guided, mesh, params, key, labels, index, sampling):
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
   def on_device(params, labels, keys, sampling):

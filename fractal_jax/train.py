@@ -165,16 +165,21 @@ def initialise_levels(config, state: TrainState) -> TrainState:
 def compile_step(config, net, tx, mesh, state, batch) -> Callable:
   """The compiled training step (state, batch) -> (state, metrics)."""
   start = time.monotonic()
-  where = jax.tree.map(lambda x: x.sharding, state)
-  step = jax.jit(
-    make_step(config, net, tx, mesh),
-    out_shardings=(where, sharding.replicated(mesh)),
-    donate_argnums=0,
-  )
+  step = jitted_step(config, net, tx, mesh, state)
   with jax.set_mesh(mesh):
     compiled = step.lower(state, batch).compile()
   logs.say(f'compiled the training step in {time.monotonic() - start:.1f} s')
   return compiled
+
+
+def jitted_step(config, net, tx, mesh, state):
+  """The step as a jitted function, which takes over its argument `state`."""
+  where = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(
+    make_step(config, net, tx, mesh),
+    out_shardings=(where, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
 
 
 def make_step(config, net, tx, mesh) -> Callable:

@@ -200,6 +200,7 @@ class ARLevel(nn.Module):
     return self.flops()
 
   @nn.nowrap
-  def trained_share(self) -> float:
-    """Of a square's patches, how many go down in training."""
+  def share(self, law: str) -> float:
+    """Of a square's patches, how many go down."""
+    del law
     return 1.0

@@ -330,8 +330,8 @@ class MARLevel(nn.Module):
     return steps * self.outputs_flops() + self.guide_flops()
 
   @nn.nowrap
-  def trained_share(self) -> float:
-    """Of a square's patches, how many go down in training: E[n] / L."""
+  def share(self, law: str) -> float:
+    """Of a square's patches, how many go down under a law: E[n] / L."""
     strata = (np.arange(1 << 16) + 0.5) / (1 << 16)
-    counts = masking.counts(strata, self.spec, 'train', np)
+    counts = masking.counts(strata, self.spec, law, np)
     return counts.mean() / self.spec.length

@@ -1,0 +1,227 @@
+"""How fast a config trains, scores and generates on this machine.
+
+  python benchmarks/speed.py --config=configs/mini.py:ar --what=all --batch=16
+
+Times the programs that `fractal-jax train`, `likelihood` and `sample` run, on
+random images, over the mesh of the config: one call to warm up, then the
+median of several, each waited for. Compilation is timed without JAX's
+persistent cache. The sample job has guidance 4 (linear schedule, both
+streams), temperature 1, and 16 iterations at level 0 and 8 below for masked
+levels; flags change that. MFU is model FLOPs (cost.py: nothing for what remat
+computes again or padding) a second, as a share of the chips' bfloat16 peak.
+"""
+
+import json
+import platform
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+
+from fractal_jax import config as config_lib
+from fractal_jax import (
+  cost,
+  likelihood,
+  optim,
+  sample,
+  sharding,
+  train,
+  train_state,
+)
+from fractal_jax.models import fractal
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
+WHAT = flags.DEFINE_enum(
+  'what', 'all', ['all', 'train', 'likelihood', 'sample'], 'What to time.'
+)
+BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time, all devices.')
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls, after one more.')
+GUIDANCE = flags.DEFINE_float('guidance', 4.0, 'Of sampling; 1: one stream.')
+TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of sampling.')
+ITERATIONS = flags.DEFINE_list(
+  'iterations', None, 'Of masked levels; 16,8,8,... if unset.'
+)
+JSON = flags.DEFINE_bool('json', False, 'One line of JSON a job, no table.')
+flags.mark_flag_as_required('config')
+
+
+def training(config, net, mesh):
+  """The training step; it gives its state back to be used again."""
+  tx = optim.optimizer(config, 1000)
+  state = train_state.create(config, net, tx, mesh)
+  batch = random_batch(config, mesh)
+  step = train.jitted_step(config, net, tx, mesh, state)
+  flops = cost.train_flops_per_image(config)
+  return step, (state, batch), lambda out: (out[0], batch), flops
+
+
+def scoring(config, net, mesh):
+  """One Monte-Carlo pass of likelihood over a batch."""
+  params = initial_params(config, net, mesh)
+  batch = random_batch(config, mesh)
+  none = -jnp.ones_like(batch['label'])
+  key = jax.random.key(0)
+  parts = sharding.batch_devices(mesh)
+  args = net, parts, params, key, batch, none, 0, 0, 0.0
+  flops = cost.likelihood_flops_per_image(config)
+  return likelihood.score_batch, args, lambda _: args, flops
+
+
+def sampling(config, net, mesh):
+  """A batch of images."""
+  params = initial_params(config, net, mesh)
+  settings, guided = sample.settings(config)
+  index = jnp.arange(config.optim.batch)
+  labels = index % config.model.classes
+  key = jax.random.key(0)
+  args = net, guided, mesh, params, key, labels, index, settings
+  flops = cost.sample_flops_per_image(config, guided, settings.iterations)
+  return sample.generate_batch, args, lambda _: args, flops
+
+
+JOBS = {'train': training, 'likelihood': scoring, 'sample': sampling}
+
+
+def initial_params(config, net, mesh):
+  tx = optim.optimizer(config, 1000)
+  return train_state.create(config, net, tx, mesh).params
+
+
+def random_batch(config, mesh):
+  m, b = config.model, config.optim.batch
+  rng = np.random.default_rng(0)
+  shape = (b,) + (m.sizes[0],) * m.rank + (m.channels,)
+  batch = {
+    'image': rng.integers(0, m.num_values, shape).astype(np.int32),
+    'label': np.arange(b, dtype=np.int32) % m.classes,
+    'index': np.arange(b, dtype=np.int32),
+    'valid': np.ones(b, np.int32),
+  }
+  return sharding.place(batch, mesh)
+
+
+def measure(what, config) -> dict:
+  """One job's numbers, by name."""
+  net = fractal.from_config(config.model)
+  mesh = sharding.make_mesh(config)
+  function, args, again, flops = JOBS[what](config, net, mesh)
+  with jax.set_mesh(mesh):
+    start = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    compile_s = time.perf_counter() - start
+    static = getattr(function, 'static_argnums', STATIC[what])
+    times = []
+    for _ in range(1 + REPEATS.value):
+      start = time.perf_counter()
+      out = compiled(*[a for i, a in enumerate(args) if i not in static])
+      jax.block_until_ready(out)
+      times.append(time.perf_counter() - start)
+      args = again(out)
+  seconds = float(np.median(times[1:]))
+  images = config.optim.batch
+  devices = list(mesh.devices.flat)
+  peak = cost.peak_flops(devices[0].device_kind)
+  memory = devices[0].memory_stats() or {}
+  program = compiled.memory_analysis()
+  return {
+    'what': what,
+    'batch': images,
+    'seconds': seconds,
+    'images_per_s': images / seconds,
+    'compile_s': compile_s,
+    'model_gflops_per_image': flops / 1e9,
+    'tflops_per_s': flops * images / seconds / 1e12,
+    'mfu': flops * images / seconds / peak / len(devices) if peak else None,
+    'peak_memory_gib': gib(memory.get('peak_bytes_in_use')),
+    'program_memory_gib': gib(
+      program and program.temp_size_in_bytes + program.argument_size_in_bytes
+    ),
+  }
+
+
+# Arguments that are compiled in.
+STATIC = {'train': (), 'likelihood': (0, 1), 'sample': (0, 1, 2)}
+
+
+def gib(size):
+  return None if size is None else size / 2**30
+
+
+def machine() -> str:
+  device = jax.devices()[0]
+  name = device.device_kind
+  if device.platform == 'cpu':
+    name = f'{cpu_name()}, {jax.local_device_count()} device(s)'
+  return (
+    f'{len(jax.devices())} x {name}; jax {jax.__version__}, Python '
+    f'{platform.python_version()}, {time.strftime("%Y-%m-%d")}'
+  )
+
+
+def cpu_name() -> str:
+  import os
+
+  model = platform.processor() or platform.machine()
+  try:
+    with open('/proc/cpuinfo') as file:
+      names = [line for line in file if line.startswith('model name')]
+    model = names[0].split(':')[1].strip() if names else model
+  except OSError:
+    pass
+  return f'{model}, {len(os.sched_getaffinity(0))} cores'
+
+
+def table(rows: list[dict]) -> str:
+  head = (
+    'job', 'batch', 's', 'images/s', 'compile s', 'GFLOP/image', 'TFLOP/s',
+    'MFU', 'memory GiB',
+  )  # fmt: skip
+  lines = [head]
+  for r in rows:
+    memory = r['peak_memory_gib'] or r['program_memory_gib']
+    lines.append(
+      (
+        r['what'],
+        str(r['batch']),
+        f'{r["seconds"]:.3f}',
+        f'{r["images_per_s"]:.4g}',
+        f'{r["compile_s"]:.1f}',
+        f'{r["model_gflops_per_image"]:.3g}',
+        f'{r["tflops_per_s"]:.3g}',
+        '-' if r['mfu'] is None else f'{r["mfu"]:.1%}',
+        '-' if memory is None else f'{memory:.2f}',
+      )
+    )
+  return '\n'.join(cost.aligned(lines))
+
+
+def main(argv):
+  del argv
+  jax.config.update('jax_enable_compilation_cache', False)
+  config = CONFIG.value
+  with config.unlocked():
+    config.optim.batch = BATCH.value
+    config.sample.guidance = GUIDANCE.value
+    config.sample.temperature = TEMPERATURE.value
+    levels = len(config.model.kinds) - 1
+    config.sample.iterations = tuple(
+      map(int, ITERATIONS.value or (16,) + (8,) * (levels - 1))
+    )
+  config_lib.check(config)
+  jobs = list(JOBS) if WHAT.value == 'all' else [WHAT.value]
+  if not JSON.value:
+    print(machine())
+  rows = []
+  for what in jobs:
+    rows.append(measure(what, config))
+    if JSON.value:
+      print(json.dumps(rows[-1] | {'machine': machine()}), flush=True)
+  if not JSON.value:
+    print(table(rows))
+
+
+if __name__ == '__main__':
+  app.run(main)
