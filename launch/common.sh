@@ -26,10 +26,14 @@ whole() {
   [[ ${!1} =~ ^[0-9]+$ ]] || fail "$1=${!1} must be a whole number"
 }
 
+# show COMMAND...: prints it, quoted where a shell needs that.
 show() {
-  local words
-  printf -v words '%q ' "$@"
-  echo "${words% }"
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[[:alnum:]_@%+=:,./-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
 }
 
 # run COMMAND...: or, under --dry-run, print it.
@@ -51,17 +55,19 @@ worth_restarting() {
 # restarting COMMAND...: runs it, and again while that is worth it, at most
 # MAX_RESTARTS times, RESTART_PAUSE seconds apart. SIGTERM, SIGHUP and Ctrl-C
 # reach the command as SIGTERM, so that it saves; nothing is restarted then.
+# signal_group=- before it sends them to the command's children too.
 restarting() {
-  local restarts=0 code pid='' told_to_stop=''
+  local restarts=0 code pid='' told_to_stop='' group=${signal_group:-}
   whole MAX_RESTARTS
   whole RESTART_PAUSE
   if [ "$dry_run" ]; then
-    show "$@"
+    if [ "$(type -t "$1")" = function ]; then "$@"; else show "$@"; fi
     echo "# again after exit code 75, a signal or a crash, at most" \
       "$MAX_RESTARTS times, $RESTART_PAUSE s apart; not after 0 or 2"
     return
   fi
-  trap 'told_to_stop=yes; kill -TERM "$pid" 2>/dev/null || true' TERM HUP INT
+  trap 'told_to_stop=yes; kill -TERM -- "$group$pid" 2>/dev/null || true' \
+    TERM HUP INT
   while true; do
     set -m # a process group of its own, which Ctrl-C doesn't reach
     "$@" </dev/null &
