@@ -125,23 +125,15 @@ on_all_workers() {
   run "${tpus[@]}" tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"
 }
 
-# The commit that was checked out here at the start, and a Python with its
-# packages: the machines' own is too old.
+# The commit that was checked out here at the start.
 setup() {
   local archive=/tmp/fractal_jax-$NAME.tar.gz
   run git archive --format=tar.gz --output="$archive" "$commit" || return
   run "${tpus[@]}" tpu-vm scp "$archive" "$NAME:fractal_jax.tar.gz" \
     "${where[@]}" --worker=all || return
-  # shellcheck disable=SC2016  # expanded there
-  on_all_workers 'set -e
-    mkdir -p fractal_jax && tar -xzf fractal_jax.tar.gz -C fractal_jax
-    cd fractal_jax
-    if [ ! -x .venv/bin/python ]; then
-      python3 -m pip install --quiet --user uv
-      python3 -m uv venv --quiet --seed --python=3.12 .venv
-    fi
-    export PYTHON=.venv/bin/python EXTRAS="[tpu]"
-    bash -c "set -euo pipefail; source launch/setup.sh"'
+  on_all_workers "mkdir -p fractal_jax && \
+tar -xzf fractal_jax.tar.gz -C fractal_jax && \
+fractal_jax/launch/worker.sh setup"
 }
 
 # The same ID for every worker, and for gcloud's own second try on a broken
@@ -176,5 +168,6 @@ case $job in
       exit "$code"
     }
     ;;
+  status) state ;;
   *) "$job" ;;
 esac

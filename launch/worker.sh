@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # On one worker of a pod, over a connection that may break:
 #
+#   launch/worker.sh setup                 installs this checkout, for TPUs, with
+#                                          a Python of its own: that of the
+#                                          machine is too old
 #   launch/worker.sh start ID COMMAND...   starts COMMAND, once for each ID;
 #                                          prints its log to its end and exits
 #                                          with its exit code
@@ -16,6 +19,16 @@ alive() {
   local run=$1
   [ ! -e "$run/code" ] && [ -e "$run/pid" ] &&
     kill -0 "$(cat "$run/pid")" 2>/dev/null
+}
+
+setup() {
+  cd "$(dirname "$0")/.."
+  if [ ! -x .venv/bin/python ]; then
+    python3 -m pip install --quiet --user uv
+    python3 -m uv venv --quiet --seed --python=3.12 .venv
+  fi
+  export PYTHON=.venv/bin/python EXTRAS='[tpu]'
+  source launch/setup.sh
 }
 
 stop() {
@@ -64,9 +77,9 @@ start() {
 }
 
 case ${1:-} in
-  start | stop) "$@" ;;
+  setup | start | stop) "$@" ;;
   *)
-    echo 'usage: launch/worker.sh start ID COMMAND... | stop' >&2
+    echo 'usage: launch/worker.sh setup | start ID COMMAND... | stop' >&2
     exit 2
     ;;
 esac
