@@ -2,6 +2,10 @@
 # Sourced by the launchers beside it: variables that must be set, --dry-run,
 # and starting again after a preemption.
 me=${0##*/}
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "$me: bash $BASH_VERSION is too old: 4.4 is needed" >&2
+  exit 2
+fi
 dry_run=
 unset_names=
 

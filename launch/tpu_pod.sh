@@ -140,7 +140,7 @@ fractal_jax/launch/worker.sh setup"
 # connection, which then finds training under way and follows it.
 train() {
   local id command
-  id=$(date +%Y%m%d-%H%M%S)
+  id=$(date +%Y%m%d-%H%M%S)-$RANDOM
   [ -z "$dry_run" ] || id=ID
   command="cd fractal_jax && launch/worker.sh start $id env JAX_PLATFORMS=tpu \
 .venv/bin/fractal-jax $(show train --distributed --config="$CONFIG" \

@@ -7,8 +7,8 @@
 # Fills in tpu.yaml or gpu.yaml beside it and hands that to kubectl; --dry-run
 # prints the manifest. launch/README.md lists the variables.
 set -euo pipefail
-here=$(dirname "$0")
-source "$here/../common.sh"
+cd "$(dirname "$0")/../.."
+source launch/common.sh
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 kind=${1:-}
 [[ $kind =~ ^(tpu|gpu)$ ]] ||
@@ -16,7 +16,7 @@ kind=${1:-}
 shift
 
 need NAME 'a name for the job' fractal
-need IMAGE "a container image that holds fractal_jax: see $here/Dockerfile" us-docker.pkg.dev/my-project/images/fractal:1
+need IMAGE 'a container image that holds fractal_jax: see launch/gke/Dockerfile' us-docker.pkg.dev/my-project/images/fractal:1
 need CONFIG 'the run'\''s config file, in the image' configs/fractalmar_in64.py
 need WORKDIR 'a directory that all hosts share, for config, checkpoints and logs' gs://my-bucket/runs/in64
 if [ "$kind" = tpu ]; then
@@ -28,6 +28,7 @@ else
 fi
 all_set
 
+# shellcheck disable=SC2153  # checked by need
 # The pods' names, which add to this one, may have 63 letters.
 [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "NAME=$NAME must be at most 40 of a-z, 0-9 and -, from a letter on"
@@ -49,6 +50,7 @@ if [ "$kind" = tpu ]; then
   [ "$CHIPS" -gt 0 ] && [ $((chips % CHIPS)) = 0 ] ||
     fail "TPU_TOPOLOGY=$TPU_TOPOLOGY has $chips chips, no multiple of" \
       "CHIPS=$CHIPS, those of a host"
+  # shellcheck disable=SC2034  # for the manifest
   HOSTS=$((chips / CHIPS))
 else
   GPUS=${GPUS:-8}
@@ -69,12 +71,12 @@ done
 FLAGS="[$FLAGS]"
 IMAGE=$(quote "$IMAGE")
 
-manifest=$(<"$here/$kind.yaml")
+manifest=$(<"launch/gke/$kind.yaml")
 while [[ $manifest =~ \$\{([A-Z_]+)\} ]]; do
-  name=${BASH_REMATCH[1]}
-  [ -n "${!name:-}" ] || fail "$kind.yaml names $name, which is not set"
-  [[ ${!name} != *"\${"* ]] || fail "$name=${!name} must not hold \${"
-  manifest=${manifest//"\${$name}"/"${!name}"}
+  found=${BASH_REMATCH[1]}
+  [ -n "${!found:-}" ] || fail "$kind.yaml names $found, which is not set"
+  [[ ${!found} != *"\${"* ]] || fail "$found=${!found} must not hold \${"
+  manifest=${manifest//"\${$found}"/"${!found}"}
 done
 
 if [ "$dry_run" ]; then
