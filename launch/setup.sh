@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes .venv once, installs this checkout
 # into it, and activates it. EXTRAS=[test] adds optional packages.
 python=${PYTHON:-python3}
@@ -7,6 +8,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 venv=${VENV:-.venv}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# shellcheck source=/dev/null
 source "$venv/bin/activate"
 stamp=$venv/.installed${EXTRAS:-}
 if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || [ requirements.txt -nt "$stamp" ]; then

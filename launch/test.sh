@@ -4,6 +4,6 @@
 #   launch/test.sh [pytest arguments]     PYTHON=python3.12 to choose a Python
 set -euo pipefail
 cd "$(dirname "$0")/.."
-EXTRAS=[test]
+EXTRAS='[test]'
 source launch/setup.sh
 exec python -m pytest -q "$@"
