@@ -49,5 +49,5 @@ def get_config(arg=None):
 
   c.sample.every = 1000
   c.sample.num = 60  # a class a column
-  c.sample.guidance = 2.0
+  c.sample.guidance = 3.0
   return c

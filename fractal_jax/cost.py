@@ -27,7 +27,6 @@ import jax
 from fractal_jax.models import fractal
 from fractal_jax.models.contract import Spec
 
-
 # By what JAX calls the device (a part of it; the first that fits).
 PEAK_TFLOPS = {
   'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362,
@@ -65,7 +64,7 @@ class Cost:
     return self.label_params + sum(level.params for level in self.levels)
 
   def total(self, count: str) -> float:
-    """Sum over levels of 'paper', 'forward', 'scoring', 'training' or 'sampling'."""
+    """Sum over levels of 'paper', 'forward', 'scoring', 'training', ..."""
     return sum(getattr(level, count) for level in self.levels)
 
 
