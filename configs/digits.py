@@ -32,6 +32,7 @@ def get_config(arg=None):
   m.channel_weights = (1.0,)
   m.label_dropout = 0.3  # it is judged without labels, and sampled with
   m.remat = 'none'
+  m.unroll = 3
 
   c.data.name = 'digits'
   c.data.flip = False

@@ -27,6 +27,8 @@ def get_config(arg=None):
   m.num_conds = 5 if arg == 'mar' else 1
   m.classes = 10
   m.dtype = 'float32'
+  m.remat = 'none'
+  m.unroll = 6
 
   c.data.name = 'cifar10'
   c.data.val_split = 'test'

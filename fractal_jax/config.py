@@ -50,6 +50,7 @@ def default() -> ml_collections.ConfigDict:
   # How it is computed.
   m.dtype = 'float32'  # 'bfloat16' on TPUs and recent GPUs
   m.remat = 'full'  # what to recompute in the backward pass: see layers.py
+  m.unroll = 0  # layers: stacks of so many or fewer are not looped over
   # Other checkpoints to start from: a work directory, and which levels.
   m.init_from = ''
   m.init_levels = ()

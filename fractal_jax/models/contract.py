@@ -48,7 +48,7 @@ class Spec:
   # computation
   dtype: jnp.dtype
   remat: str
-  unroll: bool = False
+  unroll: bool = False  # write the layers out rather than loop over them
 
   @property
   def grid(self) -> tuple[int, ...]:

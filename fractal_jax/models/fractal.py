@@ -232,6 +232,7 @@ def specs(model) -> tuple[Spec, ...]:
         mask_std=model.mask_std,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
+        unroll=model.depths[i] <= model.unroll,
       )
     )
   below = [s.num_conds for s in out[1:]] + [0]
@@ -345,6 +346,7 @@ def problems(model) -> list[str]:
     model.remat in layers.REMAT,
     f"model.remat='{model.remat}' must be one of {', '.join(layers.REMAT)}",
   )
+  rule(model.unroll >= 0, f'model.unroll={model.unroll} must be 0 or more')
   for level in model.init_levels:
     rule(
       0 <= level < levels,

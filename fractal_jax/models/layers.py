@@ -138,6 +138,51 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   return jnp.einsum('nhts,nshk->nthk', weights, v)
 
 
+class Dropout(nn.Module):
+  """Dropout whose draws are a hash of the value's place and two random words.
+
+  jax.random spends some hundred operations a draw, twice where the backward
+  pass draws again: over a third of a training step on a CPU. Keeping a value
+  or not needs no such quality. An element's draw depends on its place alone,
+  so that any split over devices draws the same.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, *, deterministic: bool) -> Array:
+    if deterministic or not self.rate:
+      return x
+    words = jax.random.bits(self.make_rng('dropout'), (2,), jnp.uint32)
+    # The backward pass draws again rather than read what was drawn.
+    drop = jax.checkpoint(drop_out, prevent_cse=False, static_argnums=2)
+    return drop(x, words, self.rate)
+
+
+def drop_out(x: Array, words: Array, rate: float) -> Array:
+  """Zeros a share `rate` of x, and scales the rest by 1 / (1 - rate)."""
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    here = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    place = place * jnp.uint32(size) + here
+  keep = hash_bits(place, words) >= jnp.uint32(round(rate * 2**32))
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def hash_bits(place: Array, words: Array) -> Array:
+  """uint32 bits of counters, two random words [2] as the seed.
+
+  Each multiplication by an odd constant carries low bits up, each shifted
+  exclusive or brings high bits down; both are one to one, so that a seed's
+  2^32 counters have different bits.
+  """
+  x = place + words[0]
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) + words[1]
+  x = (x ^ (x >> 16)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
+
+
 class Attention(nn.Module):
   """Self-attention with a fused qkv projection."""
 
@@ -161,8 +206,8 @@ class Attention(nn.Module):
     self.proj = dense(
       self.width, ('heads', 'embed'), self.dtype, bias=self.bias
     )
-    self.drop_weights = nn.Dropout(self.weight_dropout)
-    self.drop = nn.Dropout(self.dropout)
+    self.drop_weights = Dropout(self.weight_dropout)
+    self.drop = Dropout(self.dropout)
 
   def heads_of(self, x, turns):
     """x [N, T, D] to q, k, v [N, T, H, K], rotated where turns are given."""
@@ -216,7 +261,7 @@ class ViTBlock(nn.Module):
     )
     self.fc1 = dense(4 * self.width, ('embed', 'mlp'), self.dtype)
     self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
-    self.drop1, self.drop2 = nn.Dropout(rate), nn.Dropout(rate)
+    self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
 
   def mlp(self, x, train):
     x = nn.gelu(self.fc1(x), approximate=False)
@@ -252,7 +297,7 @@ class LlamaBlock(nn.Module):
     self.w1 = dense(hidden, axes, self.dtype, bias=False)
     self.w3 = dense(hidden, axes, self.dtype, bias=False)
     self.w2 = dense(self.width, axes[::-1], self.dtype, bias=False)
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = Dropout(self.dropout)
 
   def mlp(self, x, train):
     x = self.w2(nn.silu(self.w1(x)) * self.w3(x))
@@ -277,12 +322,12 @@ def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
   """`depth` blocks, scanned; call it with (x, turns, train).
 
   Its parameters carry a leading axis `layers`. `unroll` writes the layers one
-  after another, which runs faster where a few small ones are generating.
+  after another: a few small ones run faster so, and compile longer.
   """
   if REMAT[remat] is not None:
     policy = getattr(jax.checkpoint_policies, REMAT[remat])
     block = nn.remat(
-      block, policy=policy, prevent_cse=False, static_argnums=(3,)
+      block, policy=policy, prevent_cse=unroll, static_argnums=(3,)
     )
   scanned = nn.scan(
     block,
