@@ -15,9 +15,11 @@ import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
 from fractal_jax import config as config_lib
+from fractal_jax import optim
 from fractal_jax.train_state import TrainState
 
 # Keys of config.model that may change between runs on one work directory:
@@ -164,7 +166,9 @@ class Checkpoints:
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(state.params),
         opt_state=ocp.args.StandardSave(state.opt_state),
-        position=ocp.args.JsonSave({'step': step, 'data': position}),
+        position=ocp.args.JsonSave(
+          {'step': step, 'data': position, 'guard': _numbers(state.guard)}
+        ),
       ),
       metrics=None if bits is None else {'bits_per_dim': float(bits)},
       force=True,
@@ -200,15 +204,32 @@ class Checkpoints:
         'set optim.frozen as it was, or start in another --workdir with '
         f'model.init_from={self.workdir}. ({e})'
       ) from e
-    # On one device at first: a number has no sharding to be restored with.
-    number = jax.device_put(jax.numpy.int32(step), like.step.sharding)
-    state = TrainState(number, found['params'], found['opt_state'])
-    return state, found['position']['data']
+    position = found['position']
+    # Older checkpoints know of no skipped updates.
+    guard = position.get('guard') or _numbers(optim.Guard.new())
+    numbers = {'step': step, 'guard': optim.Guard(**guard)}
+    numbers = jax.tree.map(
+      _everywhere, numbers, {'step': like.step, 'guard': like.guard}
+    )
+    state = TrainState(
+      params=found['params'], opt_state=found['opt_state'], **numbers
+    )
+    return state, position['data']
 
   def close(self):
     """Waits until all is saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _numbers(guard: optim.Guard) -> dict:
+  return {k: np.asarray(v).item() for k, v in vars(guard).items()}
+
+
+def _everywhere(number, like) -> jax.Array:
+  """A number of the host, on every device."""
+  value = np.asarray(number, like.dtype)
+  return jax.make_array_from_callback((), like.sharding, lambda _: value)
 
 
 def save_params(workdir: str, config, params) -> None:

@@ -323,7 +323,7 @@ def start() -> None:
 
 def known_errors() -> tuple:
   """Errors whose message is all that a user needs."""
-  from fractal_jax import checkpoint, convert, data, sample, sharding, train
+  from fractal_jax import checkpoint, convert, data, health, sample, sharding
   from fractal_jax import config as config_lib
 
   return (
@@ -334,7 +334,7 @@ def known_errors() -> tuple:
     data.DataError,
     sample.SampleError,
     sharding.ShardingError,
-    train.TrainingError,
+    health.TrainingError,
   )
 
 

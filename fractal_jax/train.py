@@ -13,15 +13,12 @@ import optax
 
 from fractal_jax import checkpoint, data, logs, optim, sharding, train_state
 from fractal_jax import config as config_lib
+from fractal_jax.health import Watch
 from fractal_jax.models import contract, fractal, masking
 from fractal_jax.train_state import TrainState
 
 # What a step's key is folded with, beyond the images' positions.
 RATIO, DROPOUT = 1 << 30, (1 << 30) + 1
-
-
-class TrainingError(RuntimeError):
-  """Training can't go on; the message says where it went wrong."""
 
 
 def train(config, workdir: str) -> TrainState:
@@ -38,7 +35,7 @@ def train(config, workdir: str) -> TrainState:
   Raises:
     ConfigError, DataError, ShardingError: before anything is compiled.
     CheckpointError: the work directory is in use, or of another model.
-    TrainingError: the loss or a gradient is not finite.
+    TrainingError: too many updates in a row had to be skipped.
   """
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
@@ -189,16 +186,24 @@ def make_step(config, net, tx, mesh) -> Callable:
 
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
-    new = TrainState(
-      state.step + 1,
-      frozen | optax.apply_updates(trained, updates),
-      opt_state,
-    )
-    # A step that is not finite changes nothing; `Watch` then stops the run.
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-    metrics |= {'finite': finite, 'grad_norm': grad_norm}
+    applied, spike, guard = optim.judge(
+      config, state.guard, state.step, loss, grad_norm
+    )
+    # A skipped step is done all the same: the next draws other numbers.
+    changed, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(applied, new, old),
+      (optax.apply_updates(trained, updates), opt_state),
+      (trained, state.opt_state),
+    )
+    new = TrainState(state.step + 1, frozen | changed, opt_state, guard)
+    metrics |= {
+      'applied': applied,
+      'spike': spike,
+      'in_a_row': guard.in_a_row,
+      'skipped': guard.skipped,
+      'grad_norm': grad_norm,
+    }
     for name, grad in grads.items():
       weight = optax.tree.norm(trained[name])
       metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
@@ -274,76 +279,6 @@ def loss_fn(config, net, mesh, params, batch, key):
     metrics['guide_loss'] = guide_loss
     loss += guide_loss
   return loss, metrics | {'loss': loss}
-
-
-class Watch:
-  """Looks at each step's metrics, one step late, and logs them.
-
-  Looking at a step's metrics waits for it; meanwhile the devices have the next
-  step to do.
-  """
-
-  def __init__(self, config, total, progress, writers, checkpoints):
-    self._every, self._total = config.optim.log_every, total
-    self._schedule = optim.schedule(config, total)
-    self._progress, self._writers = progress, writers
-    self._checkpoints = checkpoints
-    self._pending = None
-    self._window = []
-
-  def add(self, step: int, metrics) -> None:
-    """Takes the metrics of a step just started, and looks at the one before.
-
-    Raises:
-      TrainingError: that one was not finite.
-    """
-    jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
-    self.flush()
-    self._pending = step, metrics
-
-  def flush(self) -> None:
-    """Looks at the last step."""
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    metrics = {k: np.asarray(v) for k, v in metrics.items()}
-    if not metrics.pop('finite'):
-      self._stop(step, metrics)
-    self._window.append(metrics)
-    if due(self._every, step, step == self._total):
-      names = metrics.keys()
-      means = {k: np.mean([m[k] for m in self._window]) for k in names}
-      self._window = []
-      means['images_per_second'] = self._progress.update(
-        step, means['loss'], means['bits_per_dim']
-      )
-      means['lr'] = self._schedule(step - 1)
-      means = {f'train/{k}': v for k, v in sorted(means.items())}
-      self._writers.write_scalars(step, means)
-      self._writers.flush()
-
-  def _stop(self, step: int, metrics) -> None:
-    prefix = 'grad_norm/'
-    levels = [
-      k.removeprefix(prefix)
-      for k, v in metrics.items()
-      if k.startswith(prefix) and not np.isfinite(v)
-    ]
-    saved = self._checkpoints.latest()
-    if saved is None:
-      kept = 'No checkpoint was saved before it.'
-    else:
-      kept = (
-        f'The last good checkpoint is {self._checkpoints.workdir}/checkpoints/'
-        f'{saved}; the same command resumes there.'
-      )
-    raise TrainingError(
-      f'step {step} is not finite: loss {metrics["loss"]}, gradient norm '
-      f'{metrics["grad_norm"]}, in {", ".join(levels) or "the total"}. The '
-      f'update was not applied. {kept} Lower optim.lr or optim.clip, or '
-      'warm up for longer.'
-    )
 
 
 # Now and then.
