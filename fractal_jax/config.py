@@ -79,6 +79,7 @@ def default() -> ml_collections.ConfigDict:
   # those whose loss is above spike times its running mean.
   o.spike = 0.0
   o.max_bad_steps = 10  # skipped one after another, before the run stops
+  o.hang_after = 120.0  # seconds without progress end the run (0: never)
   o.frozen = ()  # levels that are not trained, say (0, 1)
   o.log_every = 100  # steps
   o.save_every = 5000  # steps
@@ -144,6 +145,7 @@ def problems(config) -> list[str]:
   rule(o.eps > 0, f'optim.eps={o.eps} must be above 0')
   rule(o.weight_decay >= 0, f'optim.weight_decay={o.weight_decay} must be >= 0')
   rule(o.clip > 0, f'optim.clip={o.clip} must be above 0 (inf: no clipping)')
+  rule(o.hang_after >= 0, f'optim.hang_after={o.hang_after} must be >= 0')
   rule(
     o.spike == 0 or o.spike > 1,
     f'optim.spike={o.spike} must be 0 (off) or above 1, in running means of '

@@ -57,6 +57,7 @@ class Watch:
       if metrics['in_a_row'] >= o.max_bad_steps:
         self._stop(step, metrics)
     if step % o.log_every == 0 or step == self._total:
+      self._checkpoints.check()
       self._log(step, metrics)
 
   def _log(self, step: int, last) -> None:

@@ -11,9 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fractal_jax import checkpoint, data, logs, optim, sharding, train_state
+from fractal_jax import (
+  checkpoint,
+  data,
+  hosts,
+  logs,
+  optim,
+  sharding,
+  train_state,
+)
 from fractal_jax import config as config_lib
-from fractal_jax.health import Watch
+from fractal_jax.health import TrainingError, Watch
 from fractal_jax.models import contract, fractal, masking
 from fractal_jax.train_state import TrainState
 
@@ -34,7 +42,9 @@ def train(config, workdir: str) -> TrainState:
 
   Raises:
     ConfigError, DataError, ShardingError: before anything is compiled.
-    CheckpointError: the work directory is in use, or of another model.
+    CheckpointError: the work directory is in use, of another model, damaged,
+      or can't be written to.
+    Preempted: the run was told to stop, and is saved.
     TrainingError: too many updates in a row had to be skipped.
   """
   config_lib.check(config)
@@ -42,9 +52,9 @@ def train(config, workdir: str) -> TrainState:
   info = data.info(config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(checkpoint.lock(workdir))
-    checkpoint.save_config(config, workdir)
+    checkpoint.check_config(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)
-    stack.callback(checkpoints.close)
+    stack.push(closing(checkpoints))
 
     # The model and what trains it.
     total = optim.steps(config, info.num_train)
@@ -67,18 +77,24 @@ def train(config, workdir: str) -> TrainState:
       start = 0
       state = train_state.create(config, net, tx, mesh)
       state = initialise_levels(config, state)
+    # From here on the run is this one: what it finds there is overwritten.
+    checkpoint.save_config(config, workdir)
     writers = logs.Writers(workdir, start)
     stack.callback(writers.close)
 
     step_fn = None
+    told_to_stop = stack.enter_context(hosts.preemption())
+    dog = stack.enter_context(hosts.watchdog().limit(config.optim.hang_after))
     progress = logs.Progress(start, total, config.optim.batch)
     watch = Watch(config, total, progress, writers, checkpoints)
     final = None
     for step in range(start + 1, total + 1):
+      dog.at(step, 'waiting for a batch')
       batch = sharding.place(next(batches), mesh)
       if step_fn is None:
-        with progress.pause():
+        with progress.pause(), dog.slow('compiling'):
           step_fn = compile_step(config, net, tx, mesh, state, batch)
+      dog.at(step, 'waiting for the devices')
       state, metrics = step_fn(state, batch)
       watch.add(step, metrics)
 
@@ -89,7 +105,7 @@ def train(config, workdir: str) -> TrainState:
       saves = due(o.save_every, step, last)
       if evals or samples or saves:
         watch.flush()  # nothing is saved that has not been checked
-        with progress.pause():
+        with progress.pause(), dog.slow('evaluating, saving or sampling'):
           bits = None
           if evals:
             final = evaluate(config, net, state, mesh, step, writers)
@@ -102,11 +118,36 @@ def train(config, workdir: str) -> TrainState:
             sample(config, net, state, mesh, step, writers, workdir)
           writers.flush()
 
+      if told_to_stop(step) and not last:
+        watch.flush()
+        with dog.slow('saving, told to stop'):
+          if not saves:
+            checkpoints.save(step, state, batches.get_state())
+          checkpoints.wait()
+        raise hosts.Preempted(
+          f'told to stop: saved after step {step}; the same command goes on'
+        )
+
     if final is None and config.eval.every:  # nothing was left to train
       final = evaluate(config, net, state, mesh, start, None)
   if final is not None:
     logs.say(report(final))
   return state
+
+
+def closing(checkpoints):
+  """What to do with the checkpoints at the end: an exit of a context."""
+
+  def close(kind, error, trace):
+    del kind, trace
+    # Saving takes all processes; where one fails, the others never come.
+    alone = error is not None and not isinstance(
+      error, (TrainingError, hosts.Preempted)
+    )
+    if jax.process_count() == 1 or not alone:
+      checkpoints.close()
+
+  return close
 
 
 def due(every: int, step: int, last: bool) -> bool:

@@ -74,6 +74,7 @@ BAD = [
   ({'optim.weight_decay': -1.0}, 'optim.weight_decay=-1.0', '>= 0'),
   ({'optim.clip': 0.0}, 'optim.clip=0.0', 'inf'),
   ({'optim.spike': 0.5}, 'optim.spike=0.5', 'above 1'),
+  ({'optim.hang_after': -1.0}, 'optim.hang_after=-1.0', '>= 0'),
   ({'optim.max_bad_steps': 0}, 'optim.max_bad_steps=0', 'at least 1'),
   ({'optim.log_every': 0}, 'optim.log_every=0', 'at least 1'),
   ({'optim.save_every': 0}, 'optim.save_every=0', 'at least 1'),
