@@ -48,6 +48,8 @@ def start(
   jax.distributed.initialize(
     coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
   )
+  # Earlier than JAX itself, which aborts without saying what they did last.
+  _watchdog.silence = 0.75 * heartbeat
   _watchdog.start()
 
 
@@ -185,6 +187,8 @@ class Watchdog:
     self._steps = 0  # done since the limit was set
     self._slowest = 0.0
     self._posts = 0
+    self.silence = HEARTBEAT  # seconds without a post
+    self._heard = {}  # last post of each process, and for how long unchanged
     self._lock = threading.Lock()
 
   def start(self) -> None:
@@ -242,6 +246,8 @@ class Watchdog:
         with contextlib.suppress(Exception):  # heartbeats tell of a dead 0
           self.post()
           self._listen()
+          if jax.process_index() == 0:
+            self._notice_silence()
       with self._lock:
         if self._limit and _client() is not None:
           # For code that never lets other threads run, this one included.
@@ -269,6 +275,21 @@ class Watchdog:
         _shout(f'process {i} of {jax.process_count()} failed: {text}')
       code = min(code for code, _ in notes.values())
       fail('stopped since another process failed', code)
+
+  def _notice_silence(self) -> None:
+    for i, post in _read('fractal/at/').items():
+      last, since = self._heard.get(i, (None, 0.0))
+      self._heard[i] = (post, since + POLL if post == last else 0.0)
+    silent = [i for i, (_, t) in self._heard.items() if t > self.silence]
+    if silent:
+      text = '; '.join(
+        'process {} does not answer (last in step {}: {})'.format(
+          i, *self._heard[i][0].split('|')[1:]
+        )
+        for i in silent
+      )
+      _shout(text)
+      fail(text, FAILED)
 
   def _hangs(self) -> None:
     step, doing = self._at
