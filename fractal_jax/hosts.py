@@ -57,9 +57,21 @@ def _client():
   return distributed.global_state.client
 
 
+# jax.process_index() would wait for the devices of all processes at first.
+
+
+def _me() -> int:
+  return distributed.global_state.process_id
+
+
+def count() -> int:
+  """How many processes there are."""
+  return distributed.global_state.num_processes or 1
+
+
 def together(job: Callable[[], object], error: type[Exception]):
   """Runs a job on every process; where one of them raises `error`, all do."""
-  if jax.process_count() == 1:
+  if count() == 1:
     return job()
   together.calls += 1
   key = f'fractal/together/{together.calls}'
@@ -67,9 +79,9 @@ def together(job: Callable[[], object], error: type[Exception]):
     result, text = job(), ''
   except error as e:
     result, text = None, str(e)
-  client, me = _client(), jax.process_index()
+  client, me = _client(), _me()
   client.key_value_set(f'{key}/{me}', text or '-')
-  for i in range(jax.process_count()):
+  for i in range(count()):
     found = client.blocking_key_value_get(f'{key}/{i}', 300_000)
     if found != '-':
       raise error(text or f'on process {i}: {found}')
@@ -81,11 +93,11 @@ together.calls = 0
 
 def broadcast(text: str) -> str:
   """The text of process 0."""
-  if jax.process_count() == 1:
+  if count() == 1:
     return text
   together.calls += 1
   key = f'fractal/broadcast/{together.calls}'
-  if jax.process_index() == 0:
+  if _me() == 0:
     _client().key_value_set(key, text)
   return _client().blocking_key_value_get(key, 300_000)
 
@@ -124,7 +136,7 @@ def fail(text: str, code: int) -> None:
   The others may wait for this one on their devices, where no exception can
   reach them: their watchdogs find the note that is left here, and exit.
   """
-  me, client = jax.process_index(), _client()
+  me, client = _me(), _client()
   sys.stdout.flush()
   sys.stderr.flush()
   with contextlib.suppress(Exception):  # process 0 may be gone
@@ -132,7 +144,7 @@ def fail(text: str, code: int) -> None:
     client.key_value_set(f'fractal/failed/{me}', note, allow_overwrite=True)
     if me == 0:  # the notes live in this process: let the others read them
       until = time.monotonic() + 3 * POLL
-      while time.monotonic() < until and len(_notes()) < jax.process_count():
+      while time.monotonic() < until and len(_notes()) < count():
         time.sleep(0.1)
   os._exit(code)
 
@@ -155,12 +167,15 @@ def missing() -> str:
     time.sleep(POLL)
     _watchdog.post()  # this process is alive
   after = _read('fractal/at/')
-  me = jax.process_index()
+  me = _me()
   at = {i: after[i].split('|') for i in after}  # [posts, step, doing]
   silent = [i for i in after if i != me and after[i] == before.get(i)]
   out = [
     f'process {i} does not answer (last in step {at[i][1]}: {at[i][2]})'
     for i in silent
+  ]
+  out += [
+    f'process {i} has never answered' for i in range(count()) if i not in after
   ]
   first = max((int(step) for _, step, _ in at.values()), default=0)
   out += [
@@ -246,7 +261,7 @@ class Watchdog:
         with contextlib.suppress(Exception):  # heartbeats tell of a dead 0
           self.post()
           self._listen()
-          if jax.process_index() == 0:
+          if _me() == 0:
             self._notice_silence()
       with self._lock:
         if self._limit and _client() is not None:
@@ -262,17 +277,17 @@ class Watchdog:
     self._posts += 1
     step, doing = self._at
     _client().key_value_set(
-      f'fractal/at/{jax.process_index()}',
+      f'fractal/at/{_me()}',
       f'{self._posts}|{step}|{doing}',
       allow_overwrite=True,
     )
 
   def _listen(self) -> None:
-    me = jax.process_index()
+    me = _me()
     notes = _notes()
     if notes and me not in notes:
       for i, (_, text) in notes.items():
-        _shout(f'process {i} of {jax.process_count()} failed: {text}')
+        _shout(f'process {i} of {count()} failed: {text}')
       code = min(code for code, _ in notes.values())
       fail('stopped since another process failed', code)
 
@@ -306,7 +321,7 @@ class Watchdog:
 
 def _shout(text: str) -> None:
   """Prints on any process."""
-  me = jax.process_index()
+  me = _me()
   print(f'process {me}: {text}', file=sys.stderr, flush=True)
 
 

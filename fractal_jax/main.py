@@ -363,12 +363,10 @@ MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
 
 def leave(text: str, code: int) -> None:
   """Exits with a message; where there are several processes, without them."""
-  import jax
+  from fractal_jax import hosts
 
   print(text, file=sys.stderr, flush=True)
-  if jax.process_count() > 1:
-    from fractal_jax import hosts
-
+  if hosts.count() > 1:
     hosts.fail(text, code)
   sys.exit(code)
 
@@ -376,8 +374,6 @@ def leave(text: str, code: int) -> None:
 def leave_after(command: str, error: Exception) -> None:
   """Exits after an error that is none of known_errors()."""
   import traceback
-
-  import jax
 
   from fractal_jax import hosts
 
@@ -387,7 +383,7 @@ def leave_after(command: str, error: Exception) -> None:
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
-  if jax.process_count() == 1:
+  if hosts.count() == 1:
     raise error
   traceback.print_exception(error)
   hosts.crashed(error)

@@ -276,6 +276,7 @@ hosts.start(f'localhost:{port}', 2, me, 60)
 with hosts.watchdog().limit(3.0) as dog:
   for step in range(1, 1000):
     dog.at(step, 'waiting for a batch')
+    time.sleep(0.3)
     if step == 4 and me == 1:
       if what == 'stops':
         os.kill(os.getpid(), signal.SIGSTOP)
