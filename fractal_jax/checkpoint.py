@@ -1,7 +1,7 @@
 """The work directory: the config, checkpoints, and the lock of its run.
 
     config.json        the config of the last run
-    checkpoints/STEP/  params, opt_state and position, apart from each other
+    checkpoints/STEP/  params, opt_state, position and sums (see damage.py)
 
 Checkpoints are written by Orbax in the background, and restored onto any mesh
 and number of hosts. A local or mounted path; with several hosts, a shared one.
@@ -12,17 +12,22 @@ import fcntl
 import json
 import os
 import pathlib
+import time
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
 from fractal_jax import config as config_lib
+from fractal_jax import damage, hosts, optim
 from fractal_jax.train_state import TrainState
 
 # Keys of config.model that may change between runs on one work directory:
 # they change how the model is computed, or where it began.
 MAY_CHANGE = ('dtype', 'remat', 'unroll', 'init_from', 'init_levels')
+
+SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
 
 
 class CheckpointError(RuntimeError):
@@ -32,8 +37,8 @@ class CheckpointError(RuntimeError):
 # The config.
 
 
-def save_config(config, workdir: str) -> None:
-  """Writes config.json; done by process 0 only.
+def check_config(config, workdir: str) -> None:
+  """Whether a run with this config may go on in a work directory.
 
   Raises:
     CheckpointError: the work directory has checkpoints of another model; the
@@ -53,7 +58,19 @@ def save_config(config, workdir: str) -> None:
         + '\n'.join(lines)
         + '\nSet these keys as they were, or choose another --workdir.'
       )
-  if jax.process_index() == 0:
+
+
+def save_config(config, workdir: str) -> None:
+  """Writes config.json; done by process 0 only.
+
+  Raises:
+    CheckpointError: see `check_config`; or it can't be written.
+  """
+  check_config(config, workdir)
+  if jax.process_index() != 0:
+    return
+  path = pathlib.Path(workdir, 'config.json')
+  with _writing(workdir):
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.with_suffix('.tmp')
     torn.write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
@@ -96,14 +113,64 @@ def lock(workdir: str):
   """Holds the work directory for this run; the system frees it at any exit.
 
   Raises:
-    CheckpointError: another run holds it.
+    CheckpointError: another run holds it, it can't be written to, or the
+      processes do not all see the same one.
   """
-  if jax.process_index() != 0:
+  with contextlib.ExitStack() as stack:
+
+    def hold() -> str:
+      if jax.process_index() == 0:
+        return stack.enter_context(_hold(workdir))
+      return ''
+
+    holder = hosts.broadcast(hosts.together(hold, CheckpointError))
+    hosts.together(lambda: _check_shared(workdir, holder), CheckpointError)
     yield
+
+
+@contextlib.contextmanager
+def _writing(workdir: str):
+  """Turns the system's errors into one that says what to do."""
+  try:
+    yield
+  except OSError as e:
+    raise CheckpointError(
+      f'the work directory {workdir} cannot be written to ({e}): make space '
+      'or get the right to, or choose another --workdir.'
+    ) from e
+
+
+def _check_shared(workdir: str, holder: str) -> None:
+  """Raises CheckpointError unless this process can use process 0's files."""
+  if jax.process_count() == 1:
     return
+  me = jax.process_index()
   path = pathlib.Path(workdir, '.lock')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'a+') as file:
+  until = time.monotonic() + SHARED_WITHIN
+  while True:
+    with contextlib.suppress(OSError):
+      if path.read_text() == holder:
+        break
+    if time.monotonic() > until:
+      raise CheckpointError(
+        f'process {me} on {os.uname().nodename} does not see what process 0 '
+        f'wrote into {workdir} ({holder}): give a --workdir on a file system '
+        'that all hosts share.'
+      )
+    time.sleep(0.2)
+  with _writing(workdir):
+    probe = path.with_name(f'.probe_{me}')
+    probe.write_text('x')
+    probe.unlink()
+
+
+@contextlib.contextmanager
+def _hold(workdir: str):
+  path = pathlib.Path(workdir, '.lock')
+  with _writing(workdir):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, 'a+')
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -114,10 +181,13 @@ def lock(workdir: str):
       ) from e
     except OSError:
       pass  # a file system without locks
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {os.uname().nodename}')
-    file.flush()
-    yield
+    now = time.strftime('%Y-%m-%d %H:%M:%S')
+    holder = f'process {os.getpid()} on {os.uname().nodename} since {now}'
+    with _writing(workdir):
+      file.truncate(0)
+      file.write(holder)
+      file.flush()
+    yield holder
 
 
 # Checkpoints.
@@ -141,15 +211,16 @@ class Checkpoints:
     ]
     if config.optim.keep_every:
       policies.append(keep.EveryNSteps(config.optim.keep_every))
-    self._manager = ocp.CheckpointManager(
-      _directory(workdir),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=keep.preservation_policy.AnyPreservationPolicy(
-          policies
-        ),
-        cleanup_tmp_directories=True,  # of runs killed while saving
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=keep.preservation_policy.AnyPreservationPolicy(
+        policies
       ),
+      cleanup_tmp_directories=True,  # of runs killed while saving
     )
+    with _writing(workdir):
+      self._manager = ocp.CheckpointManager(
+        _directory(workdir), options=options
+      )
 
   def latest(self) -> int | None:
     return self._manager.latest_step()
@@ -158,27 +229,70 @@ class Checkpoints:
     """Starts to save the state, and the data's position, after `step` updates.
 
     `bits`: validation bits per dimension of this state, if they are known.
+
+    Raises:
+      CheckpointError: this checkpoint, or the one before, can't be saved.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        opt_state=ocp.args.StandardSave(state.opt_state),
-        position=ocp.args.JsonSave({'step': step, 'data': position}),
-      ),
-      metrics=None if bits is None else {'bits_per_dim': float(bits)},
-      force=True,
-    )
+    position = {
+      'step': step,
+      'data': position,
+      'guard': _numbers(state.guard),
+    }
+    sums = {
+      'params': damage.sums(state.params),
+      'opt_state': damage.sums(state.opt_state),
+      'position': damage.text_sum(position),
+    }
+    with self._saving():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          opt_state=ocp.args.StandardSave(state.opt_state),
+          position=ocp.args.JsonSave(position),
+          sums=ocp.args.JsonSave(sums),
+        ),
+        metrics=None if bits is None else {'bits_per_dim': float(bits)},
+        force=True,
+      )
+
+  @contextlib.contextmanager
+  def _saving(self):
+    try:
+      yield
+    except Exception as e:  # Orbax and its storage raise nearly anything
+      found = steps(self.workdir)
+      kept = f'Checkpoints {found} are whole.' if found else ''
+      raise CheckpointError(
+        f'a checkpoint could not be saved in {self.workdir}: '
+        f'{_short(e)}. {kept} Make space there, then the same command goes on.'
+      ) from e
+
+  def check(self) -> None:
+    """Raises CheckpointError if saving in the background has failed."""
+    with self._saving():
+      self._manager.check_for_errors()
+
+  def wait(self) -> None:
+    """Waits until all is saved.
+
+    Raises:
+      CheckpointError: it can't be.
+    """
+    with self._saving():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict]:
     """The latest state, with the shardings of `like`, and the data's position.
 
     Raises:
-      CheckpointError: it has another structure than `like`.
+      CheckpointError: it has another structure than `like`, or is damaged.
     """
     step = self.latest()
     folder = f'{_directory(self.workdir)}/{step}'
-    _check_fit(_metadata(f'{folder}/params'), like.params, folder)
+    stored = {'params': _metadata(f'{folder}/params')}
+    _check_fit(stored['params'], like.params, folder)
     if not os.path.isdir(f'{folder}/opt_state'):
       raise CheckpointError(
         f'{folder} holds parameters alone, and no training to go on with: '
@@ -186,29 +300,64 @@ class Checkpoints:
         'model.init_levels of all levels.'
       )
     try:
-      found = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(like.params),
-          opt_state=ocp.args.StandardRestore(like.opt_state),
-          position=ocp.args.JsonRestore(),
-        ),
-      )
-    except (ValueError, KeyError) as e:
+      stored['opt_state'] = _metadata(f'{folder}/opt_state')
+      _check_fit(stored['opt_state'], like.opt_state, f'{folder}/opt_state')
+    except Misfit as e:
       raise CheckpointError(
         f'{folder} does not hold the optimizer state that the config needs: '
         'set optim.frozen as it was, or start in another --workdir with '
         f'model.init_from={self.workdir}. ({e})'
       ) from e
-    # On one device at first: a number has no sharding to be restored with.
-    number = jax.device_put(jax.numpy.int32(step), like.step.sharding)
-    state = TrainState(number, found['params'], found['opt_state'])
-    return state, found['position']['data']
+    sums = _read_sums(folder)
+    with _reading(folder):
+      found = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(
+            _typed(like.params, stored['params'])
+          ),
+          opt_state=ocp.args.StandardRestore(
+            _typed(like.opt_state, stored['opt_state'])
+          ),
+          position=ocp.args.JsonRestore(),
+        ),
+      )
+      position = found['position']
+      if sums is not None:
+        damage.check(found['params'], sums['params'])
+        damage.check(found['opt_state'], sums['opt_state'])
+        if damage.text_sum(position) != sums['position']:
+          raise ValueError('position does not have its checksum')
+    # Older checkpoints know of no skipped updates.
+    guard = position.get('guard') or _numbers(optim.Guard.new())
+    numbers = {'step': step, 'guard': optim.Guard(**guard)}
+    numbers = jax.tree.map(
+      _everywhere, numbers, {'step': like.step, 'guard': like.guard}
+    )
+    state = TrainState(
+      params=_cast(found['params'], like.params),
+      opt_state=_cast(found['opt_state'], like.opt_state),
+      **numbers,
+    )
+    return state, position['data']
 
   def close(self):
-    """Waits until all is saved."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits until all is saved; see `wait`."""
+    try:
+      self.wait()
+    finally:
+      with self._saving():
+        self._manager.close()
+
+
+def _numbers(guard: optim.Guard) -> dict:
+  return {k: np.asarray(v).item() for k, v in vars(guard).items()}
+
+
+def _everywhere(number, like) -> jax.Array:
+  """A number of the host, on every device."""
+  value = np.asarray(number, like.dtype)
+  return jax.make_array_from_callback((), like.sharding, lambda _: value)
 
 
 def save_params(workdir: str, config, params) -> None:
@@ -223,8 +372,14 @@ def save_params(workdir: str, config, params) -> None:
     )
   with lock(workdir):
     save_config(config, workdir)
-    with ocp.CheckpointManager(_directory(workdir)) as manager:
-      args = ocp.args.Composite(params=ocp.args.StandardSave(params))
+    with (
+      _writing(workdir),
+      ocp.CheckpointManager(_directory(workdir)) as manager,
+    ):
+      args = ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        sums=ocp.args.JsonSave({'params': damage.sums(params)}),
+      )
       manager.save(0, args=args)
 
 
@@ -249,7 +404,8 @@ def restore_params(workdir: str, step: int | None = None, shardings=None):
     Parameters by level.
 
   Raises:
-    CheckpointError: no such checkpoint, or other parameters than `shardings`.
+    CheckpointError: no such checkpoint, a damaged one, or other parameters
+      than `shardings`.
   """
   folder = _params_folder(workdir, step)
   like = _metadata(folder)
@@ -303,28 +459,95 @@ def _directory(workdir: str) -> str:
 
 def _metadata(folder: str) -> dict:
   """Shapes and types of a stored tree."""
-  with ocp.StandardCheckpointer() as reader:
-    tree = reader.metadata(folder).item_metadata.tree
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def _read(folder: str, like):
-  with ocp.PyTreeCheckpointer() as reader:
-    return reader.restore(
-      folder,
-      args=ocp.args.PyTreeRestore(
-        item=like,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-        partial_restore=True,
-      ),
+  with _reading(os.path.dirname(folder)):
+    with ocp.StandardCheckpointer() as reader:
+      found = reader.metadata(folder).item_metadata
+    if found is None:
+      raise ValueError(f'{folder} cannot be read')
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.tree
     )
 
 
+def _read(folder: str, like):
+  """Some of the parameters in a folder, checked."""
+  step = os.path.dirname(folder)
+  stored, sums = _metadata(folder), _read_sums(step)
+  wanted, like = like, _typed(like, stored)
+  with _reading(step):
+    with ocp.PyTreeCheckpointer() as reader:
+      found = reader.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+          item=like,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+          partial_restore=True,
+        ),
+      )
+    if sums is not None:
+      damage.check(found, sums['params'])
+    return _cast(found, wanted)
+
+
+def _typed(like, stored):
+  """`like`, with the types of what is stored: checked as it was saved."""
+  types = {k: x.dtype for k, x in damage.by_name(stored).items()}
+  leaves = [
+    jax.ShapeDtypeStruct(x.shape, types[name], sharding=x.sharding)
+    for name, x in damage.by_name(like).items()
+  ]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _cast(found, like):
+  """Arrays with the types that are asked for."""
+  return jax.tree.map(
+    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), found, like
+  )
+
+
+def _read_sums(folder: str) -> dict | None:
+  """The checksums of a checkpoint; those of older versions have none."""
+  if not os.path.isdir(f'{folder}/sums'):
+    return None
+  with _reading(folder):
+    return json.loads(pathlib.Path(folder, 'sums', 'metadata').read_text())
+
+
+@contextlib.contextmanager
+def _reading(folder: str):
+  """Whatever fails in here, the checkpoint is to blame."""
+  try:
+    yield
+  except CheckpointError:
+    raise
+  except Exception as e:  # Orbax and its storage raise nearly anything
+    step = int(os.path.basename(folder))
+    workdir = os.path.dirname(os.path.dirname(folder))
+    older = [n for n in steps(workdir) if n < step]
+    way_out = (
+      f'Move it away to go on from checkpoint {older[-1]}.'
+      if older
+      else 'There is no earlier one.'
+    )
+    raise CheckpointError(
+      f'checkpoint {folder} is damaged: {_short(e)}. Nothing was changed. '
+      f'{way_out}'
+    ) from e
+
+
+def _short(error: Exception) -> str:
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) < 300 else f'{text[:300]} ...'
+
+
+class Misfit(CheckpointError):
+  """A checkpoint of another model or optimizer."""
+
+
 def _check_fit(stored, wanted, where: str) -> None:
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
   stored, wanted = (
-    {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(t)}
-    for t in (stored, wanted)
+    {k: x.shape for k, x in damage.by_name(t).items()} for t in (stored, wanted)
   )
   lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
   lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]
@@ -334,7 +557,7 @@ def _check_fit(stored, wanted, where: str) -> None:
     if k in stored and stored[k] != wanted[k]
   ]
   if lines:
-    raise CheckpointError(
+    raise Misfit(
       f'{where} does not fit the config:\n'
       + '\n'.join(f'  {line}' for line in lines)
     )

@@ -76,6 +76,11 @@ def default() -> ml_collections.ConfigDict:
   o.eps = 1e-8
   o.weight_decay = 0.05
   o.clip = 3.0  # global gradient norm
+  # Updates whose loss or gradient is not finite are skipped, and with spike > 0
+  # those whose loss is above spike times its running mean.
+  o.spike = 0.0
+  o.max_bad_steps = 10  # skipped one after another, before the run stops
+  o.hang_after = 120.0  # seconds without progress end the run (0: never)
   o.frozen = ()  # levels that are not trained, say (0, 1)
   o.log_every = 100  # steps
   o.save_every = 5000  # steps
@@ -141,7 +146,13 @@ def problems(config) -> list[str]:
   rule(o.eps > 0, f'optim.eps={o.eps} must be above 0')
   rule(o.weight_decay >= 0, f'optim.weight_decay={o.weight_decay} must be >= 0')
   rule(o.clip > 0, f'optim.clip={o.clip} must be above 0 (inf: no clipping)')
-  for name in ('log_every', 'save_every', 'keep'):
+  rule(o.hang_after >= 0, f'optim.hang_after={o.hang_after} must be >= 0')
+  rule(
+    o.spike == 0 or o.spike > 1,
+    f'optim.spike={o.spike} must be 0 (off) or above 1, in running means of '
+    'the loss',
+  )
+  for name in ('log_every', 'save_every', 'keep', 'max_bad_steps'):
     rule(o[name] >= 1, f'optim.{name}={o[name]} must be at least 1')
   rule(o.keep_every >= 0, f'optim.keep_every={o.keep_every} must be >= 0')
   for level in o.frozen:

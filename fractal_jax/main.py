@@ -4,8 +4,13 @@
 
 `fractal-jax` alone lists the commands; `fractal-jax COMMAND --helpshort`
 lists a command's flags.
+
+Exit codes: 0 done; 1 bad flags; 2 an error that the message explains; 70 the
+run hung or another of its processes failed; 75 told to stop (SIGTERM) and
+saved. After 70, 75 and a crash the same command goes on from what was saved.
 """
 
+import errno
 import os
 import pathlib
 import sys
@@ -21,6 +26,16 @@ def distributed_flags():
     'distributed',
     False,
     'Start JAX on several hosts (needed on pods and clusters, not on one).',
+  )
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'HOST:PORT of process 0. Pods and SLURM tell, others need all three.',
+  )
+  flags.DEFINE_integer('processes', None, 'How many processes there are.')
+  flags.DEFINE_integer('process', None, 'Which of them this is: 0, 1, ...')
+  flags.DEFINE_integer(
+    'heartbeat', 60, 'Seconds until a dead process ends the others.'
   )
 
 
@@ -318,12 +333,16 @@ def start() -> None:
     cache = pathlib.Path.home() / '.cache' / 'fractal_jax' / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(cache))
   if 'distributed' in FLAGS and FLAGS.distributed:
-    jax.distributed.initialize()
+    from fractal_jax import hosts
+
+    hosts.start(
+      FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat
+    )
 
 
 def known_errors() -> tuple:
   """Errors whose message is all that a user needs."""
-  from fractal_jax import checkpoint, convert, data, sample, sharding, train
+  from fractal_jax import checkpoint, convert, data, health, sample, sharding
   from fractal_jax import config as config_lib
 
   return (
@@ -334,8 +353,40 @@ def known_errors() -> tuple:
     data.DataError,
     sample.SampleError,
     sharding.ShardingError,
-    train.TrainingError,
+    health.TrainingError,
   )
+
+
+# Errors of the system that a user can mend: no space, no right to write.
+MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
+
+
+def leave(text: str, code: int) -> None:
+  """Exits with a message; where there are several processes, without them."""
+  from fractal_jax import hosts
+
+  print(text, file=sys.stderr, flush=True)
+  if hosts.count() > 1:
+    hosts.fail(text, code)
+  sys.exit(code)
+
+
+def leave_after(command: str, error: Exception) -> None:
+  """Exits after an error that is none of known_errors()."""
+  import traceback
+
+  from fractal_jax import hosts
+
+  if isinstance(error, hosts.Preempted):
+    say(str(error))
+    sys.exit(hosts.PREEMPTED)
+  if isinstance(error, OSError):
+    if errno.errorcode.get(error.errno) in MENDABLE:
+      leave(f'fractal-jax {command}: {error}', 2)
+  if hosts.count() == 1:
+    raise error
+  traceback.print_exception(error)
+  hosts.crashed(error)
 
 
 def run() -> None:
@@ -376,8 +427,9 @@ def run() -> None:
       start()
       job()
     except known_errors() as e:
-      print(f'fractal-jax {command}: {e}', file=sys.stderr)
-      sys.exit(2)
+      leave(f'fractal-jax {command}: {e}', 2)
+    except Exception as e:
+      leave_after(command, e)
 
   argv = [f'fractal-jax {command}', *sys.argv[2:]]
   app.run(main, argv=argv, flags_parser=parse)

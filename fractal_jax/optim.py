@@ -1,4 +1,4 @@
-"""The optimizer: schedule, clipping, weight-decay mask, frozen levels.
+"""The optimizer: schedule, clipping, frozen levels, updates not to apply.
 
 AdamW as published (section 5.1 of the paper). Parameters are one subtree a
 level: `labels`, `level_0`, `level_1`, ...; a level is frozen by keeping its
@@ -6,7 +6,9 @@ subtree out of what is differentiated and updated, so that it costs neither
 gradients nor optimizer state.
 """
 
+from flax import struct
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -71,3 +73,62 @@ def split(config, params: dict) -> tuple[dict, dict]:
   names = {name for level in config.optim.frozen for name in subtrees(level)}
   trained = {k: v for k, v in params.items() if k not in names}
   return trained, {k: v for k, v in params.items() if k in names}
+
+
+# Updates that would do harm are not applied.
+
+JUDGED_AFTER = 20  # updates: a mean over fewer says little
+MEMORY = 100  # updates that the running mean of the loss is over
+
+
+@struct.dataclass
+class Guard:
+  """What decides whether an update is applied; saved with the parameters.
+
+  Attributes:
+    skipped: int32 scalar, updates not applied since the run began.
+    in_a_row: int32 scalar, the last so many of them without one between.
+    mean_loss: float32 scalar, running mean over the steps applied.
+  """
+
+  skipped: jax.Array
+  in_a_row: jax.Array
+  mean_loss: jax.Array
+
+  @classmethod
+  def new(cls) -> 'Guard':
+    zero = jnp.zeros((), jnp.int32)
+    return cls(zero, zero, jnp.zeros((), jnp.float32))
+
+
+def judge(config, guard: Guard, step, loss, grad_norm) -> tuple:
+  """Whether to apply the update of a step.
+
+  Not if the loss or the gradient is not finite, nor, with optim.spike, if the
+  loss is more than so many times its running mean.
+
+  Args:
+    config: reads optim.spike.
+    guard: before the step.
+    step: steps done before.
+    loss: of the step.
+    grad_norm: of the step, before clipping.
+
+  Returns:
+    Whether to apply it, whether its loss is a spike, the guard after it.
+  """
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  seen = step - guard.skipped
+  spike = jnp.zeros((), bool)
+  if config.optim.spike:
+    limit = config.optim.spike * guard.mean_loss
+    spike = finite & (seen >= JUDGED_AFTER) & (loss > limit)
+  applied = finite & ~spike
+  rate = 1 / jnp.minimum(seen + 1, MEMORY).astype(jnp.float32)
+  mean = guard.mean_loss + rate * (loss - guard.mean_loss)
+  after = Guard(
+    skipped=guard.skipped + ~applied,
+    in_a_row=jnp.where(applied, 0, guard.in_a_row + 1),
+    mean_loss=jnp.where(applied, mean, guard.mean_loss),
+  )
+  return applied, spike, after

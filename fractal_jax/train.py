@@ -11,17 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fractal_jax import checkpoint, data, logs, optim, sharding, train_state
+from fractal_jax import (
+  checkpoint,
+  data,
+  hosts,
+  logs,
+  optim,
+  sharding,
+  train_state,
+)
 from fractal_jax import config as config_lib
+from fractal_jax.health import TrainingError, Watch
 from fractal_jax.models import contract, fractal, masking
 from fractal_jax.train_state import TrainState
 
 # What a step's key is folded with, beyond the images' positions.
 RATIO, DROPOUT = 1 << 30, (1 << 30) + 1
-
-
-class TrainingError(RuntimeError):
-  """Training can't go on; the message says where it went wrong."""
 
 
 def train(config, workdir: str) -> TrainState:
@@ -37,17 +42,19 @@ def train(config, workdir: str) -> TrainState:
 
   Raises:
     ConfigError, DataError, ShardingError: before anything is compiled.
-    CheckpointError: the work directory is in use, or of another model.
-    TrainingError: the loss or a gradient is not finite.
+    CheckpointError: the work directory is in use, of another model, damaged,
+      or can't be written to.
+    Preempted: the run was told to stop, and is saved.
+    TrainingError: too many updates in a row had to be skipped.
   """
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
   info = data.info(config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(checkpoint.lock(workdir))
-    checkpoint.save_config(config, workdir)
+    checkpoint.check_config(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, config)
-    stack.callback(checkpoints.close)
+    stack.push(closing(checkpoints))
 
     # The model and what trains it.
     total = optim.steps(config, info.num_train)
@@ -70,18 +77,24 @@ def train(config, workdir: str) -> TrainState:
       start = 0
       state = train_state.create(config, net, tx, mesh)
       state = initialise_levels(config, state)
+    # From here on the run is this one: what it finds there is overwritten.
+    checkpoint.save_config(config, workdir)
     writers = logs.Writers(workdir, start)
     stack.callback(writers.close)
 
     step_fn = None
+    told_to_stop = stack.enter_context(hosts.preemption())
+    dog = stack.enter_context(hosts.watchdog().limit(config.optim.hang_after))
     progress = logs.Progress(start, total, config.optim.batch)
     watch = Watch(config, total, progress, writers, checkpoints)
     final = None
     for step in range(start + 1, total + 1):
+      dog.at(step, 'waiting for a batch')
       batch = sharding.place(next(batches), mesh)
       if step_fn is None:
-        with progress.pause():
+        with progress.pause(), dog.slow('compiling'):
           step_fn = compile_step(config, net, tx, mesh, state, batch)
+      dog.at(step, 'waiting for the devices')
       state, metrics = step_fn(state, batch)
       watch.add(step, metrics)
 
@@ -92,7 +105,7 @@ def train(config, workdir: str) -> TrainState:
       saves = due(o.save_every, step, last)
       if evals or samples or saves:
         watch.flush()  # nothing is saved that has not been checked
-        with progress.pause():
+        with progress.pause(), dog.slow('evaluating, saving or sampling'):
           bits = None
           if evals:
             final = evaluate(config, net, state, mesh, step, writers)
@@ -105,11 +118,36 @@ def train(config, workdir: str) -> TrainState:
             sample(config, net, state, mesh, step, writers, workdir)
           writers.flush()
 
+      if told_to_stop(step) and not last:
+        watch.flush()
+        with dog.slow('saving, told to stop'):
+          if not saves:
+            checkpoints.save(step, state, batches.get_state())
+          checkpoints.wait()
+        raise hosts.Preempted(
+          f'told to stop: saved after step {step}; the same command goes on'
+        )
+
     if final is None and config.eval.every:  # nothing was left to train
       final = evaluate(config, net, state, mesh, start, None)
   if final is not None:
     logs.say(report(final))
   return state
+
+
+def closing(checkpoints):
+  """What to do with the checkpoints at the end: an exit of a context."""
+
+  def close(kind, error, trace):
+    del kind, trace
+    # Saving takes all processes; where one fails, the others never come.
+    alone = error is not None and not isinstance(
+      error, (TrainingError, hosts.Preempted)
+    )
+    if jax.process_count() == 1 or not alone:
+      checkpoints.close()
+
+  return close
 
 
 def due(every: int, step: int, last: bool) -> bool:
@@ -194,16 +232,24 @@ def make_step(config, net, tx, mesh) -> Callable:
 
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
-    new = TrainState(
-      state.step + 1,
-      frozen | optax.apply_updates(trained, updates),
-      opt_state,
-    )
-    # A step that is not finite changes nothing; `Watch` then stops the run.
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-    metrics |= {'finite': finite, 'grad_norm': grad_norm}
+    applied, spike, guard = optim.judge(
+      config, state.guard, state.step, loss, grad_norm
+    )
+    # A skipped step is done all the same: the next draws other numbers.
+    changed, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(applied, new, old),
+      (optax.apply_updates(trained, updates), opt_state),
+      (trained, state.opt_state),
+    )
+    new = TrainState(state.step + 1, frozen | changed, opt_state, guard)
+    metrics |= {
+      'applied': applied,
+      'spike': spike,
+      'in_a_row': guard.in_a_row,
+      'skipped': guard.skipped,
+      'grad_norm': grad_norm,
+    }
     for name, grad in grads.items():
       weight = optax.tree.norm(trained[name])
       metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
@@ -279,76 +325,6 @@ def loss_fn(config, net, mesh, params, batch, key):
     metrics['guide_loss'] = guide_loss
     loss += guide_loss
   return loss, metrics | {'loss': loss}
-
-
-class Watch:
-  """Looks at each step's metrics, one step late, and logs them.
-
-  Looking at a step's metrics waits for it; meanwhile the devices have the next
-  step to do.
-  """
-
-  def __init__(self, config, total, progress, writers, checkpoints):
-    self._every, self._total = config.optim.log_every, total
-    self._schedule = optim.schedule(config, total)
-    self._progress, self._writers = progress, writers
-    self._checkpoints = checkpoints
-    self._pending = None
-    self._window = []
-
-  def add(self, step: int, metrics) -> None:
-    """Takes the metrics of a step just started, and looks at the one before.
-
-    Raises:
-      TrainingError: that one was not finite.
-    """
-    jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
-    self.flush()
-    self._pending = step, metrics
-
-  def flush(self) -> None:
-    """Looks at the last step."""
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    metrics = {k: np.asarray(v) for k, v in metrics.items()}
-    if not metrics.pop('finite'):
-      self._stop(step, metrics)
-    self._window.append(metrics)
-    if due(self._every, step, step == self._total):
-      names = metrics.keys()
-      means = {k: np.mean([m[k] for m in self._window]) for k in names}
-      self._window = []
-      means['images_per_second'] = self._progress.update(
-        step, means['loss'], means['bits_per_dim']
-      )
-      means['lr'] = self._schedule(step - 1)
-      means = {f'train/{k}': v for k, v in sorted(means.items())}
-      self._writers.write_scalars(step, means)
-      self._writers.flush()
-
-  def _stop(self, step: int, metrics) -> None:
-    prefix = 'grad_norm/'
-    levels = [
-      k.removeprefix(prefix)
-      for k, v in metrics.items()
-      if k.startswith(prefix) and not np.isfinite(v)
-    ]
-    saved = self._checkpoints.latest()
-    if saved is None:
-      kept = 'No checkpoint was saved before it.'
-    else:
-      kept = (
-        f'The last good checkpoint is {self._checkpoints.workdir}/checkpoints/'
-        f'{saved}; the same command resumes there.'
-      )
-    raise TrainingError(
-      f'step {step} is not finite: loss {metrics["loss"]}, gradient norm '
-      f'{metrics["grad_norm"]}, in {", ".join(levels) or "the total"}. The '
-      f'update was not applied. {kept} Lower optim.lr or optim.clip, or '
-      'warm up for longer.'
-    )
 
 
 # Now and then.

@@ -1,4 +1,4 @@
-"""What training changes: step, parameters, optimizer state. Created sharded."""
+"""What training changes: parameters, optimizer state. Created sharded."""
 
 from flax import struct
 import jax
@@ -15,14 +15,16 @@ class TrainState:
   """The state of training.
 
   Attributes:
-    step: int32 scalar, updates done.
+    step: int32 scalar, steps done.
     params: parameters by level, without their logical axes.
     opt_state: of the trained levels only.
+    guard: what it takes to skip bad updates.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
+  guard: optim.Guard = struct.field(default_factory=optim.Guard.new)
 
 
 def boxed_params(net: fractal.Fractal):
@@ -44,6 +46,7 @@ def abstract(config, net, tx, mesh: Mesh) -> TrainState:
     step=sharding.replicated(mesh),
     params=params,
     opt_state=_like_params(shapes.opt_state, params, mesh),
+    guard=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.guard),
   )
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

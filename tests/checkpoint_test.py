@@ -1,6 +1,9 @@
 """The work directory: config, checkpoints, lock."""
 
+import contextlib
 import json
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from fractal_jax import checkpoint
+from fractal_jax import checkpoint, damage
 from fractal_jax import config as config_lib
 from fractal_jax.checkpoint import CheckpointError
 from fractal_jax.train_state import TrainState
@@ -237,3 +240,170 @@ def test_given_parameters_become_a_run_without_training(tmp_path):
   checkpoints.close()
   with pytest.raises(CheckpointError, match='has checkpoints already'):
     checkpoint.save_params(tmp_path, config, state.params)
+
+
+# What can happen to a disk.
+
+
+# Its threads complain when what they read or write fails.
+ORBAX_IS_NOISY = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+def files_of(folder):
+  """Contents by name, of what is not Orbax's own logs."""
+  return {
+    p.relative_to(folder): p.read_bytes()
+    for p in sorted(folder.rglob('*'))
+    if p.is_file() and p.name != '.lock'
+  }
+
+
+def random_state():
+  state = make_state(a=(64, 16))
+  keys = iter(jax.random.split(jax.random.key(0), 6))
+  draw = lambda x: jax.random.normal(next(keys), x.shape)
+  return state.replace(params=jax.tree.map(draw, state.params))
+
+
+@pytest.fixture(scope='module')
+def random_run(tmp_path_factory):
+  """A work directory with checkpoints 1 and 2 of random_state()."""
+  workdir = tmp_path_factory.mktemp('random')
+  config = config_lib.default()
+  checkpoint.save_config(config, workdir)
+  checkpoints = checkpoint.Checkpoints(workdir, config)
+  for step in (1, 2):
+    checkpoints.save(step, random_state(), {'step': step})
+  checkpoints.close()
+  return workdir
+
+
+def restore(workdir):
+  checkpoints = checkpoint.Checkpoints(workdir, config_lib.default())
+  try:
+    return checkpoints.restore(like(random_state()))
+  finally:
+    checkpoints.close()
+
+
+@ORBAX_IS_NOISY
+@pytest.mark.parametrize('item', ['params', 'opt_state', 'position', 'sums'])
+def test_a_flipped_byte_is_an_error_or_does_no_harm(random_run, tmp_path, item):
+  """In every file, at its largest: the middle byte, and one at a third."""
+  shutil.copytree(random_run, tmp_path, dirs_exist_ok=True)
+  wanted = random_state()
+  caught = 0
+  for path in (tmp_path / 'checkpoints' / '2' / item).rglob('*'):
+    if not path.is_file() or not path.stat().st_size:
+      continue
+    whole = path.read_bytes()
+    for place in {len(whole) // 2, len(whole) // 3}:
+      broken = bytearray(whole)
+      broken[place] ^= 4
+      path.write_bytes(broken)
+      before = files_of(tmp_path)
+      try:
+        found, position = restore(tmp_path)
+      except CheckpointError as e:
+        caught += 1
+        assert f'{tmp_path}/checkpoints/2' in str(e)
+        assert files_of(tmp_path) == before
+      else:
+        assert position == {'step': 2}
+        jax.tree.map(
+          np.testing.assert_array_equal,
+          (found.params, found.opt_state),
+          (wanted.params, wanted.opt_state),
+        )
+    path.write_bytes(whole)
+  assert caught
+  restore(tmp_path)
+
+
+def test_damaged_values_are_named_with_the_way_out(random_run, tmp_path):
+  shutil.copytree(random_run, tmp_path, dirs_exist_ok=True)
+  folder = tmp_path / 'checkpoints' / '2' / 'params' / 'ocdbt.process_0' / 'd'
+  # The values lie in the largest file.
+  path = max(folder.iterdir(), key=lambda p: p.stat().st_size)
+  broken = bytearray(path.read_bytes())
+  broken[len(broken) // 2] ^= 1
+  path.write_bytes(broken)
+  for job in (restore, checkpoint.restore_params):
+    with pytest.raises(CheckpointError) as e:
+      job(tmp_path)
+    assert 'not the values that were saved' in str(e.value)
+    assert 'level_' in str(e.value) or 'labels' in str(e.value)
+    assert 'Move it away to go on from checkpoint 1' in str(e.value)
+  # The way out.
+  (tmp_path / 'checkpoints' / '2').rename(tmp_path / 'damaged')
+  _, position = restore(tmp_path)
+  assert position == {'step': 1}
+
+
+def test_sums_are_of_values_and_places_on_any_mesh():
+  x = jax.random.normal(jax.random.key(0), (8, 6))
+  one = damage.sums({'x': x})
+  mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
+  for spec in (P('a', 'b'), P('b'), P(None, 'b'), P()):
+    assert damage.sums({'x': jax.device_put(x, NamedSharding(mesh, spec))}) == (
+      one
+    )
+  negated = x.at[0, 0].multiply(-1).at[3, 3].multiply(-1)
+  swapped = x.at[0, 0].set(x[1, 1]).at[1, 1].set(x[0, 0])
+  for other in (negated, swapped, x.T, x.at[7, 5].add(1e-6)):
+    assert damage.sums({'x': other}) != one
+  for scalar in (jnp.int32(3), jnp.float32(3), jnp.bfloat16(3)):
+    damage.check({'x': scalar}, damage.sums({'x': scalar}))
+
+
+def test_checkpoints_of_older_versions_have_no_sums(random_run, tmp_path):
+  shutil.copytree(random_run, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'sums')
+  found, _ = restore(tmp_path)
+  jax.tree.map(
+    np.testing.assert_array_equal, found.params, random_state().params
+  )
+  checkpoint.restore_params(tmp_path)
+
+
+def test_a_file_in_place_of_the_work_directory(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  for workdir in (tmp_path / 'file', tmp_path / 'file' / 'run', '/proc/run'):
+    with pytest.raises(CheckpointError, match='cannot be written to'):
+      with checkpoint.lock(workdir):
+        pass
+    with pytest.raises(CheckpointError, match='cannot be written to'):
+      checkpoint.save_config(config_lib.default(), workdir)
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@ORBAX_IS_NOISY
+def test_a_full_disk_keeps_the_checkpoints_before(tmp_path):
+  """A limit on the size of files stands for it."""
+  write(tmp_path, 1)
+  big = {'a': (256, 256)}
+  state = make_state(1.0, **big)
+  draw = lambda x: jax.random.normal(jax.random.key(0), x.shape)
+  state = state.replace(params=jax.tree.map(draw, state.params))
+  before = files_of(tmp_path / 'checkpoints' / '1')
+  checkpoints = checkpoint.Checkpoints(tmp_path, config_lib.default())
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+  try:
+    with pytest.raises(CheckpointError) as e:
+      checkpoints.save(2, state, {'step': 2})
+      checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+  with contextlib.suppress(CheckpointError):
+    checkpoints.close()
+  assert 'could not be saved' in str(e.value)
+  assert 'Checkpoints [1] are whole' in str(e.value)
+  assert checkpoint.steps(tmp_path) == [1]
+  assert files_of(tmp_path / 'checkpoints' / '1') == before
+  # With space again, the torn one is replaced.
+  write(tmp_path, 2)
+  names = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert sorted(names) == ['1', '2']

@@ -6,10 +6,20 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from fractal_jax import checkpoint, data, optim, sharding, train, train_state
+from fractal_jax import (
+  checkpoint,
+  data,
+  health,
+  optim,
+  sharding,
+  train,
+  train_state,
+)
 from fractal_jax import config as config_lib
 from fractal_jax.checkpoint import CheckpointError
 from fractal_jax.models import fractal
@@ -246,38 +256,100 @@ def test_levels_begin_as_in_another_run(straight):
   jax.tree.map(same, state.params, new.params)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_names_the_checkpoint(
-  straight, tmp_path, monkeypatch
+@pytest.fixture
+def bad_steps(monkeypatch):
+  """A dict: the loss of these steps is multiplied by these factors.
+
+  It is a loss that compiles quickly: the sum of the parameters' squares.
+  """
+  factors = {}
+
+  def loss_fn(config, net, mesh, params, batch, key):
+    del net, mesh, key
+    loss = 10 + optax.tree.norm(params, squared=True)
+    step = batch['index'][0] // config.optim.batch + 1
+    for when, factor in factors.items():
+      loss *= jnp.where(step == when, factor, 1.0)
+    return loss, {'loss': loss, 'bits_per_dim': loss}
+
+  monkeypatch.setattr(train, 'loss_fn', loss_fn)
+  return factors
+
+
+@pytest.fixture
+def every_state(monkeypatch):
+  """States after each step of the runs of a test."""
+  seen, compile_step = [], train.compile_step
+
+  def recording(*args):
+    step = compile_step(*args)
+
+    def recorded(state, batch):
+      state, metrics = step(state, batch)
+      seen.append(jax.device_get(state))
+      return state, metrics
+
+    return recorded
+
+  monkeypatch.setattr(train, 'compile_step', recording)
+  return seen
+
+
+def test_bad_updates_are_skipped_and_counted(
+  tmp_path, bad_steps, every_state, capsys
+):
+  bad_steps |= {3: np.nan, 6: np.inf, 7: np.nan}
+  train.train(configure(max_bad_steps=3), str(tmp_path))
+  same = lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
+  state_of = lambda s: (s.params, s.opt_state)
+  for step in range(2, 11):
+    before, after = every_state[step - 2], every_state[step - 1]
+    assert after.step == step
+    assert same(state_of(before), state_of(after)) == (step in bad_steps)
+  assert every_state[6].guard.skipped == 3
+  assert every_state[6].guard.in_a_row == 2
+  assert every_state[-1].guard.in_a_row == 0
+  lines = metric_lines(tmp_path)
+  assert [x['train/skipped'] for x in lines] == [0, 1, 1, 1, 0]
+  assert [x['train/skipped/level_0'] for x in lines] == [0, 1, 1, 1, 0]
+  assert all(np.isfinite(list(x.values())).all() for x in lines)
+  assert (
+    'step 8: skipped 1 update(s) since the last line (not finite: labels 1, '
+    'level_0 1, level_1 1), 3 in all' in capsys.readouterr().out
+  )
+
+
+def test_too_many_bad_updates_in_a_row_stop_the_run(
+  straight, tmp_path, bad_steps, every_state, capsys
 ):
   shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / 'checkpoints' / '10')
-  seen = []
-  compile_step = train.compile_step
-
-  def breaking(*args):
-    step = compile_step(*args)
-
-    def broken(state, batch):
-      # The third step of this run: 8.
-      if len(seen) == 2:
-        params = dict(state.params)
-        params['labels'] = jax.tree.map(lambda x: x * np.nan, params['labels'])
-        state = state.replace(params=params)
-      before = jax.device_get(state.params)
-      state, metrics = step(state, batch)
-      seen.append((before, jax.device_get(state)))
-      return state, metrics
-
-    return broken
-
-  monkeypatch.setattr(train, 'compile_step', breaking)
-  with pytest.raises(train.TrainingError) as e:
-    train.train(configure(), str(tmp_path))
-  assert 'step 8 is not finite' in str(e.value)
-  assert 'in labels, level_0, level_1' in str(e.value)
+  bad_steps |= {7: np.nan, 8: np.nan}
+  with pytest.raises(health.TrainingError) as e:
+    train.train(configure(max_bad_steps=2), str(tmp_path))
+  assert 'step 8 is the 2. in a row' in str(e.value)
+  assert 'labels 2, level_0 2, level_1 2' in str(e.value)
   assert f'{tmp_path}/checkpoints/5; the same command' in str(e.value)
-  assert len(seen) <= 4  # noticed one step later at most
-  before, after = seen[2]
-  jax.tree.map(np.testing.assert_array_equal, before, after.params)
-  assert after.step == 7
+  assert len(every_state) <= 4  # noticed one step later at most
   assert checkpoint.steps(tmp_path) == [5]
+
+
+def test_spikes_are_skipped_alike_after_a_resumption(
+  tmp_path, bad_steps, every_state, monkeypatch
+):
+  monkeypatch.setattr(optim, 'JUDGED_AFTER', 4)
+  bad_steps |= {2: 20.0, 9: 50.0}
+  config = configure(spike=10.0)
+  train.train(config, str(tmp_path / 'a'))
+  # The second step is too early to be judged.
+  assert [int(s.guard.skipped) for s in every_state] == [0] * 8 + [1, 1]
+  losses = [x['train/skipped/spike'] for x in metric_lines(tmp_path / 'a')]
+  assert losses == [0, 0, 0, 0, 1]
+  with monkeypatch.context() as patch:
+    kill_at(patch, 8)
+    with pytest.raises(Killed):
+      train.train(config, str(tmp_path / 'b'))
+  resumed = train.train(config, str(tmp_path / 'b'))
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(resumed), every_state[9]
+  )

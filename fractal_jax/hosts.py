@@ -1,0 +1,344 @@
+"""The processes of a run: they start, fail and stop together.
+
+Processes tell each other what they do through the key-value store of JAX's
+coordination service, which process 0 holds. That needs no devices, so it
+still works while the devices wait for a process that is gone.
+"""
+
+from collections.abc import Callable
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+
+import jax
+from jax._src import distributed
+from jax.experimental import multihost_utils
+
+# Exit codes, beside 2 of an error in what the user asked for.
+FAILED = 70  # this process hung, or another one failed
+PREEMPTED = 75  # everything is saved: the same command goes on
+
+HEARTBEAT = 60  # seconds without a sign of life until a process is dead
+POLL = 2.0  # seconds between looks at the others
+SLOW = 30  # compiling, saving and the like may take so many hang_after
+
+
+class Preempted(Exception):
+  """The run was told to stop, and has saved what it did."""
+
+
+def start(
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  heartbeat: int = HEARTBEAT,
+) -> None:
+  """Connects the processes; on pods and SLURM they find each other.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    processes: how many there are.
+    process: which of them this is.
+    heartbeat: seconds after which a process that died ends the others.
+  """
+  jax.distributed.initialize(
+    coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
+  )
+  # Earlier than JAX itself, which aborts without saying what they did last.
+  _watchdog.silence = 0.75 * heartbeat
+  _watchdog.start()
+
+
+def _client():
+  return distributed.global_state.client
+
+
+# jax.process_index() would wait for the devices of all processes at first.
+
+
+def _me() -> int:
+  return distributed.global_state.process_id
+
+
+def count() -> int:
+  """How many processes there are."""
+  return distributed.global_state.num_processes or 1
+
+
+def together(job: Callable[[], object], error: type[Exception]):
+  """Runs a job on every process; where one of them raises `error`, all do."""
+  if count() == 1:
+    return job()
+  together.calls += 1
+  key = f'fractal/together/{together.calls}'
+  try:
+    result, text = job(), ''
+  except error as e:
+    result, text = None, str(e)
+  client, me = _client(), _me()
+  client.key_value_set(f'{key}/{me}', text or '-')
+  for i in range(count()):
+    found = client.blocking_key_value_get(f'{key}/{i}', 300_000)
+    if found != '-':
+      raise error(text or f'on process {i}: {found}')
+  return result
+
+
+together.calls = 0
+
+
+def broadcast(text: str) -> str:
+  """The text of process 0."""
+  if count() == 1:
+    return text
+  together.calls += 1
+  key = f'fractal/broadcast/{together.calls}'
+  if _me() == 0:
+    _client().key_value_set(key, text)
+  return _client().blocking_key_value_get(key, 300_000)
+
+
+# Told to stop.
+
+
+@contextlib.contextmanager
+def preemption():
+  """Listens for SIGTERM, with which clouds and schedulers announce the end.
+
+  Yields:
+    A function of the step just done, called after each: whether to save and
+    leave now. True on all processes after the same step, whichever got it.
+  """
+  if distributed.global_state.preemption_sync_manager is not None:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  noticed = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: False
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+  try:
+    yield lambda step: noticed.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+# Failing.
+
+
+def fail(text: str, code: int) -> None:
+  """Ends this process, and with it the others, without waiting for them.
+
+  The others may wait for this one on their devices, where no exception can
+  reach them: their watchdogs find the note that is left here, and exit.
+  """
+  me, client = _me(), _client()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  with contextlib.suppress(Exception):  # process 0 may be gone
+    note = f'{code}|{text}'
+    client.key_value_set(f'fractal/failed/{me}', note, allow_overwrite=True)
+    if me == 0:  # the notes live in this process: let the others read them
+      until = time.monotonic() + 3 * POLL
+      while time.monotonic() < until and len(_notes()) < count():
+        time.sleep(0.1)
+  os._exit(code)
+
+
+def _notes() -> dict[int, tuple[int, str]]:
+  """Exit code and last words of the processes that failed, by their index."""
+  notes = {i: x.split('|', 1) for i, x in _read('fractal/failed/').items()}
+  return {i: (int(code), text) for i, (code, text) in notes.items()}
+
+
+def _read(folder: str) -> dict[int, str]:
+  found = _client().key_value_dir_get(folder)
+  return {int(k.rsplit('/', 1)[1]): v for k, v in found}
+
+
+def missing() -> str:
+  """Which processes are behind or silent: takes a few seconds to find out."""
+  before = _read('fractal/at/')
+  for _ in range(3):
+    time.sleep(POLL)
+    _watchdog.post()  # this process is alive
+  after = _read('fractal/at/')
+  me = _me()
+  at = {i: after[i].split('|') for i in after}  # [posts, step, doing]
+  silent = [i for i in after if i != me and after[i] == before.get(i)]
+  out = [
+    f'process {i} does not answer (last in step {at[i][1]}: {at[i][2]})'
+    for i in silent
+  ]
+  out += [
+    f'process {i} has never answered' for i in range(count()) if i not in after
+  ]
+  first = max((int(step) for _, step, _ in at.values()), default=0)
+  out += [
+    f'process {i} is behind, in step {at[i][1]}: {at[i][2]}'
+    for i in after
+    if i not in silent and int(at[i][1]) < first
+  ]
+  return '; '.join(out) or 'all processes are alive and at the same step'
+
+
+class Watchdog:
+  """Ends a run that stands still, or one of whose processes has failed.
+
+  A thread of each process posts what the process does, looks for the notes of
+  failed processes, and at how long the run has not moved.
+  """
+
+  def __init__(self):
+    self._thread = None
+    self._limit = 0.0  # seconds; 0: no limit
+    self._at = (0, 'starting')
+    self._still = 0.0  # seconds
+    self._slow = 0  # nested contexts
+    self._steps = 0  # done since the limit was set
+    self._slowest = 0.0
+    self._posts = 0
+    self.silence = HEARTBEAT  # seconds without a post
+    self._heard = {}  # last post of each process, and for how long unchanged
+    self._lock = threading.Lock()
+
+  def start(self) -> None:
+    """Starts the thread, once."""
+    if self._thread is None:
+      self._thread = threading.Thread(target=self._run, daemon=True)
+      self._thread.start()
+
+  @contextlib.contextmanager
+  def limit(self, seconds: float):
+    """Standing still for so long ends the process; 0: for ever so long."""
+    self._steps, self._slowest, self._still = 0, 0.0, 0.0
+    self._limit = seconds
+    if seconds:
+      self.start()
+    try:
+      yield self
+    finally:
+      with self._lock:
+        self._limit = 0.0
+        faulthandler.cancel_dump_traceback_later()
+
+  def at(self, step: int, doing: str) -> None:
+    """The run moves: it is in this step, doing this."""
+    if step != self._at[0]:
+      self._steps += 1
+    if self._steps > 2 and not self._slow:
+      self._slowest = max(self._slowest, self._still)
+    self._at, self._still = (step, doing), 0.0
+
+  @contextlib.contextmanager
+  def slow(self, doing: str):
+    """What happens in here may take long."""
+    before = self._at
+    self._slow += 1
+    self.at(before[0], doing)
+    try:
+      yield
+    finally:
+      self.at(*before)
+      self._slow -= 1
+
+  def allowed(self) -> float:
+    """Seconds that the run may stand still now."""
+    if self._slow or self._steps <= 2:  # the first steps may compile and read
+      return SLOW * self._limit
+    return max(self._limit, 5 * self._slowest)
+
+  def _run(self) -> None:
+    while True:
+      time.sleep(POLL)
+      # Not a clock: a process that was stopped itself has not been hanging.
+      self._still += POLL
+      if _client() is not None:
+        with contextlib.suppress(Exception):  # heartbeats tell of a dead 0
+          self.post()
+          self._listen()
+          if _me() == 0:
+            self._notice_silence()
+      with self._lock:
+        if self._limit and _client() is not None:
+          # For code that never lets other threads run, this one included.
+          faulthandler.dump_traceback_later(
+            self.allowed() + 60, exit=True, file=sys.__stderr__
+          )
+      if self._limit and self._still > self.allowed():
+        self._hangs()
+
+  def post(self) -> None:
+    """Tells the others that this process is alive, and what it does."""
+    self._posts += 1
+    step, doing = self._at
+    _client().key_value_set(
+      f'fractal/at/{_me()}',
+      f'{self._posts}|{step}|{doing}',
+      allow_overwrite=True,
+    )
+
+  def _listen(self) -> None:
+    me = _me()
+    notes = _notes()
+    if notes and me not in notes:
+      for i, (_, text) in notes.items():
+        _shout(f'process {i} of {count()} failed: {text}')
+      code = min(code for code, _ in notes.values())
+      fail('stopped since another process failed', code)
+
+  def _notice_silence(self) -> None:
+    for i, post in _read('fractal/at/').items():
+      last, since = self._heard.get(i, (None, 0.0))
+      self._heard[i] = (post, since + POLL if post == last else 0.0)
+    silent = [i for i, (_, t) in self._heard.items() if t > self.silence]
+    if silent:
+      text = '; '.join(
+        'process {} does not answer (last in step {}: {})'.format(
+          i, *self._heard[i][0].split('|')[1:]
+        )
+        for i in silent
+      )
+      _shout(text)
+      fail(text, FAILED)
+
+  def _hangs(self) -> None:
+    step, doing = self._at
+    text = f'no progress for {self._still:.0f} s in step {step}: {doing}'
+    if _client() is not None:
+      with contextlib.suppress(Exception):
+        text += f'. {missing()}'
+    _shout(f'{text}. Its stacks:')
+    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+    if _client() is not None:
+      fail(text, FAILED)
+    os._exit(FAILED)
+
+
+def _shout(text: str) -> None:
+  """Prints on any process."""
+  me = _me()
+  print(f'process {me}: {text}', file=sys.stderr, flush=True)
+
+
+_watchdog = Watchdog()
+
+
+def watchdog() -> Watchdog:
+  """The watchdog of this process."""
+  return _watchdog
+
+
+def crashed(error: BaseException) -> None:
+  """Ends a process of several after an error that no user can have caused."""
+  text = f'{type(error).__name__}: {str(error)[:500]}'
+  _shout(text)
+  with contextlib.suppress(Exception):
+    found = missing()
+    text += f' ({found})'
+    _shout(found)
+  fail(text, FAILED)

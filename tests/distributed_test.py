@@ -1,0 +1,363 @@
+"""Runs as users have them: processes that are killed, stopped, hung, resumed.
+
+Two processes of four fake devices each, on localhost, or one of eight. All
+train the same model on the same mesh, and share the compiled step.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax import checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 20
+QUICK = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true '
+  '--xla_cpu_use_fusion_emitters=false'
+)
+CONFIG = """
+from fractal_jax import config
+
+def get_config():
+  c = config.default()
+  c.model.update(
+    sizes=(8, 1), kinds=('ar', 'pixel'), widths=(16, 16), depths=(1, 1),
+    heads=(2, 2), num_conds=1, num_values=17, channels=1, mean=(0.5,),
+    std=(0.4,), channel_weights=(1.0,), classes=10, remat='none')
+  c.data.update(threads=1, flip=False)
+  c.optim.update(
+    batch=16, steps=20, lr=0.01, warmup=0.0, eps=1e-3, log_every=1,
+    save_every=5)
+  c.mesh.update(fsdp=2)
+  c.eval.update(every=20, batch=40, num=33)
+  c.sample.update(every=20, num=4, batch=8)
+  return c
+"""
+
+
+BARE = ['--config.eval.every=0', '--config.sample.every=0']
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  path = tmp_path_factory.mktemp('config') / 'tiny.py'
+  path.write_text(CONFIG)
+  return path
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+@pytest.fixture
+def start(config):
+  """Starts processes of `train`; ends those that a test leaves."""
+  started = []
+
+  def start(workdir, processes, *flags, slow=False, devices=8):
+    """The processes, with so many devices; `slow` makes a step take a while."""
+    port = free_port()
+    devices //= processes
+    env = dict(
+      os.environ,
+      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {QUICK}',
+      PYTHONPATH=str(ROOT),
+    )
+    command = [sys.executable, '-m', 'fractal_jax.main', 'train']
+    if slow:
+      command = [sys.executable, '-c', SLOWLY, 'train']
+    command += [f'--config={config}', f'--workdir={workdir}']
+    new = []
+    for i in range(processes):
+      several = [
+        '--distributed',
+        f'--coordinator=localhost:{port}',
+        f'--processes={processes}',
+        f'--process={i}',
+        '--heartbeat=20',
+      ]
+      log = open(f'{workdir}.{len(started)}.log', 'w+')
+      job = subprocess.Popen(
+        command + (several if processes > 1 else []) + list(flags),
+        cwd=ROOT,
+        env=env,
+        stdout=log,
+        stderr=log,
+        text=True,
+      )
+      job.log = log
+      new.append(job)
+      started.append(job)
+    return new
+
+  yield start
+  for job in started:
+    if job.poll() is None:
+      job.kill()
+      job.wait()
+    job.log.close()
+
+
+# A run whose steps take 0.1 s, so that a test can meet it in the middle.
+SLOWLY = """
+import time
+from fractal_jax import main, sharding
+place = sharding.place
+sharding.place = lambda *args: (time.sleep(0.1), place(*args))[1]
+main.run()
+"""
+
+
+def output(job):
+  job.log.flush()
+  return pathlib.Path(job.log.name).read_text()
+
+
+def finish(jobs, *codes, within=90):
+  """Waits for processes; they must end with these codes. Their outputs."""
+  until = time.monotonic() + within
+  for job in jobs:
+    job.wait(max(0.1, until - time.monotonic()))
+  texts = [output(job) for job in jobs]
+  assert [job.returncode for job in jobs] == list(codes), '\n'.join(texts)
+  return texts
+
+
+def wait_for(condition, jobs, within=90):
+  until = time.monotonic() + within
+  while not condition():
+    text = '\n'.join(map(output, jobs))
+    assert time.monotonic() < until, text
+    assert all(job.poll() is None for job in jobs), text
+    time.sleep(0.005)
+
+
+def told(text) -> int:
+  """The step after which a run that was told to stop was saved."""
+  return int(re.search('told to stop: saved after step (\\d+)', text)[1])
+
+
+def metrics(workdir):
+  path = pathlib.Path(workdir, 'metrics.jsonl')
+  if not path.exists():
+    return {}
+  out = {}
+  for line in path.read_text().splitlines():
+    line = json.loads(line)
+    out.setdefault(line['step'], {}).update(line)
+  return out
+
+
+def logged(workdir, step):
+  return lambda: step in metrics(workdir)
+
+
+def params(workdir):
+  return jax.device_get(checkpoint.restore_params(workdir))
+
+
+@pytest.fixture
+def straight(config, start, tmp_path_factory):
+  """A run of 20 steps in one process: made once."""
+  workdir = config.parent / 'straight'
+  if not workdir.exists():
+    finish(start(workdir, 1), 0)
+  return workdir
+
+
+def test_killed_and_stopped_a_run_ends_with_the_same_bits(
+  straight, start, tmp_path
+):
+  """By kill -9 while a checkpoint is being written, then by SIGTERM."""
+  workdir = tmp_path / 'run'
+  jobs = start(workdir, 1, slow=True)
+  folder = workdir / 'checkpoints'
+
+  def saving():
+    """Checkpoint 10 is being written."""
+    return folder.exists() and any(
+      p.name.startswith('10.') for p in folder.iterdir()
+    )
+
+  wait_for(saving, jobs)
+  jobs[0].kill()
+  finish(jobs, -signal.SIGKILL)
+  torn = [p.name for p in folder.iterdir() if not p.name.isdigit()]
+  kept = checkpoint.steps(workdir)
+  assert kept == [5] and torn or kept == [5, 10]  # it may just have made it
+  jobs = start(workdir, 1, slow=True)
+  wait_for(logged(workdir, 12), jobs)
+  jobs[0].terminate()
+  (text,) = finish(jobs, 75)
+  assert f'resuming after step {kept[-1]}\n' in text
+  step = told(text)
+  assert step >= 12 and checkpoint.steps(workdir)[-1] == step
+  (text,) = finish(start(workdir, 1, *BARE), 0)
+  assert f'resuming after step {step}\n' in text
+  assert all(p.name.isdigit() for p in folder.iterdir())
+  jax.tree.map(np.testing.assert_array_equal, params(workdir), params(straight))
+  again, wanted = metrics(workdir), metrics(straight)
+  assert again.keys() == wanted.keys()
+  for step in wanted:
+    for name in wanted[step]:
+      if name.startswith('train/') and name != 'train/images_per_second':
+        assert again[step][name] == wanted[step][name]
+
+
+def test_two_processes_killed_stopped_and_resumed_as_one(
+  straight, start, tmp_path
+):
+  """The loss of each step to 1e-4, parameters to 1e-4, bits/dim to 1e-4."""
+  workdir = tmp_path / 'run'
+  # One is killed: the other names it, and ends too.
+  often = '--config.optim.save_every=2'
+  jobs = start(workdir, 2, often, slow=True)
+  wait_for(lambda: 2 in checkpoint.steps(workdir), jobs)
+  kept = checkpoint.steps(workdir)[-1]
+  jobs[1].kill()
+  began = time.monotonic()
+  first, _ = finish(jobs, 70, -signal.SIGKILL)
+  assert time.monotonic() - began < 60
+  assert 'process 1 does not answer (last in step' in first
+
+  # One is told to stop: both save the same step.
+  jobs = start(workdir, 2, slow=True)
+  wait_for(logged(workdir, kept + 2), jobs)
+  jobs[1].terminate()
+  first, second = finish(jobs, 75, 75)
+  assert int(re.search('resuming after step (\\d+)', first)[1]) >= kept
+  step = told(first)
+  assert step >= kept + 2 and checkpoint.steps(workdir)[-1] == step
+
+  # One process goes on, as if nothing had been.
+  (text,) = finish(start(workdir, 1), 0)
+  assert f'resuming after step {step}\n' in text
+  found, wanted = metrics(workdir), metrics(straight)
+  assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
+  for step in wanted:
+    np.testing.assert_allclose(
+      found[step]['train/loss'], wanted[step]['train/loss'], rtol=1e-4
+    )
+  name = 'val/bits_per_dim'
+  np.testing.assert_allclose(found[STEPS][name], wanted[STEPS][name], rtol=1e-4)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
+    params(workdir),
+    params(straight),
+  )
+  # It has generated.
+  with Image.open(workdir / 'samples' / f'step_{STEPS:07d}.png') as grid:
+    assert grid.size[0] > 50
+
+
+# Processes that wait for each other in every step, and the second of which
+# does something bad in step 4.
+TOGETHER = """
+import os, signal, sys, threading, time
+from fractal_jax import hosts, main
+port, me, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+hosts.POLL = 0.5
+hosts.start(f'localhost:{port}', 2, me, 60)
+with hosts.watchdog().limit(3.0) as dog:
+  for step in range(1, 1000):
+    dog.at(step, 'waiting for a batch')
+    time.sleep(0.3)
+    if step == 4 and me == 1:
+      if what == 'stops':
+        os.kill(os.getpid(), signal.SIGSTOP)
+      if what == 'waits':
+        threading.Event().wait()
+      if what == 'fails':
+        main.leave('fractal-jax train: no such image', 2)
+      if what == 'raises':
+        main.leave_after('train', KeyError('a bug'))
+    dog.at(step, 'waiting for the devices')
+    hosts._client().wait_at_barrier(f'step {step}', 100_000)
+"""
+
+
+@pytest.mark.parametrize(
+  'what, codes, words',
+  [
+    (
+      'stops',
+      (70, None),
+      'process 0: no progress for .* in step 4: waiting for the devices. '
+      'process 1 does not answer \\(last in step 4: waiting for a batch\\)',
+    ),
+    (
+      'waits',
+      (70, 70),
+      'process 1: no progress for .* in step 4: waiting for a batch',
+    ),
+    ('fails', (2, 2), 'process 1 of 2 failed: .* no such image'),
+    ('raises', (70, 70), "process 1 of 2 failed: KeyError: 'a bug'"),
+  ],
+)
+def test_what_one_process_does_ends_both_by_name(
+  start, tmp_path, what, codes, words
+):
+  port = free_port()
+  logs = [tmp_path / f'{i}.log' for i in range(2)]
+  jobs = []
+  for i, log in enumerate(logs):
+    with open(log, 'w') as out:
+      jobs.append(
+        subprocess.Popen(
+          [sys.executable, '-c', TOGETHER, str(port), str(i), what],
+          cwd=ROOT,
+          env=dict(os.environ, XLA_FLAGS=QUICK, PYTHONPATH=str(ROOT)),
+          stdout=out,
+          stderr=out,
+        )
+      )
+  try:
+    for job, code in zip(jobs, codes):
+      if code is not None:
+        job.wait(60)
+  finally:
+    for job in jobs:
+      job.kill()
+  text = ''.join(log.read_text() for log in logs)
+  for job, code in zip(jobs, codes):
+    assert code is None or job.returncode == code, text
+  assert re.search(words, text), text
+  if what in ('stops', 'waits'):
+    assert 'most recent call first' in text  # the stacks
+
+
+def test_hosts_must_share_the_work_directory(start, tmp_path):
+  """Told by what each reads, so here one is given another directory."""
+  a, b = tmp_path / 'a', tmp_path / 'b'
+  code = (
+    'import sys; from fractal_jax import checkpoint, main;'
+    'checkpoint.SHARED_WITHIN = 2.0;'
+    f"i = sys.argv.index('--workdir={a}');"
+    f"sys.argv[i] = '--workdir={b}' if '--process=1' in sys.argv else "
+    'sys.argv[i]; main.run()'
+  )
+  global SLOWLY
+  before, SLOWLY = SLOWLY, code
+  try:
+    jobs = start(a, 2, slow=True, devices=2)
+  finally:
+    SLOWLY = before
+  for text in finish(jobs, 2, 2):
+    assert 'does not see what process 0 wrote' in text
+    assert 'file system that all hosts share' in text
+    assert 'Traceback' not in text
