@@ -155,7 +155,7 @@ class Dropout(nn.Module):
       return x
     words = jax.random.bits(self.make_rng('dropout'), (2,), jnp.uint32)
     # The backward pass draws again rather than read what was drawn.
-    drop = jax.checkpoint(drop_out, prevent_cse=False, static_argnums=2)
+    drop = jax.checkpoint(drop_out, static_argnums=2)
     return drop(x, words, self.rate)
 
 
