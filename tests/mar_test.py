@@ -82,6 +82,31 @@ def test_neighbours_conditions(rank):
       np.testing.assert_allclose(found[:, i, k], want, rtol=1e-6)
 
 
+@pytest.mark.parametrize('rank, guided', [(1, False), (2, True)])
+@pytest.mark.parametrize('depths', [(1, 1, 1, 1), (1, 3, 1, 1), (1, 10, 1, 1)])
+def test_conditions_of_a_few_patches(rank, guided, depths):
+  """Computed for them alone, they are those picked from all outputs."""
+  kinds, sizes = ('mar',) * 3 + ('pixel',), (12, 6, 2, 1)
+  changes = dict(rank=rank, depths=depths, guide=guided)
+  net, params = tiny.build(kinds, sizes, **changes)
+  s = net.specs[1]
+  level, params = mar.MARLevel(s, parent=None), params['level_1']
+  rng = np.random.default_rng(0)
+  shape = (2, s.length) + (s.patch,) * rank + (1,)
+  args = (
+    rng.integers(0, 5, shape),
+    rng.random((2, s.length)) < 0.5,
+    rng.standard_normal((4, s.num_conds, s.cond_width), np.float32),
+    rng.random((2, 1), np.float32) * 4 if guided else None,
+  )
+  out = level.apply({'params': params}, *args, train=False, method='outputs')
+  for few in (1, s.length):
+    place = np.argsort(rng.random((4, s.length)))[:, :few]
+    found = tiny.jit(level.conds_of)(params, *args, place)
+    expected = level.conds_at(out, np.arange(4)[:, None], place)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_order_of_the_tokens():
   """Last condition first; every one counts, in its own position."""
   kinds = ('mar', 'mar', 'pixel')

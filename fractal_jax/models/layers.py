@@ -126,8 +126,10 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   is applied to the weights. Sequences are at most a few hundred tokens, where
   plain attention is a few percent of the FLOPs and no kernel pays.
   """
+  # Heads first, in so many words: XLA on a CPU does not find the faster layout.
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [N, H, ., K]
   logits = jnp.einsum(
-    'nthk,nshk->nhts', q, k, preferred_element_type=jnp.float32
+    'nhtk,nhsk->nhts', q, k, preferred_element_type=jnp.float32
   )
   logits = logits * q.shape[-1] ** -0.5
   if mask is not None:
@@ -135,7 +137,7 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   weights = jax.nn.softmax(logits).astype(q.dtype)
   if drop is not None:
     weights = drop(weights)
-  return jnp.einsum('nhts,nshk->nthk', weights, v)
+  return jnp.swapaxes(jnp.einsum('nhts,nhsk->nhtk', weights, v), 1, 2)
 
 
 class Dropout(nn.Module):
@@ -209,23 +211,22 @@ class Attention(nn.Module):
     self.drop_weights = Dropout(self.weight_dropout)
     self.drop = Dropout(self.dropout)
 
-  def heads_of(self, x, turns):
-    """x [N, T, D] to q, k, v [N, T, H, K], rotated where turns are given."""
+  def heads_of(self, x, parts=slice(3)):
+    """x [N, T, D] to those of q, k and v, [N, T, H, K] each."""
     x = x.astype(self.dtype)
     n, t, d = x.shape
     # One matrix product [D, 3D]: three would read x three times.
-    qkv = self.qkv.astype(self.dtype).reshape(d, 3 * d)
-    qkv = matmul(x, qkv)  # [N, T, 3D]
+    weights = self.qkv.astype(self.dtype)[:, parts]
+    out = matmul(x, weights.reshape(d, -1))  # [N, T, 3D]
     if self.bias:
-      qkv += self.qkv_bias.astype(self.dtype).reshape(3 * d)
-    qkv = qkv.reshape(n, t, 3, self.heads, d // self.heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    if turns is not None:
-      q, k = rotate(q, turns), rotate(k, turns)
-    return q, k, v
+      out += self.qkv_bias.astype(self.dtype)[parts].reshape(-1)
+    out = out.reshape(n, t, -1, self.heads, d // self.heads)
+    return [out[:, :, i] for i in range(out.shape[2])]
 
   def __call__(self, x, turns, *, train):
-    q, k, v = self.heads_of(x, turns)
+    q, k, v = self.heads_of(x)
+    if turns is not None:
+      q, k = rotate(q, turns), rotate(k, turns)
     t = x.shape[1]
     mask = jnp.tri(t, dtype=bool) if self.causal else None
     drop = None
@@ -236,12 +237,20 @@ class Attention(nn.Module):
 
   def step(self, x, cache, layer, t, turns):
     """Token t alone: x [N, 1, D], cache [layers, 2, N, T, H, K], in place."""
-    q, k, v = self.heads_of(x, turns)
+    q, k, v = self.heads_of(x)
+    if turns is not None:
+      q, k = rotate(q, turns), rotate(k, turns)
     new = jnp.stack([k, v])[None].astype(cache.dtype)  # [1, 2, N, 1, H, K]
     cache = jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, t, 0, 0))
     k, v = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
     mask = (jnp.arange(k.shape[1]) <= t)[None]
     return self.proj(attend(q, k, v, mask).reshape(x.shape)), cache
+
+  def at(self, x, here):
+    """x [N, T, D] read by tokens here [N, W, D] alone: [N, W, D]."""
+    (q,) = self.heads_of(here, slice(1))
+    k, v = self.heads_of(x, slice(1, 3))
+    return self.proj(attend(q, k, v).reshape(here.shape))
 
 
 class ViTBlock(nn.Module):
@@ -276,6 +285,15 @@ class ViTBlock(nn.Module):
     y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
     x = x + y
     return x + self.mlp(self.norm2(x), False), cache
+
+  def at(self, x, places):
+    """Its output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
+    y = self.norm1(x)
+    x, here = (
+      jnp.take_along_axis(a, places[..., None], 1, mode='clip') for a in (x, y)
+    )
+    x = x + self.attention.at(y, here)
+    return x + self.mlp(self.norm2(x), False)
 
 
 class LlamaBlock(nn.Module):
@@ -369,6 +387,35 @@ def step_stack(block: nn.Module, params, x, cache, t, turns):
     unroll=depth if unrolls(depth) else 1,
   )
   return carry
+
+
+def narrow_stack(block: nn.Module, params, x, places) -> Array:
+  """A `stack` whose output is wanted at a few places.
+
+  The last layer works for these alone: of all other tokens it needs keys and
+  values only.
+
+  Args:
+    block: the stack's block, unbound; it has a method `at`.
+    params: the stack's parameters, each with a leading axis `layers`.
+    x: [N, T, D].
+    places: [N, W] tokens.
+
+  Returns:
+    [N, W, D].
+  """
+  depth = len(jax.tree.leaves(params)[0])
+
+  def layer(i):
+    return {'params': jax.tree.map(lambda p: p[i], params)}
+
+  def body(x, i):
+    return block.apply(layer(i), x, None, False)
+
+  # Layers are picked from the whole stack: a slice of it would be a copy.
+  unroll = depth if unrolls(depth) else 1
+  x, _ = jax.lax.scan(body, x, jnp.arange(depth - 1), unroll=unroll)
+  return block.apply(layer(depth - 1), x, places, method='at')
 
 
 def unrolls(depth: int) -> bool:

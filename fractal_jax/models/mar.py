@@ -33,6 +33,17 @@ OFFSETS = {
 NOISE, OVERFLOW = 1 << 20, 1 << 21
 
 
+def block_fields(spec: Spec) -> dict:
+  """The fields of a masked level's ViTBlock."""
+  return dict(
+    width=spec.width,
+    heads=spec.heads,
+    causal=False,
+    dropout=spec.dropout,
+    dtype=spec.dtype,
+  )
+
+
 class MARLevel(nn.Module):
   """A masked level."""
 
@@ -64,17 +75,7 @@ class MARLevel(nn.Module):
     self.positions = self.param('positions', table, (tokens, s.width))
     self.norm_in = layers.layer_norm(s.dtype)
     self.blocks = layers.stack(
-      layers.ViTBlock,
-      dict(
-        width=s.width,
-        heads=s.heads,
-        causal=False,
-        dropout=s.dropout,
-        dtype=s.dtype,
-      ),
-      s.depth,
-      s.remat,
-      s.unroll,
+      layers.ViTBlock, block_fields(s), s.depth, s.remat, s.unroll
     )
     self.norm_out = layers.layer_norm(s.dtype)
     if s.guide:
@@ -82,17 +83,22 @@ class MARLevel(nn.Module):
       self.guide = pixel.PixelLevel(pixel.guide_spec(s))
 
   def outputs(self, patches, mask, conds, guide, *, train: bool) -> Array:
-    """The outputs of all patches.
+    """The outputs of all patches, [M, L, D]. Arguments: see `tokens`."""
+    s = self.spec
+    x, _ = self.blocks(self.tokens(patches, mask, conds, guide), None, train)
+    return self.norm_out(x[:, s.guide + s.num_conds :])
+
+  def tokens(self, patches, mask, conds, guide) -> Array:
+    """The sequence that the transformer reads.
 
     Args:
       patches: [N, L, p, (p,) C] values; those under the mask are not seen.
       mask: [N, L], True where masked.
       conds: [M, n, Dc]; M is N, or 2 N for two guidance streams.
       guide: [N, C] mean colour in grey levels, or None.
-      train: whether dropout is on.
 
     Returns:
-      [M, L, D].
+      [M, T, D] with T = guide + n + L.
     """
     s = self.spec
     x = self.patch_embed(contract.flatten_patches(patches, s))  # [N, L, D]
@@ -103,9 +109,7 @@ class MARLevel(nn.Module):
     x = jnp.tile(x, (len(conds) // len(x), 1, 1))  # [M, ., D]
     front = self.cond_embed(conds[:, s.num_conds - 1 :: -1])  # last one first
     x = jnp.concatenate([x[:, : s.guide], front, x[:, s.guide :]], 1)
-    x = self.norm_in(x + self.positions.astype(x.dtype))  # [M, T, D]
-    x, _ = self.blocks(x, None, train)
-    return self.norm_out(x[:, s.guide + s.num_conds :])  # [M, L, D]
+    return self.norm_in(x + self.positions.astype(x.dtype))
 
   # Teacher-forced.
 
@@ -180,6 +184,23 @@ class MARLevel(nn.Module):
     Returns [..., n, D]: the patch's own output, then its neighbours', zeros
     outside the grid.
     """
+    at, inside = self.neighbours(place)
+    # One flat gather: its transpose is one scatter-add.
+    flat = outputs.reshape(-1, self.spec.width)
+    at = row[..., None] * self.spec.length + at
+    return flat[at] * inside[..., None]
+
+  @nn.nowrap
+  def neighbours(self, place: Array) -> tuple[Array, Array]:
+    """The patches whose outputs are a patch's conditions.
+
+    Args:
+      place: [...] indices of patches.
+
+    Returns:
+      Their indices [..., n], and whether they lie inside the grid (where not,
+      the index is some other patch's).
+    """
     s = self.spec
     cell = jnp.stack(jnp.unravel_index(place, s.grid), -1)  # [..., rank]
     offsets = jnp.asarray(OFFSETS[s.rank][: s.out_conds])  # [n, rank]
@@ -188,9 +209,7 @@ class MARLevel(nn.Module):
     at = jnp.ravel_multi_index(
       tuple(jnp.moveaxis(cell, -1, 0)), s.grid, mode='clip'
     )
-    # One flat gather: its transpose is one scatter-add.
-    flat = outputs.reshape(-1, s.width)
-    return flat[row[..., None] * s.length + at] * inside[..., None]
+    return at, inside
 
   # Generating.
 
@@ -245,7 +264,7 @@ class MARLevel(nn.Module):
     still = np.concatenate([[s.length], left[:-1]])
     left, still = left[still > left], still[still > left]
     # Programs multiply from level to level: afford more at the outermost.
-    most = 4 if s.index == 0 else 2
+    most = 3 if s.index == 0 else 2
     sizes = masking.static_sizes(list(still - left), most)
     rows = jnp.arange(n)[:, None]
 
@@ -256,17 +275,9 @@ class MARLevel(nn.Module):
       used = (slots >= left) & (slots < still)
       mask = jnp.zeros((n, s.length), bool)
       mask = mask.at[rows, order].set(jnp.arange(s.length) < still)
-      outputs = level.apply(
-        {'params': params},
-        drawn.values,
-        mask,
-        conds,
-        guide,
-        train=False,
-        method='outputs',
-      )  # [G N, L, D]
-      both = jnp.arange(streams * n)[:, None]
-      cond = level.conds_at(outputs, both, jnp.tile(place, (streams, 1)))
+      cond = level.conds_of(
+        params, drawn.values, mask, conds, guide, jnp.tile(place, (streams, 1))
+      )  # [G N, m, n, D]
       cond = cond.reshape((streams, n * size) + cond.shape[2:])
       scale = guidance
       if linear:
@@ -302,6 +313,36 @@ class MARLevel(nn.Module):
     drawn, _ = jax.lax.scan(body, drawn, plan)
     return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)
 
+  @nn.nowrap
+  def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
+    """The conditions of some patches, [M, m, n, D], of place [M, m].
+
+    The other arguments are those of `outputs`.
+    """
+    s = self.spec
+
+    def run(method, *args):
+      return self.apply({'params': params}, *args, method=method)
+
+    at, inside = self.neighbours(place)  # [M, m, n]
+    if at[0].size >= s.length:  # most outputs are wanted, some of them twice
+      outputs = self.apply(
+        {'params': params},
+        patches,
+        mask,
+        conds,
+        guide,
+        train=False,
+        method='outputs',
+      )
+      return self.conds_at(outputs, jnp.arange(len(place))[:, None], place)
+    x = run('tokens', patches, mask, conds, guide)
+    places = at.reshape(len(at), -1) + s.guide + s.num_conds
+    block = layers.ViTBlock(**block_fields(s), parent=None)
+    x = layers.narrow_stack(block, params['blocks'], x, places)
+    x = run(lambda level, x: level.norm_out(x), x)
+    return x.reshape(at.shape + (s.width,)) * inside[..., None]
+
   # Counting, for cost.py.
 
   @nn.nowrap
@@ -325,9 +366,17 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """FLOPs to generate a square: one pass an iteration, one guide."""
-    steps = min(iterations, self.spec.length)
-    return steps * self.outputs_flops() + self.guide_flops()
+    """FLOPs to generate a square: one pass an iteration, one guide.
+
+    The last layer reads from the tokens whose outputs are conditions only.
+    """
+    s = self.spec
+    d, t = s.width, s.guide + s.num_conds + s.length
+    left = np.array([s.length] + masking.unmask_counts(s.length, iterations))
+    wanted = np.minimum((left[:-1] - left[1:]) * s.out_conds, s.length)
+    idle = float((t - wanted).sum()) * (20 * d * d + 4 * t * d)
+    passes = len(wanted) * self.outputs_flops()
+    return passes - (idle if s.depth else 0) + self.guide_flops()
 
   @nn.nowrap
   def share(self, law: str) -> float:
