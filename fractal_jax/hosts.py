@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 FAILED = 70  # this process hung, or another one failed
 PREEMPTED = 75  # everything is saved: the same command goes on
 
-HEARTBEAT = 60  # seconds without a sign of life until a process is dead
+HEARTBEAT = 100  # seconds without a sign of life until a process is dead
 POLL = 2.0  # seconds between looks at the others
 SLOW = 30  # compiling, saving and the like may take so many hang_after
 
@@ -48,8 +48,9 @@ def start(
   jax.distributed.initialize(
     coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
   )
-  # Earlier than JAX itself, which aborts without saying what they did last.
-  _watchdog.silence = 0.75 * heartbeat
+  # Earlier than JAX itself, which aborts without saying what they did last. It
+  # hears of each process every heartbeat / 2, so that much may have gone by.
+  _watchdog.silence = max(2 * POLL, heartbeat / 2 - 3 * POLL)
   _watchdog.start()
 
 
@@ -130,11 +131,16 @@ def preemption():
 # Failing.
 
 
-def fail(text: str, code: int) -> None:
+def fail(text: str, code: int, silent: int = 0) -> None:
   """Ends this process, and with it the others, without waiting for them.
 
   The others may wait for this one on their devices, where no exception can
   reach them: their watchdogs find the note that is left here, and exit.
+
+  Args:
+    text: why, for the others to print.
+    code: with which to exit.
+    silent: how many others won't answer any more.
   """
   me, client = _me(), _client()
   sys.stdout.flush()
@@ -144,7 +150,7 @@ def fail(text: str, code: int) -> None:
     client.key_value_set(f'fractal/failed/{me}', note, allow_overwrite=True)
     if me == 0:  # the notes live in this process: let the others read them
       until = time.monotonic() + 3 * POLL
-      while time.monotonic() < until and len(_notes()) < count():
+      while time.monotonic() < until and len(_notes()) < count() - silent:
         time.sleep(0.1)
   os._exit(code)
 
@@ -304,7 +310,7 @@ class Watchdog:
         for i in silent
       )
       _shout(text)
-      fail(text, FAILED)
+      fail(text, FAILED, len(silent))
 
   def _hangs(self) -> None:
     step, doing = self._at

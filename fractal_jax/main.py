@@ -35,7 +35,7 @@ def distributed_flags():
   flags.DEFINE_integer('processes', None, 'How many processes there are.')
   flags.DEFINE_integer('process', None, 'Which of them this is: 0, 1, ...')
   flags.DEFINE_integer(
-    'heartbeat', 60, 'Seconds until a dead process ends the others.'
+    'heartbeat', 100, 'Seconds until a dead process ends the others.'
   )
 
 

@@ -89,7 +89,7 @@ def start(config):
         f'--coordinator=localhost:{port}',
         f'--processes={processes}',
         f'--process={i}',
-        '--heartbeat=20',
+        '--heartbeat=40',
       ]
       log = open(f'{workdir}.{len(started)}.log', 'w+')
       job = subprocess.Popen(
