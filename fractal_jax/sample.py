@@ -14,7 +14,7 @@ import numpy as np
 
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Drawn, Sampling
+from fractal_jax.models.contract import Drawn, Given, Sampling
 
 GREY = 128  # a value that a movie has not reached yet
 
@@ -43,6 +43,7 @@ def generate(
   *,
   guided: bool,
   seed: int = 0,
+  given: Given | None = None,
   batch: int = 64,
   mesh=None,
   progress=lambda chunks: chunks,
@@ -56,6 +57,7 @@ def generate(
     sampling: how values are drawn.
     guided: whether the unconditional stream runs.
     seed: of the request.
+    given: values that are known, [num, S, (S,) C] each.
     batch: images at a time, rounded up to what the mesh divides; the last
       batch is filled up, so that one program serves any number of images.
     mesh: the mesh; one of the first device where None.
@@ -74,30 +76,35 @@ def generate(
   with jax.set_mesh(mesh):
     for start in progress(range(0, len(labels), batch)):
       index = np.arange(start, start + batch)
-      some = labels[np.minimum(index, len(labels) - 1)]
+      at = np.minimum(index, len(labels) - 1)
+      some = jax.tree.map(lambda x: x[at], (labels, given))
       drawn = generate_batch(
-        net, guided, mesh, params, key, some, jnp.asarray(index), sampling
+        net, guided, mesh, params, key, *some, jnp.asarray(index), sampling
       )
       out.append(jax.device_get(drawn))
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def generate_batch(net, guided, mesh, params, key, labels, index, sampling):
+def generate_batch(
+  net, guided, mesh, params, key, labels, given, index, sampling
+):
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
-  def on_device(params, labels, keys, sampling):
-    return net.generate(params, labels, keys, sampling, guided=guided)
+  def on_device(params, labels, given, keys, sampling):
+    return net.generate(
+      params, labels, keys, sampling, guided=guided, given=given
+    )
 
   # Each device generates its own images; nothing crosses devices in the loop.
   over = jax.P(sharding.BATCH)
   drawn = jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(jax.P(), over, over, jax.P()),
+    in_specs=(jax.P(), over, over, over, jax.P()),
     out_specs=over,
     check_vma=False,
-  )(params, labels, keys, sampling)
+  )(params, labels, given, keys, sampling)
   return jax.lax.with_sharding_constraint(drawn, jax.P())
 
 

@@ -130,7 +130,15 @@ class ARLevel(nn.Module):
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
-    self, params, conds, keys, guidance, sampling: Sampling, below, order=None
+    self,
+    params,
+    conds,
+    keys,
+    guidance,
+    sampling: Sampling,
+    below,
+    order=None,
+    given=None,
   ) -> Drawn:
     """Generates squares with a key-value cache, one patch a step.
 
@@ -140,8 +148,10 @@ class ARLevel(nn.Module):
       keys: [N] typed keys, one a square.
       guidance: scalar; at level 0 a linear schedule ramps up to it.
       sampling: how values are drawn.
-      below: (conds [G, N, 1, D], keys [N], guidance) to the patch, Drawn.
+      below: (conds [G, N, 1, D], keys [N], guidance, given) to the patch,
+        Drawn.
       order: not used; patches come in raster order.
+      given: values that are known: Given, or None.
 
     Returns:
       Squares [N, s, (s,) C].
@@ -158,14 +168,15 @@ class ARLevel(nn.Module):
     def call(method, *args):
       return level.apply({'params': params}, *args, method=method)
 
-    def step(carry, t):
+    def step(carry, now):
+      t, given = now
       patch, cache = carry
       x = call('token', patch, conds, t)
       turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
       x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
       cond = call('output', x).reshape(streams, n, 1, s.width)
       scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
-      drawn = below(cond, contract.fold(keys, t), scale)
+      drawn = below(cond, contract.fold(keys, t), scale, given)
       return (drawn.values, cache), drawn
 
     shape = (n,) + (s.patch,) * s.rank + (s.channels,)
@@ -173,7 +184,11 @@ class ARLevel(nn.Module):
       s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
     )
     start = (jnp.zeros(shape, jnp.int32), cache)
-    _, drawn = jax.lax.scan(step, start, jnp.arange(s.length))  # [L, N, ...]
+    given = jax.tree.map(
+      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
+    )
+    _, drawn = jax.lax.scan(step, start, (jnp.arange(s.length), given))
+    # drawn: [L, N, p, (p,) C]
     if sampling.record:  # in values: each patch before it took so many
       before = jnp.arange(s.length) * s.patch_values
       when = drawn.when + before.reshape((-1,) + (1,) * len(shape))

@@ -83,6 +83,7 @@ class Scores:
   nats: Array  # [N, C] float32
   weight: Array  # [N]
   image: Array  # [N]
+  site: Array  # [N] as in Rows
 
 
 @struct.dataclass
@@ -109,6 +110,18 @@ class Sampling:
   iterations: tuple[int, ...] = struct.field(pytree_node=False, default=())
   greedy: bool = struct.field(pytree_node=False, default=False)
   record: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class Given:
+  """Values that generation is given rather than draws: editing.
+
+  A level counts a patch all of whose values are known as generated; one that
+  is known in part is generated, and its known values are kept further down.
+  """
+
+  values: Array  # [N, s, (s,) C] int32; read where known
+  known: Array  # [N, s, (s,) C] bool
 
 
 @struct.dataclass

@@ -17,6 +17,7 @@ from fractal_jax.models.contract import (
   Array,
   Drawn,
   Draws,
+  Given,
   Rows,
   Sampling,
   Scores,
@@ -74,7 +75,14 @@ class Fractal(nn.Module):
     )
 
   def __call__(
-    self, images: Array, labels: Array, draws: Draws, masks=None, *, train: bool
+    self,
+    images: Array,
+    labels: Array,
+    draws: Draws,
+    masks=None,
+    keep=None,
+    *,
+    train: bool,
   ) -> Result:
     """Scores images: the negative log-likelihoods of their values.
 
@@ -84,6 +92,8 @@ class Fractal(nn.Module):
       draws: the random draws of masked levels, and of dropped labels.
       masks: masks to use in place of random ones, one entry a level (None at
         ar levels).
+      keep: for each level but the first, factors [n] of the conditions that it
+        gets: 0 drops one.
       train: whether dropout and label dropping are on.
 
     Returns:
@@ -95,11 +105,13 @@ class Fractal(nn.Module):
     for i, level in enumerate(self.levels[:-1]):
       mask = None if masks is None else masks[i]
       rows, guide, lost = level(rows, draws, mask, train=train)
+      if keep is not None:
+        rows = rows.replace(conds=rows.conds * keep[i][:, None])
       guides += [] if guide is None else [guide]
       dropped += lost
     values = rows.squares.reshape(len(rows.squares), -1)  # [N, C]
     nats = self.levels[-1](rows.conds, values, train=train)
-    pixels = Scores(nats, rows.weight, rows.image)
+    pixels = Scores(nats, rows.weight, rows.image, rows.site)
     return Result(pixels, tuple(guides), dropped)
 
   def pixel_logits(self, images, labels, draws, masks=None) -> Array:
@@ -121,6 +133,7 @@ class Fractal(nn.Module):
     *,
     guided: bool,
     orders=None,
+    given: Given | None = None,
   ) -> Drawn:
     """Generates images; pure: call it on the unbound module, under jit.
 
@@ -131,6 +144,8 @@ class Fractal(nn.Module):
       sampling: how values are drawn. Iterations: one number a level.
       guided: whether to run the unconditional stream (guidance is not 1).
       orders: orders of the patches at each level, in place of random ones.
+      given: values that are known, and returned as they are. Where none is,
+        the images are those drawn without.
 
     Returns:
       Images [B, S, (S,) C].
@@ -146,20 +161,23 @@ class Fractal(nn.Module):
     def drawer(i):
       level, own = levels[i], params[f'level_{i}']
       if i == len(levels) - 1:
-        return lambda conds, keys, guidance: level.generate(
-          own, conds, keys, guidance, sampling
+        return lambda conds, keys, guidance, given: level.generate(
+          own, conds, keys, guidance, sampling, given
         )
       below = drawer(i + 1)
       order = None if orders is None else orders[i]
-      return lambda conds, keys, guidance: level.generate(
-        own, conds, keys, guidance, sampling, below, order
+      return lambda conds, keys, guidance, given: level.generate(
+        own, conds, keys, guidance, sampling, below, order, given
       )
 
     embed = Labels(self.classes, self.specs[0].width, parent=None)
     streams = [labels, jnp.full_like(labels, -1)] if guided else [labels]
     conds = embed.apply({'params': params['labels']}, jnp.stack(streams))
     conds = jnp.repeat(conds[:, :, None], self.specs[0].num_conds, 2)
-    return drawer(0)(conds, keys, sampling.guidance)
+    drawn = drawer(0)(conds, keys, sampling.guidance, given)
+    if sampling.record and given is not None:  # there before the first draw
+      drawn = drawn.replace(when=jnp.where(given.known, -1, drawn.when))
+    return drawn
 
 
 class Labels(nn.Module):

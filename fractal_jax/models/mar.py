@@ -145,7 +145,7 @@ class MARLevel(nn.Module):
     if s.guide:
       guide, target = self.mean_colour(rows, draws, train)
       nats = self.guide(rows.conds, target, train=train)
-      scores = Scores(nats, rows.weight, rows.image)
+      scores = Scores(nats, rows.weight, rows.image, rows.site)
     outputs = self.outputs(patches, mask, rows.conds, guide, train=train)
 
     index, filled, dropped = masking.compact(
@@ -215,7 +215,15 @@ class MARLevel(nn.Module):
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
-    self, params, conds, keys, guidance, sampling: Sampling, below, order=None
+    self,
+    params,
+    conds,
+    keys,
+    guidance,
+    sampling: Sampling,
+    below,
+    order=None,
+    given=None,
   ) -> Drawn:
     """Generates squares, several patches a step, in a random order.
 
@@ -225,9 +233,12 @@ class MARLevel(nn.Module):
       keys: [N] typed keys, one a square.
       guidance: scalar; at level 0 a linear schedule ramps up to it.
       sampling: how values are drawn, and in how many iterations.
-      below: (conds [G, M, n, D], keys [M], guidance) to the patch, Drawn.
+      below: (conds [G, M, n, D], keys [M], guidance, given) to the patch,
+        Drawn.
       order: [L], an order for all squares in place of random ones; its last
         entries are generated first.
+      given: values that are known: Given, or None. Patches known as a whole
+        count as generated in the first steps, and are seen from the start.
 
     Returns:
       Squares [N, s, (s,) C].
@@ -256,6 +267,14 @@ class MARLevel(nn.Module):
       order = scores.argsort(-1)  # [N, L]
     else:
       order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
+    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
+    start = jnp.zeros(shape, jnp.int32)
+    if given is not None:
+      given = jax.tree.map(lambda x: contract.patchify(x, s), given)
+      whole = given.known.all(tuple(range(2, given.known.ndim)))  # [N, L]
+      start = jnp.where(given.known, given.values, start)
+      last = jnp.take_along_axis(whole, order, 1).argsort(-1, stable=True)
+      order = jnp.take_along_axis(order, last, 1)  # known ones at its end
 
     # How many patches each step generates is known now, so each step runs in
     # a program of about its size.
@@ -275,6 +294,8 @@ class MARLevel(nn.Module):
       used = (slots >= left) & (slots < still)
       mask = jnp.zeros((n, s.length), bool)
       mask = mask.at[rows, order].set(jnp.arange(s.length) < still)
+      if given is not None:
+        mask &= ~whole
       cond = level.conds_of(
         params, drawn.values, mask, conds, guide, jnp.tile(place, (streams, 1))
       )  # [G N, m, n, D]
@@ -285,7 +306,10 @@ class MARLevel(nn.Module):
         seen = s.length - jnp.maximum(left, 1)
         scale = 1 + (guidance - 1) * seen / s.length
       patch_keys = contract.fold(keys[:, None], place).reshape(-1)
-      patches = below(cond, patch_keys, scale)  # [N m, p, (p,) C]
+      known = jax.tree.map(
+        lambda x: x[rows, place].reshape((-1,) + x.shape[2:]), given
+      )
+      patches = below(cond, patch_keys, scale, known)  # [N m, p, (p,) C]
       if sampling.record:
         when = (s.length - still) * s.patch_values + patches.when * size
         patches = patches.replace(when=when)
@@ -306,9 +330,7 @@ class MARLevel(nn.Module):
       which, left, still = step
       return jax.lax.switch(which, branches, drawn, left, still), None
 
-    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
-    empty = jnp.zeros(shape, jnp.int32)
-    drawn = Drawn(empty, empty if sampling.record else None)
+    drawn = Drawn(start, jnp.zeros_like(start) if sampling.record else None)
     plan = jax.tree.map(jnp.asarray, (branch, left, still))
     drawn, _ = jax.lax.scan(body, drawn, plan)
     return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax.models import layers
-from fractal_jax.models.contract import Array, Drawn, Sampling, Spec
+from fractal_jax.models.contract import Array, Drawn, Given, Sampling, Spec
 
 
 class PixelLevel(nn.Module):
@@ -87,7 +87,13 @@ class PixelLevel(nn.Module):
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
-    self, params, conds: Array, keys: Array, guidance, sampling: Sampling
+    self,
+    params,
+    conds: Array,
+    keys: Array,
+    guidance,
+    sampling: Sampling,
+    given: Given | None = None,
   ) -> Drawn:
     """Draws pixels, channel by channel, with cached keys and values.
 
@@ -97,6 +103,7 @@ class PixelLevel(nn.Module):
       keys: [N] typed keys, one a pixel.
       guidance: scalar; not used where G = 1.
       sampling: temperature, filter threshold.
+      given: values that are known, of squares of side 1.
 
     Returns:
       Squares of side 1: values [N, 1, (1,) C].
@@ -116,17 +123,19 @@ class PixelLevel(nn.Module):
 
     def channel(carry, step):
       x, cache = carry
-      k, uniform = step
+      k, uniform, given = step
       if s.depth:
         x, cache = layers.step_stack(block, params['blocks'], x, cache, k, None)
       logits = call('head', x, k).reshape(streams, n, s.values)
       values = draw(logits, uniform, guidance, sampling)  # [N]
+      if given is not None:
+        values = jnp.where(given.known, given.values, values)
       x = jnp.tile(call('next', k, values), (streams, 1, 1))
       return (x, cache), values
 
-    _, values = jax.lax.scan(
-      channel, (first, cache), (jnp.arange(s.channels), uniforms.T)
-    )  # [C, N]
+    given = jax.tree.map(lambda x: x.reshape(n, s.channels).T, given)
+    steps = (jnp.arange(s.channels), uniforms.T, given)
+    _, values = jax.lax.scan(channel, (first, cache), steps)  # [C, N]
     shape = (n,) + (1,) * s.rank + (s.channels,)
     values = values.T.reshape(shape)
     when = None
