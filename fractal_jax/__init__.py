@@ -1,0 +1,21 @@
+"""Fractal generative models in JAX and Flax.
+
+import fractal_jax
+model = fractal_jax.load('runs/digits')
+images = model.sample(num=16)
+"""
+
+
+def load(workdir: str, step: int | None = None):
+  """The model of a run, for use from Python: see `fractal_jax.api.Model`.
+
+  Args:
+    workdir: the run's directory, as `fractal-jax train` or `convert` wrote it.
+    step: of the checkpoint; the latest where None.
+
+  Raises:
+    CheckpointError: there is no such run or checkpoint.
+  """
+  from fractal_jax import api  # importing the package stays instant
+
+  return api.load(workdir, step)

@@ -136,6 +136,63 @@ def evaluate(
   )
 
 
+def image_nats(
+  net: fractal.Fractal,
+  params,
+  images: np.ndarray,
+  labels: np.ndarray,
+  *,
+  mesh=None,
+  batch: int = 64,
+  passes: int = 1,
+  seed: int = 0,
+) -> np.ndarray:
+  """Negative log-likelihoods of images at hand.
+
+  Args:
+    net: the model.
+    params: its parameters.
+    images: [n, S, (S,) C], the same on every host.
+    labels: [n] classes, -1 for "no class".
+    mesh: the mesh; one of the first device where None.
+    batch: images at a time, rounded up to what the mesh divides.
+    passes: random masks an image; models of ar levels alone need just one.
+    seed: of the masks.
+
+  Returns:
+    Nats [n, passes], float64: with masked levels, estimates each.
+  """
+  mesh = sharding.single_device_mesh() if mesh is None else mesh
+  if all(s.kind != 'mar' for s in net.specs):
+    passes = 1
+  parts = sharding.batch_devices(mesh)
+  batch = -(-min(batch, len(images)) // parts) * parts
+  host, hosts = sharding.host_rows(mesh)
+  mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
+  key = jax.random.key(seed)
+  out = np.zeros((len(images), passes))
+  with jax.set_mesh(mesh):
+    for n, start in enumerate(range(0, len(images), batch)):
+      index = np.arange(start, start + batch)
+      at = np.minimum(index, len(images) - 1)
+      rows = {
+        'image': images[at],
+        'label': labels[at],
+        'index': index,
+        'valid': index < len(images),
+      }
+      placed = sharding.place(
+        {k: np.asarray(v[mine], np.int32) for k, v in rows.items()}, mesh
+      )
+      for i in range(passes):
+        found = score_batch(
+          net, parts, params, key, placed, placed['label'], n, i, i / passes
+        )
+        nats = jax.device_get(found['nats'])
+        out[start : start + batch, i] = nats[: len(images) - start]
+  return out
+
+
 def _sums(per_image, seen):
   """Nats and number of scored rows, over the images that count."""
   nats, rows = per_image

@@ -220,6 +220,142 @@ def classes(model):
   return list(labels)
 
 
+# edit, explain
+
+
+def image_flags():
+  workdir_flags()
+  flags.DEFINE_string('image', None, 'An image file, or a .npy of values.')
+  flags.DEFINE_integer('index', None, 'In place of --image: one of --split.')
+  flags.DEFINE_string('split', None, 'Split; the validation split if unset.')
+  flags.DEFINE_string('label', None, "Class; unset or 'none': no class.")
+  flags.DEFINE_integer('seed', 0, 'Of the draws.')
+
+
+def edit_flags():
+  image_flags()
+  flags.DEFINE_string('mask', None, 'White (or True, in a .npy): generate.')
+  flags.DEFINE_enum(
+    'mode', None, ['inpaint', 'outpaint', 'lower'], 'A mask made for you.'
+  )
+  flags.DEFINE_list('box', None, 'Of inpaint: top,left,height,width.')
+  flags.DEFINE_integer('margin', None, 'Of outpaint, in pixels.')
+  flags.DEFINE_integer('num', 8, 'Completions.')
+  flags.DEFINE_integer('candidates', 1, 'Draws of which the likeliest is kept.')
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_float('guidance', None, '1: none.')
+  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+  flags.DEFINE_string('out', 'edit.png', 'A .png, or a .npy of values.')
+
+
+def edit():
+  import numpy as np
+
+  from fractal_jax import edit, sample
+
+  for name, least in (('num', 1), ('candidates', 1), ('batch', 1)):
+    at_least(name, least)
+  edit.check_out(FLAGS.out, '.png', '.npy')
+  if bool(FLAGS.mask) == bool(FLAGS.mode):
+    raise UsageError(
+      'give --mask=FILE, or --mode to have one made: one of them'
+    )
+  config = load_config()
+  image, label = the_image(config)
+  if FLAGS.mask:
+    mask = edit.read_mask(FLAGS.mask, config.model)
+  else:
+    box = FLAGS.box and integers('box', FLAGS.box)
+    mask = edit.make_mask(
+      FLAGS.mode, config.model, box=box, margin=FLAGS.margin
+    )
+  mask = edit.check_mask(mask, image[None])
+  changes = {
+    name: FLAGS[name].value
+    for name in ('guidance', 'temperature')
+    if FLAGS[name].value is not None
+  }
+  if FLAGS.iterations is not None:
+    with config.unlocked():
+      config.sample.iterations = integers('iterations', FLAGS.iterations)
+  model = load_model(config)
+  (drawn,) = model.edit(
+    image[None],
+    mask,
+    label,
+    num=FLAGS.num,
+    candidates=FLAGS.candidates,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch,
+    **changes,
+  )
+  import jax
+
+  if jax.process_index():
+    return
+  if FLAGS.out.endswith('.npy'):
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
+    np.save(FLAGS.out, drawn)
+  elif FLAGS.num == 1:
+    sample.save(sample.pictures(drawn, config.model)[0], FLAGS.out)
+  else:
+    grey = round(sample.GREY * (config.model.num_values - 1) / 255)
+    hidden = np.where(mask[0], grey, image)
+    shown = np.concatenate([image[None], hidden[None], drawn])
+    shown = sample.pictures(shown, config.model)
+    sample.save(sample.grid(shown), FLAGS.out)
+  say(f'{FLAGS.num} completions: {os.path.abspath(FLAGS.out)}')
+
+
+def the_image(config):
+  """The image that the flags name, [S, (S,) C], and --label."""
+  import itertools
+
+  from fractal_jax import data, edit
+
+  if (FLAGS.image is None) == (FLAGS.index is None):
+    raise UsageError('give --image=FILE, or --index of one in --split')
+  label = None
+  if FLAGS.label not in (None, 'none'):
+    (label,) = integers('label', [FLAGS.label])
+    edit.check_labels(label, config.model)
+  if FLAGS.image is not None:
+    return edit.read_image(FLAGS.image, config.model), label
+  at_least('index', 0)
+  split = FLAGS.split or config.data.val_split
+  found = data.eval_batches(config, split, 1)
+  if FLAGS.index >= len(found):
+    raise UsageError(f'--index={FLAGS.index}: {split} has {len(found)} images')
+  (one,) = itertools.islice(found, FLAGS.index, FLAGS.index + 1)
+  return one['image'][0], label
+
+
+def explain_flags():
+  image_flags()
+  flags.DEFINE_integer('passes', 64, 'Random masks, for masked levels.')
+  flags.DEFINE_string('out', 'explain', 'Folder for the PNGs and report.html.')
+
+
+def explain():
+  from fractal_jax import explain
+
+  at_least('passes', 2)
+  config = load_config()
+  image, label = the_image(config)
+  model = load_model(config)
+  found = model.explain(image, label, passes=FLAGS.passes, seed=FLAGS.seed)
+  import jax
+
+  if jax.process_index():
+    return
+  say(explain.summary(found))
+  for c in found.conditions:
+    say(f'  level {c.level} without {c.name}: {c.worth:+.2f} bits')
+  paths = explain.write(found, image, config.model, FLAGS.out)
+  say(f'report: {os.path.abspath(paths[-1])}')
+
+
 # convert
 
 
@@ -273,6 +409,8 @@ COMMANDS = {
   'train': (train, train_flags, 'train a model, or go on with a run'),
   'likelihood': (likelihood, likelihood_flags, 'bits per dimension'),
   'sample': (sample, sample_flags, 'generate images'),
+  'edit': (edit, edit_flags, 'generate what is under a mask'),
+  'explain': (explain, explain_flags, 'the bits of each value of an image'),
   'convert': (convert, convert_flags, 'published weights to a run, and back'),
   'cost': (cost, config_flag, 'parameters and FLOPs of a config'),
 }
@@ -312,17 +450,14 @@ def load_config():
 
 def load_run(config=None):
   """The config, model, parameters and mesh of --workdir."""
-  from fractal_jax import checkpoint, sharding, train_state
-  from fractal_jax import config as config_lib
-  from fractal_jax.models import fractal
+  m = load_model(config)
+  return m.config, m.net, m.params, m.mesh
 
-  config = load_config() if config is None else config
-  config_lib.check(config)
-  net = fractal.from_config(config.model)
-  mesh = sharding.any_mesh(config)
-  shardings = train_state.param_shardings(net, mesh)
-  params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step, shardings)
-  return config, net, params, mesh
+
+def load_model(config=None):
+  from fractal_jax import api
+
+  return api.load(FLAGS.workdir, FLAGS.step, config)
 
 
 def start() -> None:
@@ -342,7 +477,15 @@ def start() -> None:
 
 def known_errors() -> tuple:
   """Errors whose message is all that a user needs."""
-  from fractal_jax import checkpoint, convert, data, health, sample, sharding
+  from fractal_jax import (
+    checkpoint,
+    convert,
+    data,
+    edit,
+    health,
+    sample,
+    sharding,
+  )
   from fractal_jax import config as config_lib
 
   return (
@@ -351,6 +494,7 @@ def known_errors() -> tuple:
     checkpoint.CheckpointError,
     convert.ConvertError,
     data.DataError,
+    edit.EditError,
     sample.SampleError,
     sharding.ShardingError,
     health.TrainingError,

@@ -1,0 +1,185 @@
+"""A trained model, for use from Python.
+
+Images are arrays [n, S, (S,) C] of whole numbers 0 .. V - 1, as the data sets
+give them: S the side, C the channels, V the values a channel (256 for pixels).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from fractal_jax import (
+  checkpoint,
+  edit,
+  explain,
+  likelihood,
+  sample,
+  sharding,
+  train_state,
+)
+from fractal_jax import config as config_lib
+from fractal_jax.models import fractal
+from fractal_jax.models.contract import Given
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model with its parameters. `load` makes one."""
+
+  config: object  # the run's ml_collections config
+  net: fractal.Fractal
+  params: dict
+  mesh: object
+
+  def sample(
+    self, labels=None, *, num=None, seed=0, batch=None, **settings
+  ) -> np.ndarray:
+    """Generates images.
+
+    Args:
+      labels: a class, or a list of them that is repeated up to `num`; -1 is
+        "no class". All classes in turn where None.
+      num: how many; as many as labels where None, or config.sample.num.
+      seed: image i is a function of the seed and i alone.
+      batch: images at a time; config.sample.batch where None.
+      **settings: guidance, temperature, schedule, filter_threshold, iterations
+        in place of those of config.sample.
+
+    Returns:
+      Images [num, S, (S,) C].
+    """
+    model = self.config.model
+    if num is None:
+      num = self.config.sample.num if labels is None else np.size(labels)
+    if labels is None:
+      labels = np.arange(model.classes)
+    labels = sample.round_robin(num, edit.check_labels(labels, model))
+    return self._draw(labels, None, seed, batch, settings)
+
+  def _draw(self, labels, given, seed, batch, settings):
+    sampling, guided = sample.settings(self.config, **settings)
+    drawn = sample.generate(
+      self.net,
+      self.params,
+      labels,
+      sampling,
+      guided=guided,
+      seed=seed,
+      given=given,
+      batch=batch or self.config.sample.batch,
+      mesh=self.mesh,
+    )
+    return drawn.values.astype(edit.dtype(self.config.model))
+
+  def log_prob(
+    self, images, labels=None, *, passes=None, seed=0, batch=None
+  ) -> np.ndarray:
+    """Log-likelihoods in nats.
+
+    Exact for models of ar levels alone. With masked levels it is an unbiased
+    estimate of the mean over orders; with guiding pixels, a lower bound.
+
+    Args:
+      images: [n, S, (S,) C].
+      labels: [n] or one class; "no class" where None.
+      passes: random masks an image, for masked levels; config.eval.passes
+        where None.
+      seed: of the masks.
+      batch: images at a time; config.eval.batch where None.
+
+    Returns:
+      [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
+    """
+    images = edit.check_images(images, self.config.model)
+    nats = likelihood.image_nats(
+      self.net,
+      self.params,
+      images,
+      edit.labels_of(labels, len(images), self.config.model),
+      mesh=self.mesh,
+      batch=batch or self.config.eval.batch,
+      passes=self.config.eval.passes if passes is None else passes,
+      seed=seed,
+    )
+    return -nats.mean(1)
+
+  def edit(
+    self,
+    images,
+    mask,
+    labels=None,
+    *,
+    num=1,
+    candidates=1,
+    seed=0,
+    batch=None,
+    **settings,
+  ) -> np.ndarray:
+    """Generates what is under a mask, given the rest.
+
+    Known values come back bit-identical. A masked level starts its order from
+    the known patches, so it sees all of them; an ar level sees, of the known
+    patches, the earlier ones only: prefer mar models for holes.
+
+    Args:
+      images: [n, S, (S,) C].
+      mask: True where to generate: [S, (S,)], [S, (S,) C], or one an image.
+      labels: [n] or one class; "no class" where None. Another class than the
+        image's own edits it by class.
+      num: completions an image.
+      candidates: draws of which each completion is the likeliest, by
+        `log_prob` under the same class.
+      seed, batch, **settings: as in `sample`.
+
+    Returns:
+      [n, num, S, (S,) C].
+    """
+    model = self.config.model
+    images = edit.check_images(images, model)
+    mask = edit.check_mask(mask, images)
+    labels = edit.labels_of(labels, len(images), model)
+    each = num * candidates
+    repeat = lambda x: np.repeat(x, each, 0)
+    given = Given(repeat(images).astype(np.int32), repeat(~mask))
+    drawn = self._draw(repeat(labels), given, seed, batch, settings)
+    if candidates > 1:
+      scores = self.log_prob(drawn, repeat(labels), seed=seed, batch=batch)
+      best = scores.reshape(-1, candidates).argmax(1)
+      drawn = drawn.reshape((-1, candidates) + drawn.shape[1:])
+      drawn = drawn[np.arange(len(best)), best]
+    return drawn.reshape((len(images), num) + drawn.shape[1:])
+
+  def explain(self, image, label=None, *, passes=64, seed=0):
+    """Where the bits of an image are: see `fractal_jax.explain`.
+
+    Args:
+      image: [S, (S,) C].
+      label: its class; "no class" where None.
+      passes: random masks, for masked levels.
+      seed: of the masks.
+
+    Returns:
+      An `explain.Explanation`.
+    """
+    images = edit.check_images(np.asarray(image)[None], self.config.model)
+    labels = edit.labels_of(label, 1, self.config.model)
+    return explain.explain(
+      self.config,
+      self.net,
+      self.params,
+      images[0],
+      int(labels[0]),
+      passes=passes,
+      seed=seed,
+    )
+
+
+def load(workdir: str, step: int | None = None, config=None) -> Model:
+  """The model of a run; with `config` in place of the run's own where given."""
+  config = checkpoint.load_config(workdir) if config is None else config
+  config_lib.check(config)
+  net = fractal.from_config(config.model)
+  mesh = sharding.any_mesh(config)
+  shardings = train_state.param_shardings(net, mesh)
+  params = checkpoint.restore_params(workdir, step, shardings)
+  return Model(config, net, params, mesh)
