@@ -77,7 +77,7 @@ def sampling(config, net, mesh):
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
   key = jax.random.key(0)
-  args = net, guided, mesh, params, key, labels, index, settings
+  args = net, guided, mesh, params, key, labels, None, index, settings
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
   return sample.generate_batch, args, lambda _: args, flops
 

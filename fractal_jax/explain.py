@@ -286,7 +286,8 @@ def report(found: Explanation, shots: dict[str, np.ndarray]) -> str:
   return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Bits of an image</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em }}
+body {{ font: 15px/1.5 system-ui, sans-serif }}
+body {{ margin: 2em auto; max-width: 60em }}
 figure {{ display: inline-block; margin: 0 1em 1em 0 }}
 figcaption {{ max-width: 256px; font-size: 13px; color: #555 }}
 img {{ image-rendering: pixelated; width: 256px }}

@@ -77,7 +77,7 @@ def generate(
     for start in progress(range(0, len(labels), batch)):
       index = np.arange(start, start + batch)
       at = np.minimum(index, len(labels) - 1)
-      some = jax.tree.map(lambda x: x[at], (labels, given))
+      some = jax.tree.map(lambda x, at=at: x[at], (labels, given))
       drawn = generate_batch(
         net, guided, mesh, params, key, *some, jnp.asarray(index), sampling
       )

@@ -168,3 +168,19 @@ def test_bad_labels_and_a_changed_model_are_refused(workdir):
   assert '0 to 9' in text
   text = call('train', DIGITS, f'--workdir={workdir}', code=2)
   assert 'model.widths' in text
+
+
+def test_edit_and_explain_need_only_the_workdir(workdir, tmp_path):
+  from PIL import Image
+
+  out = tmp_path / 'edit.png'
+  args = [f'--workdir={workdir}', '--index=2']
+  text = call('edit', *args, '--mode=lower', '--num=1', f'--out={out}')
+  assert '1 completions' in text
+  with Image.open(out) as image:
+    assert image.size == (8, 8)
+  text = call('edit', *args, f'--out={out}', code=2)
+  assert '--mask=FILE' in text
+  folder = tmp_path / 'explain'
+  text = call('explain', *args, '--label=3', f'--out={folder}', '--passes=2')
+  assert 'bits/dim' in text and (folder / 'report.html').exists()

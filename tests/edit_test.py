@@ -1,0 +1,236 @@
+"""Editing: known values stay, masks of any shape, and the API around it."""
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax import api, edit, sample, sharding
+from fractal_jax import config as config_lib
+from fractal_jax.models.contract import Draws, Given, Sampling
+from tests import tiny
+
+KINDS = [('ar', 'mar', 'pixel'), ('mar', 'ar', 'pixel')]
+
+
+def build(kinds, sizes=(4, 2, 1), mesh=None, spread=0.3, **changes):
+  """A Model of random parameters."""
+  changes = {'channels': 2} | changes
+  c = config_lib.default()
+  c.model = tiny.model(kinds, sizes, **changes)
+  c.sample.update(guidance=1.0, iterations=(2, 2)[: len(sizes) - 1], batch=8)
+  net, params = tiny.build(kinds, sizes, spread=spread, **changes)
+  return api.Model(c, net, params, mesh or sharding.single_device_mesh())
+
+
+def random_masks(n, shape, seed=0):
+  """Of every density, cutting through patches; all and nothing among them."""
+  rng = np.random.default_rng(seed)
+  density = np.linspace(0, 1, n).reshape((n,) + (1,) * len(shape))
+  pixels = rng.random((n,) + shape[:-1] + (1,)) < density
+  planes = rng.random((n,) + shape) < density
+  by_pixel = (np.arange(n) % 2).reshape(density.shape) == 0
+  return np.where(by_pixel, pixels, planes)
+
+
+@pytest.mark.parametrize('guidance', [1.0, 3.0])
+@pytest.mark.parametrize('kinds', KINDS)
+def test_known_values_are_kept_and_the_rest_is_drawn(kinds, guidance):
+  m = build(kinds, guide='mar' in kinds)
+  images = tiny.images(m.net, 8).astype(np.uint8)
+  masks = random_masks(8, images.shape[1:])
+  assert not masks[0].any() and masks[-1].all()
+  out = m.edit(images, masks, [0, 1, 2, -1] * 2, num=2, guidance=guidance)
+  assert out.shape == (8, 2) + images.shape[1:] and out.dtype == np.uint8
+  for i in range(2):
+    np.testing.assert_array_equal(out[:, i][~masks], images[~masks])
+  assert (out[:, 0][masks] != out[:, 1][masks]).any()
+  assert (out[:, 0][masks] != images[masks]).any()
+  # What is drawn where nothing is known is what `sample` draws.
+  free = m.edit(images, np.ones_like(masks), 1, guidance=guidance)[:, 0]
+  np.testing.assert_array_equal(free, m.sample([1] * 8, guidance=guidance))
+  whole = m.edit(images, np.zeros_like(masks), guidance=guidance)[:, 0]
+  np.testing.assert_array_equal(whole, images)
+
+
+def test_a_new_mask_and_image_do_not_compile_again():
+  m = build(('mar', 'pixel'), (4, 1))
+  images = tiny.images(m.net, 2)
+  m.edit(images, random_masks(2, images.shape[1:]))
+  before = sample.generate_batch._cache_size()
+  m.edit(images + 0, random_masks(2, images.shape[1:], seed=1), seed=4)
+  m.edit(images[:, ::-1], np.ones((4, 4), bool), 2)
+  assert sample.generate_batch._cache_size() == before
+
+
+def test_edits_are_the_same_on_any_mesh():
+  c = config_lib.default()
+  c.mesh.update(data=4, fsdp=2)
+  one = build(('mar', 'pixel'), (4, 1))
+  eight = build(('mar', 'pixel'), (4, 1), mesh=sharding.make_mesh(c))
+  images = tiny.images(one.net, 5)
+  masks = random_masks(5, images.shape[1:])
+  np.testing.assert_array_equal(
+    one.edit(images, masks), eight.edit(images, masks)
+  )
+
+
+def test_masked_levels_see_known_patches_wherever_they_are():
+  """The last patch tells of the first in mar levels; in ar levels it can't."""
+  images = np.zeros((1, 4, 4, 1), np.int32)
+  other = images.copy()
+  other[0, 2:, 2:] = 4
+  mask = np.ones((4, 4), bool)
+  mask[2:, 2:] = False
+  for kind, differs in (('mar', True), ('ar', False)):
+    m = build((kind, 'ar', 'pixel'), channels=1, spread=0.5)
+    a, b = (m.edit(x, mask, num=128)[0, :, :2, :2] for x in (images, other))
+    assert (a != b).any() == differs
+
+
+def test_partly_known_patches_condition_their_other_values():
+  """An ar patch known in its first pixel: the second follows its law."""
+  m = build(('ar', 'pixel'), (2, 1), channels=1, spread=0.5)
+  image = np.array([[[[3], [0]], [[0], [0]]]])
+  mask = np.array([[False, True], [False, False]])
+  out = m.edit(image, mask, num=2000, batch=500)[0, :, 0, 1, 0]
+  found = np.bincount(out, minlength=5) / 2000
+  # Given the pixels before alone: those after it can't be seen.
+  every = np.repeat(image, 5, 0)
+  every[:, 0, 1, 0] = np.arange(5)
+  logits = tiny.jit(m.net.apply, static_argnames='method')(
+    {'params': m.params},
+    every,
+    -np.ones(5, np.int32),
+    Draws(None, None),
+    method='pixel_logits',
+  )
+  wanted = np.asarray(jax.nn.softmax(logits.reshape(5, 4, 5)[0, 1]))
+  assert wanted.max() < 0.9
+  np.testing.assert_allclose(found, wanted, atol=5 * 0.5 / np.sqrt(2000))
+
+
+def test_log_prob_of_a_completion_by_the_chain_rule():
+  """log p(lower | upper) = log p(image) - log p(upper): ar, raster order.
+
+  p(upper) is a sum over all lower halves; the conditional is counted in edits.
+  """
+  m = build(('ar', 'pixel'), (2, 1), channels=1, num_values=3, spread=0.5)
+  every = tiny.all_images(m.net)
+  p = np.exp(m.log_prob(every, 1))
+  np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+  upper = (every[:, 0] == every[40, 0]).all((1, 2))
+  conditional = p[upper] / p[upper].sum()
+  assert conditional.max() < 0.9
+  mask = edit.make_mask('lower', m.config.model)
+  drawn = m.edit(every[40:41], mask, 1, num=4000, batch=500)[0]
+  counts = [(drawn == x).all((1, 2, 3)).mean() for x in every[upper]]
+  assert np.isclose(sum(counts), 1)
+  np.testing.assert_allclose(counts, conditional, atol=5 * 0.5 / np.sqrt(4000))
+
+
+def test_candidates_are_likelier():
+  m = build(('ar', 'pixel'), (4, 1), channels=1, spread=0.5)
+  images, mask = tiny.images(m.net, 2), np.ones((4, 4), bool)
+  one = m.log_prob(m.edit(images, mask, 1, num=4).reshape(8, 4, 4, 1), 1)
+  best = m.edit(images, mask, 1, num=4, candidates=8)
+  best = m.log_prob(best.reshape(8, 4, 4, 1), 1)
+  assert best.mean() > one.mean() + 0.5
+
+
+def test_log_prob_of_any_number_of_images_on_any_mesh():
+  c = config_lib.default()
+  c.mesh.update(data=4, fsdp=2)
+  one = build(('mar', 'pixel'), (4, 1))
+  eight = build(('mar', 'pixel'), (4, 1), mesh=sharding.make_mesh(c))
+  images = tiny.images(one.net, 5)
+  np.testing.assert_allclose(
+    one.log_prob(images, passes=2, batch=8),
+    eight.log_prob(images, passes=2, batch=8),
+    rtol=1e-5,
+  )
+
+
+def test_when_known_values_were_there():
+  m = build(('mar', 'pixel'), (4, 1))
+  images = tiny.images(m.net, 1)
+  known = random_masks(5, images.shape[1:])[2:3]
+  drawn = sample.generate(
+    m.net,
+    m.params,
+    np.zeros(1, np.int32),
+    Sampling(iterations=(3,), record=True),
+    guided=False,
+    given=Given(images, known),
+  )
+  assert (drawn.when[known] == -1).all() and (drawn.when[~known] >= 0).all()
+
+
+def test_masks_made_for_you():
+  model = tiny.model(('ar', 'pixel'), (8, 1))
+  lower = edit.make_mask('lower', model)
+  assert not lower[:4].any() and lower[4:].all()
+  box = edit.make_mask('inpaint', model, box=(1, 2, 3, 4))
+  assert box[1:4, 2:6].all() and box.sum() == 12
+  assert edit.make_mask('inpaint', model).sum() == 16
+  out = edit.make_mask('outpaint', model, margin=3)
+  assert not out[3:5, 3:5].any() and out.sum() == 60
+  series = tiny.model(('ar', 'pixel'), (8, 1), rank=1)
+  assert edit.make_mask('inpaint', series, box=(1, 3)).sum() == 3
+  for how in ({'box': (1, 2, 3, 7)}, {'box': (1, 2)}):
+    with pytest.raises(edit.EditError, match='top,left,height,width'):
+      edit.make_mask('inpaint', model, **how)
+  with pytest.raises(edit.EditError, match='--margin=4 must be 1 to 3'):
+    edit.make_mask('outpaint', model, margin=4)
+
+
+def test_files_are_read_as_they_were_written(tmp_path):
+  model = tiny.model(('ar', 'pixel'), (8, 1), num_values=17)
+  values = np.arange(64).reshape(8, 8, 1) % 17
+  path = str(tmp_path / 'a.png')
+  sample.save(sample.pictures(values[None], model)[0], path)
+  np.testing.assert_array_equal(edit.read_image(path, model), values)
+  np.save(tmp_path / 'a.npy', values)
+  again = edit.read_image(str(tmp_path / 'a.npy'), model)
+  np.testing.assert_array_equal(again, values)
+  mask = values[..., 0] > 8
+  Image.fromarray(mask).save(tmp_path / 'm.png')
+  read = edit.read_mask(str(tmp_path / 'm.png'), model)
+  np.testing.assert_array_equal(read, mask)
+  # One plane a channel: green known, red and blue drawn.
+  planes = np.zeros((8, 8, 3), np.uint8)
+  planes[..., [0, 2]] = 255
+  Image.fromarray(planes).save(tmp_path / 'rgb.png')
+  rgb = tiny.model(('ar', 'pixel'), (8, 1), channels=3)
+  read = edit.read_mask(str(tmp_path / 'rgb.png'), rgb)
+  np.testing.assert_array_equal(read, planes > 0)
+  with pytest.raises(edit.EditError, match='coloured, .* has 1 channels'):
+    edit.read_mask(str(tmp_path / 'rgb.png'), model)
+  (tmp_path / 'bad.png').write_text('no image')
+  with pytest.raises(edit.EditError, match='bad.png is not an image'):
+    edit.read_image(str(tmp_path / 'bad.png'), model)
+  with pytest.raises(edit.EditError, match='8x8 pixels, this model 4x4'):
+    edit.read_image(path, tiny.model(('ar', 'pixel'), (4, 1)))
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'images': np.zeros((1, 4, 5, 1), int)}, r'this model takes \(4, 4, 1\)'),
+    ({'images': np.full((1, 4, 4, 1), 5)}, '5 to 5: this model takes 0 to 4'),
+    ({'images': np.zeros((1, 4, 4, 1))}, 'float64: give whole numbers'),
+    ({'mask': np.ones((4, 3), bool)}, r'mask of shape \(4, 3\): give \(4, 4\)'),
+    ({'mask': np.full((4, 4), 7)}, 'must be bool'),
+    ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
+    ({'labels': [0, 1]}, '2 labels for 1 images'),
+  ],
+)
+def test_bad_requests_are_refused_in_words(change, words):
+  m = build(('ar', 'pixel'), (4, 1), channels=1)
+  how = {
+    'images': np.zeros((1, 4, 4, 1), int),
+    'mask': np.ones((4, 4), bool),
+    'labels': None,
+  } | change
+  with pytest.raises(edit.EditError, match=words):
+    m.edit(**how)
