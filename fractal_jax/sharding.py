@@ -35,6 +35,8 @@ class Rules:
   mlp: str | None = 'tensor'
   # Outputs of the embedding layers join the residual stream, which each
   # tensor device holds whole; split, every block would have to gather them.
+  # Biases of what joins it, too: a vector each, whose split the compiler would
+  # pass on to the activations that it is added to.
   width: str | None = None
   # A patch's values: as few as 3, and a few hundred at the most.
   patch: str | None = None
@@ -204,6 +206,29 @@ def param_shardings(boxed, mesh: Mesh, rules=Rules()):
     return NamedSharding(mesh, where)
 
   return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)
+
+
+def gathered(x: jax.Array, *names, rules=Rules()) -> jax.Array:
+  """A parameter where it is used: whole over `fsdp`, split over `tensor`.
+
+  Left alone, the compiler takes a split parameter for a wish to split the
+  activations by width, which sends these over the network in place of the
+  parameters. No-op where no mesh is set (jax.set_mesh), and within shard_map.
+
+  Args:
+    x: the parameter, or one layer of it.
+    *names: its logical axes.
+    rules: the mesh axis of each logical axis.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not all(t == AxisType.Auto for t in mesh.axis_types):
+    return x
+  used = {
+    name: None if axis == 'fsdp' else axis
+    for name, axis in dataclasses.asdict(rules).items()
+  }
+  where = spec(names, x.shape, mesh, Rules(**used))
+  return jax.lax.with_sharding_constraint(x, where)
 
 
 def unsplit(boxed, mesh: Mesh, rules=Rules()) -> list[str]:

@@ -50,11 +50,10 @@ def test_every_parameter_of_the_huge_model_lies_where_it_did():
 def compiled_step(kinds, axes):
   """HLO of the step, and the shapes that parameters have, whole or a layer."""
   c = config_lib.default()
-  # Sizes that tell parameters (multiples of 16) and batches (of 20) apart.
   c.model = tiny.model(
     kinds, (8, 1), widths=(32, 16), num_values=17, num_conds=1, classes=16
   )
-  c.optim.update(batch=40, steps=4)
+  c.optim.update(batch=5 * 8, steps=4)
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
@@ -68,37 +67,65 @@ def compiled_step(kinds, axes):
     batch,
   )
   step = train.compile_step(c, net, tx, mesh, state, placed)
-  whole = {x.shape for x in jax.tree.leaves(state.params)}
-  return step.as_text(), whole | {s[1:] for s in whole}
+  shapes = set()
+  for leaf in jax.tree.leaves(state.params):
+    where = [axis if axis == 'tensor' else None for axis in leaf.sharding.spec]
+    used = jax.NamedSharding(mesh, jax.P(*where)).shard_shape(leaf.shape)
+    shapes |= {used, used[1:]}
+  shapes.add((64, 32))  # of an ar level's positions [65, 32], those in use
+  return step.as_text(), {sizes(shape) for shape in shapes}
 
 
-GATHER = re.compile(r'= (?:\()?\w+\[([\d,]*)\][^=]* all-gather\(')
+def sizes(shape) -> tuple[int, ...]:
+  """Sizes above 1, whatever their order."""
+  return tuple(sorted(n for n in shape if n > 1))
 
 
-def gathered(kinds, axes) -> set:
-  """Shapes that the step gathers, and that are of no parameter."""
-  text, shapes = compiled_step(kinds, axes)
-  assert 'all-reduce' in text
-  found = {
-    tuple(int(n) for n in m.split(',') if n) for m in GATHER.findall(text)
-  }
-  big = lambda shape: tuple(sorted(n for n in shape if n > 1))
-  sizes = set(map(big, shapes))
-  return {shape for shape in found if big(shape) not in sizes}
-
-
-def test_data_parallel_steps_gather_nothing():
-  assert not gathered(('ar', 'pixel'), (8, 1, 1))
-
-
-@pytest.mark.xfail(
-  reason='Over fsdp the compiler gathers activations, [images, L, D] and the '
-  'attention heads, to meet the split parameters: the blocks in models/ '
-  'constrain neither.',
-  strict=True,
+OPERATION = re.compile(
+  r'= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
+  r'collective-permute)(?:-start)?\('
 )
-def test_no_activations_are_gathered_over_fsdp():
-  assert not gathered(('ar', 'pixel'), (2, 4, 1))
+
+
+def collectives(text: str) -> dict[str, set]:
+  """Sizes of the results of each kind of collective operation in an HLO."""
+  found = {}
+  for results, operation in OPERATION.findall(text):
+    for dims in re.findall(r'\w+\[([\d,]*)\]', results):
+      shape = sizes(int(n) for n in dims.split(',') if n)
+      found.setdefault(operation, set()).add(shape)
+  return found
+
+
+@pytest.mark.parametrize('kind', ['ar', 'mar'])
+def test_data_parallel_steps_sum_gradients_and_nothing_else(kind):
+  text, params = compiled_step((kind, 'pixel'), (8, 1, 1))
+  found = collectives(text)
+  assert set(found) == {'all-reduce'}
+  assert found['all-reduce'] <= params
+
+
+@pytest.mark.parametrize('kind', ['ar', 'mar'])
+def test_fsdp_gathers_parameters_and_never_activations(kind):
+  text, params = compiled_step((kind, 'pixel'), (2, 4, 1))
+  found = collectives(text)
+  assert {'all-gather', 'all-reduce'} <= set(found)
+  assert set(found) <= {'all-gather', 'all-reduce', 'reduce-scatter'}
+  assert found['all-gather'] <= params
+  assert found['all-reduce'] <= params
+
+
+def test_tensor_parallel_blocks_sum_their_outputs_and_gather_none():
+  """Megatron's: one sum after each projection, forward and backward."""
+  text, params = compiled_step(('mar', 'pixel'), (2, 2, 2))
+  found = collectives(text)
+  assert set(found) <= {'all-gather', 'all-reduce', 'reduce-scatter'}
+  assert found['all-gather'] <= params
+  # 10 images, 64 patches and a condition, width 32: the residual stream.
+  assert (10, 32, 65) in found['all-reduce']
+  # Nothing of heads (3, 2 x 16), of the MLP (128), nor these halved.
+  activations = {shape for shape in found['all-reduce'] if {10, 65} <= {*shape}}
+  assert activations == {(10, 32, 65)}
 
 
 if __name__ == '__main__':

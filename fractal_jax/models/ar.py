@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fractal_jax import sharding
 from fractal_jax.models import contract, layers
 from fractal_jax.models.contract import (
   Array,
@@ -76,6 +77,9 @@ class ARLevel(nn.Module):
       dtype=s.dtype,
     )
 
+  def table(self) -> Array:
+    return sharding.gathered(self.positions, None, 'embed')  # [1 + L, D]
+
   @nn.nowrap
   def turns(self) -> Array:
     s = self.spec
@@ -90,7 +94,8 @@ class ARLevel(nn.Module):
     # Patch L is never a condition: nothing follows it.
     x = self.patch_embed(contract.flatten_patches(patches[:, :-1], s))
     x = jnp.concatenate([first, x], 1)  # [N, L, D]
-    x = self.norm_in(x + self.positions[: s.length].astype(x.dtype))
+    positions = self.table()[: s.length]
+    x = self.norm_in(x + positions.astype(x.dtype))
     x, _ = self.blocks(x, self.turns()[:, : s.length], train)
     return self.norm_out(x)  # [N, L, D]
 
@@ -123,7 +128,7 @@ class ARLevel(nn.Module):
     x = self.patch_embed(contract.flatten_patches(patch[:, None], s))
     x = jnp.tile(x, (len(conds) // len(x), 1, 1))
     x = jnp.where(t == 0, self.cond_embed(conds[:, :1]), x)
-    return self.norm_in(x + self.positions[t].astype(x.dtype))
+    return self.norm_in(x + self.table()[t].astype(x.dtype))
 
   def output(self, x: Array) -> Array:
     return self.norm_out(x)

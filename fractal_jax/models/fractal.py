@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fractal_jax import sharding
 from fractal_jax.models import ar, contract, layers, mar, pixel
 from fractal_jax.models.contract import (
   Array,
@@ -196,7 +197,10 @@ class Labels(nn.Module):
     none = self.param(
       'none', layers.logical(layers.TABLE, *axes), (1, self.width)
     )
-    return jnp.where((labels < 0)[..., None], none[0], table[labels])
+    table, none = (sharding.gathered(x, *axes) for x in (table, none))
+    # Not jnp.where: see mar.py.
+    known = (labels >= 0)[..., None].astype(table.dtype)
+    return table[labels] * known + none[0] * (1 - known)
 
 
 def from_config(model) -> Fractal:

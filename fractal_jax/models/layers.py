@@ -5,12 +5,14 @@ for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
 positions, no biases) for autoregressive ones. Axis letters: contract.py.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fractal_jax import sharding
 from fractal_jax.models.contract import Array
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -34,25 +36,29 @@ def logical(init, *axes):
   return nn.with_logical_partitioning(init, axes)
 
 
-@jax.custom_vjp
-def matmul(x: Array, w: Array) -> Array:
-  """x [..., D] times w [D, F]: [..., F].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, w: Array, axes: tuple) -> Array:
+  """x [..., D] times w [D, F ...] of logical axes `axes`: [..., F ...].
+
+  w is gathered here, and again in the backward pass, which keeps it split.
 
   Its gradient by w is x^T g as written. JAX's own rule forms (g^T x)^T, for
   which XLA on a CPU transposes g, the larger of the two, with all that it has
   fused into it: training the digits took 1.5 times as long.
   """
-  return x @ w
+  return jnp.tensordot(x, sharding.gathered(w, *axes), 1)
 
 
-def _matmul_fwd(x, w):
-  return x @ w, (x, w)
+def _matmul_fwd(x, w, axes):
+  return matmul(x, w, axes), (x, w)
 
 
-def _matmul_bwd(saved, g):
+def _matmul_bwd(axes, saved, g):
   x, w = saved
-  flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-  return (flat_g @ w.T).reshape(x.shape), flat_x.T @ flat_g
+  outputs, rows = tuple(range(1 - w.ndim, 0)), tuple(range(x.ndim - 1))
+  whole = sharding.gathered(w, *axes)
+  by_x = jnp.tensordot(g, whole, (outputs, tuple(range(1, w.ndim))))
+  return by_x, jnp.tensordot(x, g, (rows, rows))
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
@@ -60,14 +66,15 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
   """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
+  joins = 'width' if axes[1] == 'embed' else axes[1]  # see sharding.Rules
   return nn.Dense(
     features,
     use_bias=bias,
     dtype=dtype,
     # nn.Dense contracts the last axis of x with the first of the kernel.
-    dot_general=lambda x, w, *_, **__: matmul(x, w),
+    dot_general=lambda x, w, *_, **__: matmul(x, w, axes),
     kernel_init=logical(XAVIER, *axes),
-    bias_init=logical(ZEROS, axes[1]),
+    bias_init=logical(ZEROS, joins),
     name=name,
   )
 
@@ -215,11 +222,11 @@ class Attention(nn.Module):
     """x [N, T, D] to those of q, k and v, [N, T, H, K] each."""
     x = x.astype(self.dtype)
     n, t, d = x.shape
-    # One matrix product [D, 3D]: three would read x three times.
+    # One matrix product: three would read x three times.
     weights = self.qkv.astype(self.dtype)[:, parts]
-    out = matmul(x, weights.reshape(d, -1))  # [N, T, 3D]
+    out = matmul(x, weights, ('embed', None, 'heads'))  # [N, T, 3, D]
     if self.bias:
-      out += self.qkv_bias.astype(self.dtype)[parts].reshape(-1)
+      out += self.qkv_bias.astype(self.dtype)[parts]
     out = out.reshape(n, t, -1, self.heads, d // self.heads)
     return [out[:, :, i] for i in range(out.shape[2])]
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fractal_jax import sharding
 from fractal_jax.models import contract, layers, masking, pixel
 from fractal_jax.models.contract import (
   Array,
@@ -102,14 +103,19 @@ class MARLevel(nn.Module):
     """
     s = self.spec
     x = self.patch_embed(contract.flatten_patches(patches, s))  # [N, L, D]
-    x = jnp.where(mask[..., None], self.mask_token.astype(x.dtype), x)
+    hidden = sharding.gathered(self.mask_token, None, 'embed')  # [1, D]
+    # Not jnp.where: its gradient by `hidden` crosses devices before it is
+    # summed over patches, as large as x.
+    masked = mask[..., None].astype(x.dtype)
+    x = x * (1 - masked) + hidden.astype(x.dtype) * masked
     if guide is not None:  # always the first token: see `front` below
       token = self.guide_embed(contract.normalise(guide, s))[:, None]
       x = jnp.concatenate([token, x], 1)  # [N, 1 + L, D]
     x = jnp.tile(x, (len(conds) // len(x), 1, 1))  # [M, ., D]
     front = self.cond_embed(conds[:, s.num_conds - 1 :: -1])  # last one first
     x = jnp.concatenate([x[:, : s.guide], front, x[:, s.guide :]], 1)
-    return self.norm_in(x + self.positions.astype(x.dtype))
+    positions = sharding.gathered(self.positions, None, 'embed')  # [T, D]
+    return self.norm_in(x + positions.astype(x.dtype))
 
   # Teacher-forced.
 

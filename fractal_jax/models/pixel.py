@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fractal_jax import sharding
 from fractal_jax.models import layers
 from fractal_jax.models.contract import Array, Drawn, Given, Sampling, Spec
 
@@ -24,7 +25,7 @@ class PixelLevel(nn.Module):
   def setup(self):
     s = self.spec
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
-    self.codebooks = self.param(
+    self.split_codebooks = self.param(
       'codebooks',
       layers.logical(layers.TABLE, None, 'values', 'embed'),
       (s.channels, s.values, s.width),
@@ -40,6 +41,10 @@ class PixelLevel(nn.Module):
         layers.ViTBlock, self.block_fields(), s.depth, s.remat, s.unroll
       )
     self.norm_out = layers.layer_norm(s.dtype)
+
+  @property
+  def codebooks(self) -> Array:
+    return sharding.gathered(self.split_codebooks, None, 'values', 'embed')
 
   @nn.nowrap
   def block_fields(self):
