@@ -149,6 +149,31 @@ class Stack(nn.Module):
     return self.blocks(x, turns, False)[0]
 
 
+@pytest.mark.parametrize(
+  'kind, linears', [(layers.LlamaBlock, 5), (layers.ViTBlock, 4)]
+)
+def test_what_the_backward_pass_computes_again(kind, linears):
+  """Counted in matrix products, of which attention itself has two."""
+  x = jnp.zeros((2, 5, 16))
+  turns = layers.rotary_angles((2, 2), 8)
+  turns = turns if kind is layers.LlamaBlock else None
+
+  def products(remat):
+    net = Stack(kind, remat)
+    params = nn.meta.unbox(
+      jax.eval_shape(lambda: net.init(jax.random.key(0), x, turns))
+    )
+    loss = lambda p, x: (net.apply(p, x, turns) ** 2).mean()
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x))
+    return text.count('dot_general[')
+
+  assert products('none') == 3 * (linears + 2)
+  # The block's output is not needed, so neither are the products after w2's or
+  # fc2's input.
+  assert products('dots') == products('none') + 2
+  assert products('full') == products('none') + linears - 1 + 2
+
+
 @pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
 def test_scan_equals_loop_and_cache(kind):
   """A scan, the same unrolled, recomputed, a loop, and token by token."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from fractal_jax import sharding
@@ -27,8 +28,10 @@ TABLE = nn.initializers.normal(0.02)  # tables, tokens, codebooks
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT = {
   'none': None,  # keep everything
-  'full': 'nothing_saveable',  # keep the block's input only
-  'dots': 'dots_with_no_batch_dims_saveable',  # keep the linear layers' outputs
+  # Keep the block's input only.
+  'full': jax.checkpoint_policies.nothing_saveable,
+  # Keep the linear layers' outputs, too.
+  'dots': jax.checkpoint_policies.save_only_these_names('linear'),
 }
 
 
@@ -64,6 +67,11 @@ def _matmul_bwd(axes, saved, g):
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+def linear(x: Array, w: Array, axes: tuple) -> Array:
+  """`matmul`, whose result remat='dots' keeps."""
+  return checkpoint_name(matmul(x, w, axes), 'linear')
+
+
 def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
   """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
   joins = 'width' if axes[1] == 'embed' else axes[1]  # see sharding.Rules
@@ -72,7 +80,7 @@ def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
     use_bias=bias,
     dtype=dtype,
     # nn.Dense contracts the last axis of x with the first of the kernel.
-    dot_general=lambda x, w, *_, **__: matmul(x, w, axes),
+    dot_general=lambda x, w, *_, **__: linear(x, w, axes),
     kernel_init=logical(XAVIER, *axes),
     bias_init=logical(ZEROS, joins),
     name=name,
@@ -224,7 +232,7 @@ class Attention(nn.Module):
     n, t, d = x.shape
     # One matrix product: three would read x three times.
     weights = self.qkv.astype(self.dtype)[:, parts]
-    out = matmul(x, weights, ('embed', None, 'heads'))  # [N, T, 3, D]
+    out = linear(x, weights, ('embed', None, 'heads'))  # [N, T, 3, D]
     if self.bias:
       out += self.qkv_bias.astype(self.dtype)[parts]
     out = out.reshape(n, t, -1, self.heads, d // self.heads)
@@ -350,9 +358,8 @@ def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
   after another: a few small ones run faster so, and compile longer.
   """
   if REMAT[remat] is not None:
-    policy = getattr(jax.checkpoint_policies, REMAT[remat])
     block = nn.remat(
-      block, policy=policy, prevent_cse=unroll, static_argnums=(3,)
+      block, policy=REMAT[remat], prevent_cse=unroll, static_argnums=(3,)
     )
   scanned = nn.scan(
     block,
