@@ -277,6 +277,15 @@ def wait_for(found, seconds: float = 10) -> None:
     time.sleep(0.02)
 
 
+def signals_as_in_a_terminal() -> None:
+  """Under nohup, or in a shell's background, SIGHUP and SIGINT are ignored.
+
+  Children inherit that, and a shell can't trap what it inherited as ignored.
+  """
+  for ignored in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(ignored, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
   'sent', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name
 )
@@ -288,10 +297,14 @@ def test_a_launcher_told_to_stop_lets_training_save(sent, machine):
     env=machine.environment({**RUN, 'VENV': str(machine.venv)}),
     stdout=subprocess.PIPE,
     text=True,
+    preexec_fn=signals_as_in_a_terminal,
   )
-  assert process.stdout.readline() == 'on\n'
-  process.send_signal(sent)
-  assert process.communicate(timeout=10)[0] == 'saved\n'
+  try:
+    assert process.stdout.readline() == 'on\n'
+    process.send_signal(sent)
+    assert process.communicate(timeout=10)[0] == 'saved\n'
+  finally:
+    process.kill()
   assert process.returncode == 75
   assert machine.count('fractal-jax') == 1
 
