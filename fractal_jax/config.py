@@ -182,12 +182,29 @@ def problems(config) -> list[str]:
   rule(s.every >= 0, f'sample.every={s.every} must be 0 (never) or more steps')
   rule(s.num >= 1, f'sample.num={s.num} must be at least 1')
   rule(s.batch >= 1, f'sample.batch={s.batch} must be at least 1')
-  rule(s.guidance >= 0, f'sample.guidance={s.guidance} must be >= 0')
+  return out + sample_problems(s, levels)
+
+
+def sample_problems(s, levels: int) -> list[str]:
+  """Rules that the keys of section `sample` break which say how to draw."""
+  out = []
+
+  def rule(ok, text):
+    if not ok:
+      out.append(text)
+
+  rule(
+    0 <= s.guidance < float('inf'),
+    f'sample.guidance={s.guidance} must be >= 0, and finite',
+  )
   rule(
     s.schedule in ('linear', 'constant'),
     f"sample.schedule='{s.schedule}' must be 'linear' or 'constant'",
   )
-  rule(s.temperature > 0, f'sample.temperature={s.temperature} must be above 0')
+  rule(
+    0 < s.temperature < float('inf'),
+    f'sample.temperature={s.temperature} must be above 0, and finite',
+  )
   rule(
     0 <= s.filter_threshold < 1,
     f'sample.filter_threshold={s.filter_threshold} must be in [0, 1)',

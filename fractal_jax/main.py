@@ -140,7 +140,7 @@ def sample_flags():
   flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
   flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
   flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
-  flags.DEFINE_string('movie', None, 'A .gif of the images being generated.')
+  flags.DEFINE_string('movie', None, 'A .gif or .mp4 of images growing.')
 
 
 def sample():

@@ -5,18 +5,31 @@ fixed number of images at a time. Image i of a request is a function of the
 seed and of i alone, whatever the batch size and the mesh.
 """
 
+from collections.abc import Iterator
 import functools
+import importlib.util
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.models import fractal
 from fractal_jax.models.contract import Drawn, Given, Sampling
 
-GREY = 128  # a value that a movie has not reached yet
+SETTINGS = (
+  'guidance',
+  'temperature',
+  'filter_threshold',
+  'schedule',
+  'iterations',
+)
+GREY = 128  # a value that is not known
+# Milliseconds of a movie: a frame, all of slow motion at most, the last frame.
+FRAME, SLOW, LAST = 40, 8000, 2520
 
 
 class SampleError(ValueError):
@@ -26,13 +39,24 @@ class SampleError(ValueError):
 def settings(config, **changes) -> tuple[Sampling, bool]:
   """The Sampling of config.sample with changes, and whether it is guided.
 
-  Guidance 1 needs no unconditional stream: that halves the work.
+  Guidance 1 needs no unconditional stream: that halves the work. `record` also
+  notes when each value is drawn. A change that breaks a rule is a SampleError.
   """
-  s = config.sample
-  names = ('guidance', 'temperature', 'filter_threshold', 'schedule')
-  chosen = {name: s[name] for name in names}
-  chosen |= {'iterations': tuple(s.iterations), **changes}
-  return Sampling(**chosen), chosen['guidance'] != 1
+  record = changes.pop('record', False)
+  unknown = changes.keys() - set(SETTINGS)
+  if unknown:
+    raise SampleError(
+      f'no setting {", ".join(sorted(unknown))}: there are '
+      f'{", ".join(SETTINGS)}'
+    )
+  chosen = {name: changes.get(name, config.sample[name]) for name in SETTINGS}
+  chosen['iterations'] = tuple(chosen['iterations'])
+  found = config_lib.sample_problems(
+    ml_collections.ConfigDict(chosen), len(config.model.sizes) - 1
+  )
+  if found:
+    raise SampleError('\n'.join(found))
+  return Sampling(**chosen, record=record), chosen['guidance'] != 1
 
 
 def generate(
@@ -147,7 +171,14 @@ def pictures(values: np.ndarray, model) -> np.ndarray:
   Images of one channel are grey; of more than three, the channels lie side
   by side. A series is drawn as lines, one a channel.
   """
-  shades = np.round(np.asarray(values) * (255 / (model.num_values - 1)))
+  return _pictures(_shades(values, model), model)
+
+
+def _shades(values: np.ndarray, model) -> np.ndarray:
+  return np.round(np.asarray(values) * (255 / (model.num_values - 1)))
+
+
+def _pictures(shades: np.ndarray, model) -> np.ndarray:
   if model.rank == 1:
     return np.stack([_lines(x) for x in shades])
   shades = shades.astype(np.uint8)
@@ -193,43 +224,94 @@ def save(image: np.ndarray, path: str) -> None:
   Image.fromarray(image).save(path)
 
 
+def movie(
+  drawn: Drawn, model, *, columns=None, frames: int = 150
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Shows images being generated, value by value.
+
+  The first two patches of level 0 grow in slow motion; the rest follows faster
+  and faster. What is not drawn yet is grey: the lighter, the more levels have
+  begun on the patch that it lies in.
+
+  Args:
+    drawn: what `generate` gave with `record`.
+    model: the config's section `model`.
+    columns: of the grid.
+    frames: at most.
+
+  Yields:
+    (a picture [H, W, 3], the milliseconds that it stays).
+  """
+  total = int(np.prod(drawn.values.shape[1:]))
+  patch = model.sizes[1] ** model.rank * model.channels
+  slow = min(2 * patch, total, max(frames // 3, 1))
+  pace = np.linspace(0, 1, max(frames - slow, 2)) ** 2
+  fast = np.unique((slow + pace * (total - slow)).astype(int))[1:]
+  begun = _begun(drawn.when, model)
+  shades = _shades(drawn.values, model)
+  for t in [*range(slow + 1), *fast]:
+    # Channels of a pixel not drawn yet are grey in that channel alone.
+    grey = np.full(shades.shape, GREY)
+    if model.rank == 2:  # a series is a line: one height for all
+      grey = GREY // 2 + GREY * sum(x < t for x in begun) / (2 * len(begun))
+    shot = _pictures(np.where(drawn.when < t, shades, grey), model)
+    stays = FRAME
+    if t <= slow:
+      stays = int(np.clip(SLOW // slow, FRAME, FRAME * 6)) // 10 * 10
+    yield grid(shot, columns), stays if t < total else LAST
+
+
+def _begun(when: np.ndarray, model) -> list[np.ndarray]:
+  """For each level above pixels: when the patch around a value was begun."""
+  out = []
+  for side in model.sizes[1:]:
+    n = when.shape[1] // side
+    patches = when.reshape((len(when),) + (n, side) * model.rank + (-1,))
+    inside = tuple(range(2, 2 * model.rank + 1, 2)) + (-1,)
+    known = np.where(patches < 0, np.iinfo(when.dtype).max, patches)
+    first = known.min(inside, keepdims=True)
+    out.append(np.broadcast_to(first, patches.shape).reshape(when.shape))
+  return out
+
+
 def save_movie(
   drawn: Drawn, model, path: str, *, columns=None, frames: int = 150
 ) -> None:
-  """Writes a GIF of images being generated, level by level.
-
-  The first patch of level 0 grows value by value, in slow motion; the rest
-  follows at an even pace. Values not drawn yet are grey.
-  """
+  """Writes `movie` as a .gif or an .mp4."""
   from PIL import Image
 
   check_movie(path)
-  total = int(np.prod(drawn.values.shape[1:]))
-  slow = max(1, min(int(drawn.when.max()) + 1, (model.sizes[1] ** model.rank)
-                    * model.channels))  # fmt: skip
-  times = np.unique(
-    np.concatenate(
-      [
-        np.linspace(0, slow, min(slow, frames // 4) + 1),
-        np.linspace(slow, total, frames - frames // 4),
-      ]
-    ).astype(int)
-  )
-  full = pictures(drawn.values, model)
-  # Channels of a pixel not drawn yet show as grey in that channel alone.
-  unknown = np.round(GREY * (model.num_values - 1) / 255)
-  shots = []
-  for t in times:
-    values = np.where(drawn.when < t, drawn.values, unknown)
-    shot = full if t == total else pictures(values, model)
-    shots.append(Image.fromarray(grid(shot, columns)))
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  durations = [60] * (len(shots) - 1) + [2500]
-  shots[0].save(
-    path, save_all=True, append_images=shots[1:], duration=durations, loop=0
+  shots = movie(drawn, model, columns=columns, frames=frames)
+  if path.endswith('.mp4'):
+    return _save_mp4(shots, path)
+  pictures, stays = zip(*((Image.fromarray(x), ms) for x, ms in shots))
+  pictures[0].save(
+    path,
+    save_all=True,
+    append_images=pictures[1:],
+    duration=list(stays),
+    loop=0,
   )
+
+
+def _save_mp4(shots, path: str) -> None:
+  from imageio import v2 as imageio
+
+  how = {'fps': 1000 / FRAME, 'codec': 'libx264', 'macro_block_size': 2}
+  with imageio.get_writer(path, format='FFMPEG', quality=8, **how) as file:
+    for picture, stays in shots:
+      h, w, _ = picture.shape  # H.264 takes even sides
+      picture = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), 'edge')
+      for _ in range(round(stays / FRAME)):
+        file.append_data(picture)
 
 
 def check_movie(path: str) -> None:
-  if not path.endswith('.gif'):
-    raise SampleError(f'--movie={path} must end in .gif')
+  """Before any work is done for it."""
+  if not path.endswith(('.gif', '.mp4')):
+    raise SampleError(f'--movie={path} must end in .gif or .mp4')
+  if path.endswith('.mp4') and not importlib.util.find_spec('imageio_ffmpeg'):
+    raise SampleError(
+      f"--movie={path} needs pip install 'fractal_jax[movie]'; a .gif does not"
+    )

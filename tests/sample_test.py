@@ -6,7 +6,7 @@ import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import sample, sharding
-from fractal_jax.models.contract import Sampling
+from fractal_jax.models.contract import Drawn, Sampling
 from tests import tiny
 
 
@@ -66,6 +66,47 @@ def test_movies_know_when_each_value_was_drawn(net_and_params, tmp_path):
     sample.save_movie(drawn, model, str(tmp_path / 'gen.avi'))
 
 
+def test_movies_show_the_recursion():
+  """Two patches value by value and slowly, then faster; lighter where begun."""
+  model = tiny.model(('ar', 'ar', 'pixel'), (8, 2, 1))
+  order = np.arange(64).reshape(4, 4, 2, 2).swapaxes(1, 2).reshape(1, 8, 8, 1)
+  drawn = Drawn(np.full((1, 8, 8, 1), 4), order)
+  shots = list(sample.movie(drawn, model, frames=30))
+  seen = np.stack([x[2:-2:6, 2:-2:6, 0] for x, _ in shots])
+  known = (seen == 255).sum((1, 2))
+  assert known[0] == 0 and known[-1] == 64 and len(shots) <= 31
+  np.testing.assert_array_equal(known[:9], range(9))
+  steps = np.diff(known[8:])
+  assert steps[0] <= 2 and steps[-1] > 4 and (np.diff(steps) >= -1).all()
+  stays = [ms for _, ms in shots]
+  assert stays[0] > stays[-2] == sample.FRAME < stays[-1]
+  # After five values: the second patch has begun, the third has not.
+  shades = seen[5][:2, :6]
+  assert (shades == 255).tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+  assert shades[1, 2] == shades[1, 3] == shades[0, 3] > shades[0, 4]
+
+
+@pytest.mark.parametrize('sides', [(51, 53)])
+def test_movies_as_mp4(sides, net_and_params, tmp_path, monkeypatch):
+  imageio = pytest.importorskip('imageio.v3')
+  pytest.importorskip('imageio_ffmpeg')
+  net, params = net_and_params
+  drawn = sample.generate(
+    net, params, np.array([0]), Sampling(record=True), guided=False
+  )
+  monkeypatch.setattr(sample, 'grid', lambda x, _: np.zeros(sides + (3,), 'u1'))
+  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  path = str(tmp_path / 'gen.mp4')
+  sample.save_movie(drawn, model, path, frames=8)
+  film = imageio.imread(path, plugin='FFMPEG')
+  assert film.shape[1:] == (52, 54, 3)  # even sides
+  shown = sum(ms for _, ms in sample.movie(drawn, model, frames=8))
+  assert len(film) == shown / sample.FRAME
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(sample.SampleError, match=r'fractal_jax\[movie\]'):
+    sample.check_movie(path)
+
+
 def test_raster_order_shows_in_the_times_of_ar_levels():
   net, params = tiny.build(('ar', 'ar', 'pixel'), (4, 2, 1))
   drawn = sample.generate(
@@ -81,6 +122,22 @@ def test_settings_take_changes_and_say_if_guided():
   assert guided and sampling.guidance == 3.0 and sampling.iterations == (4, 2)
   assert sampling.filter_threshold == c.sample.filter_threshold
   assert not sample.settings(c, guidance=1.0)[1]
+  assert sample.settings(c, record=True)[0].record
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'temperature': 0.0}, r'sample.temperature=0.0 must be above 0'),
+    ({'guidance': float('nan')}, 'sample.guidance=nan must be >= 0'),
+    ({'guidance': float('inf')}, 'and finite'),
+    ({'iterations': (4,)}, r'sample.iterations=\(4,\) must hold one number'),
+    ({'temprature': 1.0}, 'no setting temprature: there are guidance'),
+  ],
+)
+def test_bad_settings_are_refused_in_words(change, words):
+  with pytest.raises(sample.SampleError, match=words):
+    sample.settings(config_lib.default(), **change)
 
 
 def test_pictures_span_black_to_white():
