@@ -277,13 +277,14 @@ def wait_for(found, seconds: float = 10) -> None:
     time.sleep(0.02)
 
 
-def signals_as_in_a_terminal() -> None:
-  """Under nohup, or in a shell's background, SIGHUP and SIGINT are ignored.
-
-  Children inherit that, and a shell can't trap what it inherited as ignored.
-  """
-  for ignored in (signal.SIGINT, signal.SIGHUP):
-    signal.signal(ignored, signal.SIG_DFL)
+# Under nohup, or in a shell's background, SIGHUP and SIGINT are ignored, and a
+# shell can't trap what it inherited as ignored: start it as a terminal does.
+AS_IN_A_TERMINAL = """
+import os, signal, sys
+for ignored in (signal.SIGINT, signal.SIGHUP):
+  signal.signal(ignored, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize(
@@ -293,11 +294,10 @@ def test_a_launcher_told_to_stop_lets_training_save(sent, machine):
   saves = 'trap "sleep 0.2; echo saved; exit 75" TERM; echo on; '
   machine.ends('fractal-jax', saves + 'while :; do sleep 0.05; done')
   process = subprocess.Popen(
-    [LAUNCH / 'cpu.sh'],
+    [sys.executable, '-c', AS_IN_A_TERMINAL, LAUNCH / 'cpu.sh'],
     env=machine.environment({**RUN, 'VENV': str(machine.venv)}),
     stdout=subprocess.PIPE,
     text=True,
-    preexec_fn=signals_as_in_a_terminal,
   )
   try:
     assert process.stdout.readline() == 'on\n'
