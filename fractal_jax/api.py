@@ -189,7 +189,15 @@ class Model:
       drawn = drawn[np.arange(len(best)), best]
     return drawn.reshape((len(images), num) + drawn.shape[1:])
 
-  def explain(self, image, label=None, *, passes=64, seed=0):
+  def explain(
+    self,
+    image,
+    label=None,
+    *,
+    passes=64,
+    seed=0,
+    watch: Callable[[Progress], None] | None = None,
+  ):
     """Where the bits of an image are: see `fractal_jax.explain`.
 
     Args:
@@ -197,6 +205,7 @@ class Model:
       label: its class; "no class" where None.
       passes: random masks, for masked levels.
       seed: of the masks.
+      watch: called with a Progress for each condition that is left out.
 
     Returns:
       An `explain.Explanation`.
@@ -211,6 +220,7 @@ class Model:
       int(labels[0]),
       passes=passes,
       seed=seed,
+      progress=_watched(watch, 'explaining'),
     )
 
 

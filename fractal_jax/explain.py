@@ -84,7 +84,15 @@ class Explanation:
 
 
 def explain(
-  config, net, params, image, label: int, *, passes: int = 64, seed: int = 0
+  config,
+  net,
+  params,
+  image,
+  label: int,
+  *,
+  passes: int = 64,
+  seed: int = 0,
+  progress=lambda steps: steps,
 ) -> Explanation:
   """Explains one image.
 
@@ -96,6 +104,7 @@ def explain(
     label: its class, -1 for "no class".
     passes: random masks, for masked levels.
     seed: of the masks.
+    progress: wraps the list of steps, a pass over the image each.
 
   Returns:
     An Explanation.
@@ -119,19 +128,20 @@ def explain(
   def error(x):
     return float(x.std(ddof=1) / np.sqrt(passes)) if passes > 1 else 0.0
 
-  maps = run(label)
-  whole = sums(maps)
-  conditions = []
-
-  def weigh(level, name, **how):
-    more = sums(run(**how)) - whole  # by the same masks
-    conditions.append(Condition(level, name, float(more.mean()), error(more)))
-
-  if label >= 0:
-    weigh(0, 'class', label=-1)
+  # What to leave out: the level that is told, its condition's name, how.
+  leave = [(0, 'class', {'label': -1})] if label >= 0 else []
   for i, spec in enumerate(specs[:-1]):
-    for j in range(spec.out_conds):
-      weigh(i + 1, CONDITIONS[spec.rank][j], label=label, drop=(i, j))
+    names = CONDITIONS[spec.rank][: spec.out_conds]
+    leave += [(i + 1, n, {'drop': (i, j)}) for j, n in enumerate(names)]
+  conditions = []
+  for step in progress([None, *leave]):
+    if step is None:
+      maps = run(label)
+      whole = sums(maps)
+      continue
+    level, name, how = step
+    more = sums(run(**{'label': label} | how)) - whole  # by the same masks
+    conditions.append(Condition(level, name, float(more.mean()), error(more)))
   flops = [level.forward for level in cost.cost(config).levels]
   return Explanation(
     bits=maps[-1].mean(0),
