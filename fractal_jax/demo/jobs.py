@@ -65,8 +65,8 @@ class Jobs:
         kind, what = told.get()
         if kind == 'error':
           raise what
-        if kind == 'report' and stop.is_set():
-          continue
+        if stop.is_set():  # what was done before it was heard of is dropped
+          raise Cancelled
         yield kind, what
         if kind == 'result':
           return

@@ -3,6 +3,7 @@
 Handlers are generators of {component: its new value}.
 """
 
+import functools
 import pathlib
 import tempfile
 import time
@@ -12,16 +13,14 @@ import gradio as gr
 import numpy as np
 
 from fractal_jax import data, edit, explain, sample
-from fractal_jax.demo import DemoError, jobs, uploads, views
+from fractal_jax.demo import DemoError, jobs, layout, uploads, views
 
-HERE = pathlib.Path(__file__).parent
-EACH = 'each'  # in place of a class: each in turn
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
 MOVIE = 4  # images of a movie, at most
 VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
+# No telemetry; what visitors left behind is deleted after an hour.
+BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))
 PACE = 0.08  # seconds that each picture of a growing image is seen, at least
-
-
 KNOWN = (DemoError, data.DataError, edit.EditError, sample.SampleError)
 
 
@@ -41,8 +40,8 @@ class Page:
 
   def __init__(self, model, name: str):
     check(model)
-    self.model, self.name, self.jobs = model, name, jobs.Jobs()
-    self.split, names = None, range(model.config.model.classes)
+    self.model, self.jobs = model, jobs.Jobs()
+    self.split, names = None, []
     if model.config.data.name in LOCAL:
       try:
         self.split = data.open_split(model.config, model.config.data.val_split)
@@ -50,244 +49,69 @@ class Page:
       except data.DataError as e:
         print(f'No images from the data on the page: {e}', flush=True)
     self.classes = [
-      (str(i) if str(i) == str(n) else f'{i}: {n}', i)
-      for i, n in enumerate(names)
+      (
+        str(i) if i >= len(names) or names[i] == str(i) else f'{i}: {names[i]}',
+        i,
+      )
+      for i in range(model.config.model.classes)
     ]
-    self.blocks = self._build()
-
-  # What it looks like.
-
-  def _build(self) -> gr.Blocks:
-    with gr.Blocks(title=f'fractal_jax: {self.name}', **BLOCKS) as blocks:
-      gr.Markdown(f'# {self.name}')
-      gr.Markdown(self._facts(), elem_classes='facts')
-      self.drawn = gr.State(time_to_live=3600)  # the last Drawn
-      self.image = gr.State(time_to_live=3600)  # values [S, S, C]
-      with gr.Tabs() as self.tabs:
-        with gr.Tab('Generate', id='generate'):
-          self._generate_tab()
-        with gr.Tab('Edit', id='edit'):
-          self._edit_tab()
-        with gr.Tab('Bits', id='bits'):
-          self._bits_tab()
+    with gr.Blocks(title=f'fractal_jax: {name}', **BLOCKS) as self.blocks:
+      num_data = self.split.size if self.split else 0
+      self.ui = layout.Layout(
+        model.config, name, self.classes, num_data, self._canvas(None)
+      )
       self._wire()
-      blocks.unload(self.leave)
-    return blocks
-
-  def _facts(self) -> str:
-    m = self.model.config.model
-    levels = ' → '.join(
-      f'{kind}, {side}x{side}' if side > 1 else 'pixel'
-      for kind, side in zip(m.kinds, m.sizes)
-    )
-    colour = 'grey' if m.channels == 1 else 'RGB'
-    return (
-      f'{m.sizes[0]}x{m.sizes[0]} pixels, {colour}, {m.num_values} values a '
-      f'channel, {m.classes} classes. Levels: {levels}.'
-    )
-
-  def _settings(self) -> list:
-    """Of drawing: guidance, temperature, iterations, seed."""
-    s, masked = self.model.config.sample, 'mar' in self.model.config.model.kinds
-    with gr.Row():
-      guidance = gr.Slider(
-        0,
-        30,
-        min(s.guidance, 30),
-        step=0.1,
-        label='Guidance',
-        info='1: none',
-      )
-      temperature = gr.Slider(
-        0.1,
-        3,
-        min(max(s.temperature, 0.1), 3),
-        step=0.05,
-        label='Temperature',
-        info='Above 1 sharpens',
-      )
-    with gr.Row():
-      iterations = gr.Textbox(
-        ','.join(map(str, s.iterations)),
-        label='Iterations',
-        info='Steps of each level, say 8,4. Empty: one a patch',
-        visible=masked,
-        max_length=40,
-      )
-      seed = gr.Number(
-        0,
-        label='Seed',
-        info='The same seed and settings: the same images',
-        precision=0,
-      )
-    return [guidance, temperature, iterations, seed]
-
-  def _buttons(self, text: str) -> tuple:
-    with gr.Row():
-      go = gr.Button(text, variant='primary', elem_classes='go')
-      stop = gr.Button('Cancel', variant='stop', interactive=False)
-    return go, stop
-
-  def _generate_tab(self):
-    with gr.Row():
-      with gr.Column(scale=2, min_width=300):
-        label = gr.Dropdown(
-          [('each in turn', EACH), ('no class', -1), *self.classes],
-          value=EACH,
-          label='Class',
-          elem_id='class',
-        )
-        num = gr.Radio([1, 4, 8, 16], value=4, label='Images')
-        self.how = [label, num, *self._settings()]
-        self.go, self.stop = self._buttons('Generate')
-      with gr.Column(scale=3, min_width=300):
-        self.status = gr.HTML(views.status('Nothing drawn yet.'))
-        self.view = gr.HTML(views.tiles([]), elem_id='view')
-        with gr.Row(visible=False, equal_height=True) as self.after:
-          self.which = gr.Number(
-            1, label='Image', precision=0, minimum=1, min_width=80
-          )
-          self.to_edit = gr.Button('Edit it', min_width=80)
-          self.to_bits = gr.Button('See its bits', min_width=80)
-          self.play = gr.Button('Movie, value by value', min_width=160)
-        self.movie = gr.HTML(elem_id='movie')
-
-  def _source(self) -> tuple:
-    """Where an image comes from: (upload, number, button, note)."""
-    limit = f'{uploads.MAX_BYTES >> 20} MB'
-    gr.Markdown(f'### Image\nUp to {limit}, cut and resized to fit.')
-    upload = gr.UploadButton(
-      'Upload an image', file_types=list(uploads.ENDINGS), size='md'
-    )
-    here = self.split is not None
-    number = gr.Number(
-      0,
-      label='Or one of the validation split',
-      info=f'0 to {self.split.size - 1}' if here else '',
-      precision=0,
-      visible=here,
-    )
-    button = gr.Button('Take it', size='md', visible=here)
-    return upload, number, button, gr.HTML()
-
-  def _edit_tab(self):
-    with gr.Row():
-      with gr.Column(scale=2, min_width=300):
-        self.edit_source = self._source()
-        gr.Markdown(
-          '### Mask\nPaint over what is to be generated, or upload a mask: '
-          'white is generated.'
-        )
-        self.painter = gr.HTML(
-          self._canvas(None),
-          html_template=(HERE / 'painter.html').read_text(),
-          js_on_load=(HERE / 'painter.js').read_text(),
-          elem_id='painter',
-          elem_classes='painter',
-        )
-        with gr.Row():
-          self.ready = [
-            (gr.Button(text, size='sm', min_width=90), mode)
-            for text, mode in (
-              ('Lower half', 'lower'),
-              ('Middle', 'inpaint'),
-              ('Border', 'outpaint'),
-              ('Clear', None),
-            )
-          ]
-          self.mask_upload = gr.UploadButton(
-            'Upload a mask',
-            file_types=list(uploads.ENDINGS),
-            size='sm',
-            min_width=120,
-          )
-        label = gr.Dropdown(
-          [('no class', -1), *self.classes], value=-1, label='Class'
-        )
-        with gr.Row():
-          num = gr.Radio([1, 2, 4, 8], value=4, label='Completions')
-          candidates = gr.Radio(
-            [1, 2, 4, 8],
-            value=1,
-            label='Candidates',
-            info='Of so many draws each, the likeliest',
-          )
-        with gr.Accordion('Settings', open=False):
-          settings = self._settings()
-        self.edit_how = [label, num, candidates, *settings]
-        self.edit_go, self.edit_stop = self._buttons('Complete')
-      with gr.Column(scale=3, min_width=300):
-        self.edit_status = gr.HTML(views.status('Nothing completed yet.'))
-        self.edit_view = gr.HTML(views.tiles([]), elem_id='edit_view')
-
-  def _bits_tab(self):
-    with gr.Row():
-      with gr.Column(scale=2, min_width=300):
-        self.bits_source = self._source()
-        self.preview = gr.HTML(elem_id='preview')
-        masked = 'mar' in self.model.config.model.kinds
-        label = gr.Dropdown(
-          [('no class', -1), *self.classes], value=-1, label='Class'
-        )
-        passes = gr.Slider(
-          2,
-          256,
-          64,
-          step=2,
-          label='Random orders',
-          info='More: a smaller standard error',
-          visible=masked,
-        )
-        self.bits_how = [label, passes]
-        self.bits_go, self.bits_stop = self._buttons('Explain')
-      with gr.Column(scale=3, min_width=300):
-        self.bits_status = gr.HTML(views.status('Nothing explained yet.'))
-        self.bits_view = gr.HTML(views.tiles([]), elem_id='bits_view')
+      self.blocks.unload(self.leave)
 
   def _wire(self):
+    ui = self.ui
     quiet = dict(api_visibility='private', show_progress='hidden')
     job = dict(trigger_mode='once', concurrency_limit=8, **quiet)
-    for go, stop, status, run, inputs, outputs in (
+    for (go, stop, status), run, inputs, outputs in (
       (
-        *(self.go, self.stop, self.status, self.generate, self.how),
-        [self.view, self.drawn, self.after, self.movie],
+        (ui.go, ui.stop, ui.status),
+        self.generate,
+        ui.how,
+        [ui.view, ui.drawn, ui.after, ui.movie],
       ),
       (
-        *(self.edit_go, self.edit_stop, self.edit_status, self.complete),
-        [self.image, self.painter, *self.edit_how],
-        [self.edit_view],
+        (ui.edit_go, ui.edit_stop, ui.edit_status),
+        self.complete,
+        [ui.image, ui.painter, *ui.edit_how],
+        [ui.edit_view],
       ),
       (
-        *(self.bits_go, self.bits_stop, self.bits_status, self.bits),
-        [self.image, *self.bits_how],
-        [self.bits_view],
+        (ui.bits_go, ui.bits_stop, ui.bits_status),
+        self.bits,
+        [ui.image, *ui.bits_how],
+        [ui.bits_view],
       ),
     ):
       go.click(run, inputs, [go, stop, status, *outputs], **job)
       stop.click(self.cancel, None, status, queue=False, **quiet)
-    self.play.click(self.replay, self.drawn, [self.movie, self.status], **job)
-    shown = [self.image, self.painter, self.preview]
-    for upload, number, button, note in (self.edit_source, self.bits_source):
+    ui.play.click(self.replay, ui.drawn, [ui.movie, ui.status], **job)
+    shown = [ui.image, ui.painter, ui.preview]
+    for upload, number, button, note in (ui.edit_source, ui.bits_source):
       upload.upload(self.upload, upload, [*shown, note], **quiet)
       button.click(self.take, number, [*shown, note], **quiet)
-    for button, tab in ((self.to_edit, 'edit'), (self.to_bits, 'bits')):
+    for button, tab in ((ui.to_edit, 'edit'), (ui.to_bits, 'bits')):
       button.click(
-        lambda drawn, which, tab=tab: self.use(drawn, which, tab),
-        [self.drawn, self.which],
-        [*shown, self.tabs, self.status],
+        functools.partial(self.use, tab),
+        [ui.drawn, ui.which],
+        [*shown, ui.tabs, ui.status],
         **quiet,
       )
-    for button, mode in self.ready:
+    for button, mode in ui.ready:
       button.click(
-        lambda value, mode=mode: self.ready_mask(value, mode),
-        self.painter,
-        self.painter,
+        functools.partial(self.ready_mask, mode),
+        ui.painter,
+        ui.painter,
         **quiet,
       )
-    self.mask_upload.upload(
+    ui.mask_upload.upload(
       self.upload_mask,
-      [self.mask_upload, self.painter],
-      [self.painter, self.edit_source[-1]],
+      [ui.mask_upload, ui.painter],
+      [ui.painter, ui.edit_source[-1]],
       **quiet,
     )
 
@@ -295,7 +119,7 @@ class Page:
 
   def generate(self, request: gr.Request, label, num, *settings):
     labels = sample.round_robin(
-      num, np.arange(len(self.classes)) if label == EACH else label
+      num, np.arange(len(self.classes)) if label == layout.EACH else label
     )
 
     def work(report):
@@ -311,17 +135,17 @@ class Page:
       return last
 
     def shown(progress):
-      return {self.view: self._grown(progress.drawn, labels)}
+      return {self.ui.view: self._grown(progress.drawn, labels)}
 
     def finished(drawn):
       return {
-        self.view: self._grown(drawn, labels),
-        self.drawn: drawn,
-        self.after: gr.update(visible=True),
+        self.ui.view: self._grown(drawn, labels),
+        self.ui.drawn: drawn,
+        self.ui.after: gr.update(visible=True),
       }
 
-    yield {self.after: gr.update(visible=False), self.movie: ''}
-    buttons = (self.go, self.stop, self.status)
+    yield {self.ui.after: gr.update(visible=False), self.ui.movie: ''}
+    buttons = (self.ui.go, self.ui.stop, self.ui.status)
     yield from self._follow(request, work, buttons, shown, finished)
 
   def complete(
@@ -352,7 +176,7 @@ class Page:
     def show(pictures, name):
       captions = [f'{name} {i + 1}' for i in range(len(pictures))]
       return {
-        self.edit_view: views.tiles(
+        self.ui.edit_view: views.tiles(
           [*known, *pictures], ['image', 'known', *captions]
         )
       }
@@ -367,7 +191,7 @@ class Page:
       pictures = sample.pictures(drawn, self.model.config.model)
       return show(pictures, 'completion')
 
-    buttons = (self.edit_go, self.edit_stop, self.edit_status)
+    buttons = (self.ui.edit_go, self.ui.edit_stop, self.ui.edit_status)
     yield from self._follow(request, work, buttons, shown, finished)
 
   def bits(self, request: gr.Request, image, label, passes):
@@ -387,15 +211,15 @@ class Page:
         ],
       )
       return {
-        self.bits_status: views.status(explain.summary(found)),
-        self.bits_view: views.tiles(
+        self.ui.bits_status: views.status(explain.summary(found)),
+        self.ui.bits_view: views.tiles(
           pictures.values(), [captions.get(n, n) for n in pictures], 200
         )
         + '<h3>What the conditions are worth</h3>'
         + worth,
       }
 
-    buttons = (self.bits_go, self.bits_stop, self.bits_status)
+    buttons = (self.ui.bits_go, self.ui.bits_stop, self.ui.bits_status)
     yield from self._follow(request, work, buttons, lambda _: {}, finished)
 
   def _follow(self, request, work, buttons, shown, finished):
@@ -465,7 +289,7 @@ class Page:
 
     return self._chosen(read)
 
-  def use(self, drawn, which, tab):
+  def use(self, tab, drawn, which):
     number = len(drawn.values) if drawn is not None else 0
     if which is None or not 1 <= which <= number:
       text = f'Images are 1 to {number}.'
@@ -473,7 +297,7 @@ class Page:
     image = drawn.values[int(which) - 1]
     return [*self._shown(image), gr.update(selected=tab), gr.skip()]
 
-  def ready_mask(self, canvas, mode):
+  def ready_mask(self, mode, canvas):
     model = self.model.config.model
     mask = np.zeros(edit.shape(model), bool)
     if mode is not None:
@@ -505,7 +329,7 @@ class Page:
     pictures = sample.so_far(drawn, self.model.config.model)
     names = {-1: 'no class'} | {i: f'class {n}' for n, i in self.classes}
     captions = [f'{i + 1}: {names[n]}' for i, n in enumerate(labels.tolist())]
-    size = 240 if len(pictures) <= 4 else 120
+    size = {1: 320, 4: 200}.get(len(pictures), 110)
     return views.tiles(pictures, captions, size)
 
   def _known(self, image, mask) -> np.ndarray:
@@ -561,7 +385,3 @@ class Page:
       iterations=steps,
       seed=int(seed),
     )
-
-
-# No telemetry; what visitors left behind is deleted after an hour.
-BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))

@@ -29,7 +29,7 @@ def tiles(pictures, captions=None, size: int = 120) -> str:
 def movie(gif: bytes) -> str:
   data = base64.b64encode(gif).decode()
   return (
-    '<div class="tiles" style="--tile: 240px"><figure><img alt="movie" '
+    '<div class="tiles" style="--tile: 320px"><figure><img alt="movie" '
     f'src="data:image/gif;base64,{data}"></figure></div>'
   )
 
@@ -38,7 +38,7 @@ def status(text: str, share: float | None = None) -> str:
   """One line, with a bar where a share of the work is done."""
   bar = ''
   if share is not None:
-    bar = f'<progress max="1" value="{share:.4f}"></progress>'
+    bar = f'<div class="bar"><div style="width: {share:.1%}"></div></div>'
   return f'<div class="status">{html.escape(text)}{bar}</div>'
 
 
