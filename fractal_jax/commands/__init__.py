@@ -1,0 +1,1 @@
+"""The command line's jobs: a module a subcommand, `define_flags` and `run`."""

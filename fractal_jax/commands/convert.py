@@ -1,0 +1,47 @@
+"""`convert`: published weights to a run, and back."""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  config_flags.DEFINE_config_file('config', None, 'Of the published model.')
+  flags.DEFINE_string('pth', None, 'Published weights to read.')
+  flags.DEFINE_string('workdir', None, 'Run to write (--pth), or to read.')
+  flags.DEFINE_string('out', None, 'A .pth file to write from --workdir.')
+  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  flags.mark_flag_as_required('workdir')
+
+
+def run():
+  from fractal_jax import checkpoint, convert
+  from fractal_jax import config as config_lib
+
+  if bool(FLAGS.pth) == bool(FLAGS.out):
+    raise common.UsageError(
+      'convert either reads --config=... --pth=FILE into a new --workdir, or '
+      'writes --out=FILE.pth from a --workdir: give one of --pth and --out.'
+    )
+  if FLAGS.out:
+    config = checkpoint.load_config(FLAGS.workdir)
+    params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step)
+    state = convert.to_published(params, config.model)
+    convert.write_pth(FLAGS.out, state)
+    common.say(f'{len(state)} tensors: {os.path.abspath(FLAGS.out)}')
+    return
+  if FLAGS.config is None:
+    raise common.UsageError(
+      '--pth needs the --config that the weights belong to.'
+    )
+  config_lib.check(FLAGS.config)
+  params = convert.from_published(
+    convert.read_pth(FLAGS.pth), FLAGS.config.model
+  )
+  checkpoint.save_params(FLAGS.workdir, FLAGS.config, params)
+  common.say(f'{FLAGS.pth} is now the run {os.path.abspath(FLAGS.workdir)}')

@@ -1,0 +1,106 @@
+"""`sample`: generates images."""
+
+import os
+import pathlib
+
+from absl import flags
+
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  common.workdir_flags()
+  flags.DEFINE_integer('num', None, 'Images.')
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
+  flags.DEFINE_list(
+    'labels', None, "Classes, repeated as needed, or 'none'; all if unset."
+  )
+  flags.DEFINE_float('guidance', None, '1: none.')
+  flags.DEFINE_enum(
+    'schedule', None, ['linear', 'constant'], 'Of guidance at level 0.'
+  )
+  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
+  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+  flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
+  flags.DEFINE_string('movie', None, 'A .gif or .mp4 of images growing.')
+
+
+def run():
+  import numpy as np
+  import tqdm
+
+  from fractal_jax import sample
+
+  for name, least in (('num', 1), ('batch', 1)):
+    common.at_least(name, least)
+  if FLAGS.movie:
+    sample.check_movie(FLAGS.movie)
+  if not FLAGS.out.endswith(('.png', '.npz')):
+    raise common.UsageError(f'--out={FLAGS.out} must end in .png or .npz')
+  config = common.load_config()
+  with config.unlocked():
+    for name in ('guidance', 'schedule', 'temperature', 'filter_threshold'):
+      if FLAGS[name].value is not None:
+        config.sample[name] = FLAGS[name].value
+    if FLAGS.iterations is not None:
+      config.sample.iterations = common.integers('iterations', FLAGS.iterations)
+  labels = classes(config.model)
+  config, net, params, mesh = common.load_run(config)
+  sampling, guided = sample.settings(config, record=bool(FLAGS.movie))
+  num = FLAGS.num or config.sample.num
+  drawn = sample.generate(
+    net,
+    params,
+    sample.round_robin(num, labels),
+    sampling,
+    guided=guided,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch or config.sample.batch,
+    mesh=mesh,
+    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+  )
+  import jax
+
+  if jax.process_index():
+    return
+  columns = len(labels) if 1 < len(labels) <= 16 else None
+  if FLAGS.out.endswith('.npz'):
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+      FLAGS.out,
+      images=drawn.values.astype(
+        np.uint8 if sampling_fits(config) else np.int32
+      ),
+      labels=sample.round_robin(num, labels),
+    )
+  else:
+    pictures = sample.pictures(drawn.values, config.model)
+    sample.save(sample.grid(pictures, columns), FLAGS.out)
+  common.say(f'{num} images: {os.path.abspath(FLAGS.out)}')
+  if FLAGS.movie:
+    sample.save_movie(drawn, config.model, FLAGS.movie, columns=columns)
+    common.say(f'movie: {os.path.abspath(FLAGS.movie)}')
+
+
+def sampling_fits(config):
+  return config.model.num_values <= 256
+
+
+def classes(model):
+  """The classes that --labels names, checked."""
+  if FLAGS.labels is None:
+    return list(range(model.classes))
+  if FLAGS.labels == ['none']:
+    return [-1]
+  labels = common.integers('labels', FLAGS.labels)
+  bad = [x for x in labels if not 0 <= x < model.classes]
+  if bad or not labels:
+    raise common.UsageError(
+      f'--labels={",".join(FLAGS.labels)}: classes are 0 to '
+      f'{model.classes - 1}, or none'
+    )
+  return list(labels)

@@ -1,0 +1,20 @@
+"""`train`: trains a model, or goes on with a run."""
+
+from absl import flags
+
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  common.config_flag()
+  flags.DEFINE_string('workdir', None, 'Where config, checkpoints, logs go.')
+  flags.mark_flag_as_required('workdir')
+  common.distributed_flags()
+
+
+def run():
+  from fractal_jax import train
+
+  train.train(FLAGS.config, FLAGS.workdir)
