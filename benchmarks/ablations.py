@@ -9,8 +9,8 @@ writes into --report a table (STUDY.md), one row a run (STUDY.csv) and a plot
 the same command goes on where it was stopped, and with more seeds adds to what
 is there. `--notrain` only writes the report of the runs that are there.
 
-Studies that change a model's size first try each of their peak learning rates
-on seed 0, for each variant alike, and report seeds 1, 2, ... with the best.
+Studies that change a model's size try each of their peak learning rates on seed
+0, for each variant alike; its other seeds have the best of these.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ import numpy as np
 from fractal_jax import checkpoint, cost, train
 from fractal_jax import config as config_lib
 
-TUNING_SEED = 0  # its runs choose the learning rate, and are not reported
+TUNING_SEED = 0  # its runs choose the learning rate
 MATCH = 0.1  # relative distance of training FLOPs that counts as equal
 
 
@@ -95,7 +95,7 @@ STUDIES = {
         (8, 4, 2, 1), (96, 96, 48, 32), (5, 2, 1, 1), (4, 4, 4, 2)
       ),
     },
-    peaks=(1.5e-3, 3e-3, 6e-3),
+    peaks=(3e-3, 6e-3, 1.2e-2),
     equal=True,
   ),
 }
@@ -174,7 +174,7 @@ def train_all(study: Study, name: str, seeds: int, out: pathlib.Path) -> None:
     for variant in study.variants:
       for peak in study.peaks:
         run(*planned(study, name, variant, TUNING_SEED, peak, out))
-  for seed in range(1, seeds + 1):
+  for seed in range(seeds):
     for variant in study.variants:
       peak = best_peak(study, name, variant, out)
       run(*planned(study, name, variant, seed, peak, out))

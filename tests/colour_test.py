@@ -71,7 +71,7 @@ def test_an_order_is_a_model_of_permuted_channels():
     std=tuple(std[i] for i in order),
   )
   plain, _ = tiny.build(*KINDS, **moved)
-  images, labels = tiny.images(net, 4), jnp.zeros(4, jnp.int32)
+  images, labels = jnp.asarray(tiny.images(net, 4)), jnp.zeros(4, jnp.int32)
   masks = [np.ones((4, 4), bool)]
 
   def nats(net, images):

@@ -9,7 +9,6 @@ from fractal_jax import config as config_lib
 from fractal_jax import (
   convert,
   cost,
-  likelihood,
   optim,
   sharding,
   train,
@@ -40,7 +39,7 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
   like = jax.eval_shape(lambda: sharding.unbox(tiny.init(plain)))
   shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
   assert shapes(like) == shapes(copies)
-  images, labels = tiny.images(net, 2), jnp.zeros(2, jnp.int32)
+  images, labels = jnp.asarray(tiny.images(net, 2)), jnp.zeros(2, jnp.int32)
   masks = [np.ones((2, 4), bool), np.ones((8, 4), bool)]
 
   def grad(net, whole):
@@ -73,13 +72,10 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
 
 def config(**changes):
   c = config_lib.default()
-  kinds, sizes, share = ('ar', 'ar', 'pixel'), (8, 2, 1), (0, 0, 2)
   c.model = tiny.model(
-    kinds, sizes, depths=(1, 1, 1), num_values=17, classes=10, share=share
+    ('mar', 'pixel'), (4, 1), depths=(1, 1), classes=10, share=(0, 0)
   )
   c.optim.update(batch=8, warmup=0.0, steps=2, eps=1e-3)
-  c.eval.update(batch=8, num=8)
-  c.data.update(threads=1, flip=False)
   c.model.update(changes)
   return c
 
@@ -109,11 +105,10 @@ def test_blocks_are_counted_saved_and_split_once():
   assert 'blocks' in frozen['level_0'] and 'level_1' in trained
 
 
-def test_levels_that_share_train_alike_on_any_mesh(monkeypatch):
-  monkeypatch.setattr(jax.config, 'jax_disable_most_optimizations', True)
+def test_levels_that_share_train_alike_on_any_mesh():
   found = {}
   batch = {
-    'image': np.random.default_rng(0).integers(0, 17, (8, 8, 8, 1)),
+    'image': np.random.default_rng(0).integers(0, 5, (8, 4, 4, 1)),
     'label': np.arange(8),
   }
   for axes in ((1, 1, 1), (2, 2, 2)):
@@ -123,13 +118,10 @@ def test_levels_that_share_train_alike_on_any_mesh(monkeypatch):
     net = fractal.from_config(c.model)
     tx = optim.optimizer(c, 2)
     state = train_state.create(c, net, tx, mesh)
-    step = jax.jit(train.make_step(c, net, tx, mesh))
+    step = tiny.jit(train.make_step(c, net, tx, mesh))
     with jax.set_mesh(mesh):
       state, metrics = step(state, sharding.place(batch, mesh))
     found[axes] = jax.device_get((state.params, metrics))
-    if axes == (2, 2, 2):
-      scored = likelihood.evaluate(net, state.params, c, mesh=mesh)
-      assert scored.exact and np.isfinite(scored.bits_per_dim)
   (mine, metrics), (wanted, _) = found[2, 2, 2], found[1, 1, 1]
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), mine, wanted
