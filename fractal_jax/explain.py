@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import cost, sample
-from fractal_jax.models import contract
+from fractal_jax.models import colour, contract
 from fractal_jax.models.contract import Draws
 
 CONDITIONS = {
@@ -49,6 +49,7 @@ class Explanation:
   sides: tuple[int, ...]  # of the patches that each level cuts
   exact: bool
   passes: int
+  colour: colour.Colour  # what the channels of `bits` are
 
   @property
   def total(self) -> float:
@@ -152,6 +153,7 @@ def explain(
     sides=tuple(s.patch for s in specs[:-1]),
     exact=exact,
     passes=passes,
+    colour=net.colour,
   )
 
 
@@ -176,7 +178,7 @@ def value_nats(net, params, images, labels, seed, keep):
   keys = jax.random.split(jax.random.key(seed), b)
   draws = Draws(keys, (jnp.arange(b) + 0.5) / b, law='uniform')
   result = net.apply(
-    {'params': params}, images, labels, draws, keep=keep, train=False
+    {'params': net.whole(params)}, images, labels, draws, keep=keep, train=False
   )
 
   def placed(scores, sites):
@@ -326,6 +328,8 @@ def summary(found: Explanation) -> str:
     kind = f'± {found.stderr:.2f}, {found.passes} random masks'
   if any(g.size for g in found.guide_bits):
     kind += ', an upper bound'
+  if found.colour.lossy:
+    kind += ', of its rounded colours'
   return f'{found.total:.2f} bits ({kind}), {found.bits_per_dim:.4f} bits/dim'
 
 
@@ -335,10 +339,12 @@ def captions(found: Explanation) -> dict[str, str]:
     'image': 'the image',
     'bits': f'bits of each pixel; the brightest has {top:.2f}',
   }
+  names = colour.NAMES[found.colour.space]
   for c in range(found.bits.shape[-1]):
     x = found.bits[..., c]
+    name = f'channel {c}' + (f', {names[c]}' if names else '')
     out[f'bits_channel_{c}'] = (
-      f'channel {c}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
+      f'{name}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
     )
   for level in range(len(found.sides)):
     top = found.patches(level).max()
