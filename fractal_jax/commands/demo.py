@@ -18,6 +18,7 @@ def define_flags():
 def run():
   from fractal_jax.demo import server
 
+  config = common.load_config()  # a wrong --workdir is told at once
   server.check_gradio()
   sock = server.listen(FLAGS.port)
   with sock, tempfile.TemporaryDirectory() as uploads:
@@ -25,7 +26,7 @@ def run():
     from fractal_jax.demo import page
 
     name = os.path.basename(os.path.abspath(FLAGS.workdir))
-    shown = page.Page(common.load_model(), name)
+    shown = page.Page(common.load_model(config), name)
     common.say(
       f'The page: http://{server.HOST}:{sock.getsockname()[1]}  '
       '(this machine only; Ctrl-C ends it)'

@@ -106,7 +106,7 @@ class Layout:
       with gr.Column(scale=3, min_width=300):
         self.status = gr.HTML(views.status('Nothing drawn yet.'))
         self.view = gr.HTML(views.tiles([]), elem_id='view')
-        with gr.Row(visible=False, equal_height=True) as self.after:
+        with gr.Row(visible=False, elem_classes='after') as self.after:
           self.which = gr.Number(
             1, label='Image', precision=0, minimum=1, min_width=80
           )
