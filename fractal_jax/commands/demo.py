@@ -11,7 +11,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
-  common.workdir_flags()
+  common.run_flags()
   flags.DEFINE_integer('port', 7860, 'Of 127.0.0.1; 0: any that is free.')
 
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fractal_jax import edit
 from fractal_jax.datasets import common
@@ -39,7 +39,7 @@ def open_image(path: str) -> Image.Image:
           raise DemoError(
             f'{name} has {w}x{h} pixels: the limit is {MAX_PIXELS:,} in all'
           )
-        image.load()
+        image = ImageOps.exif_transpose(image)  # decodes it
     except Image.DecompressionBombError as e:
       raise DemoError(
         f'{name} has too many pixels: the limit is {MAX_PIXELS:,} in all'
