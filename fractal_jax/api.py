@@ -6,6 +6,7 @@ give them: S the side, C the channels, V the values a channel (256 for pixels).
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from fractal_jax import (
@@ -19,7 +20,7 @@ from fractal_jax import (
 )
 from fractal_jax import config as config_lib
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Given
+from fractal_jax.models.contract import Drawn, Given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Model:
   mesh: object
 
   def sample(
-    self, labels=None, *, num=None, seed=0, batch=None, **settings
+    self, labels=None, *, num=None, seed=0, batch=None, movie=None, **settings
   ) -> np.ndarray:
     """Generates images.
 
@@ -42,21 +43,33 @@ class Model:
       num: how many; as many as labels where None, or config.sample.num.
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
+      movie: a .gif or .mp4 to write, of the images as they grow.
       **settings: guidance, temperature, schedule, filter_threshold, iterations
         in place of those of config.sample.
 
     Returns:
       Images [num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: labels, settings or a movie that the
+        model can't serve.
     """
+    edit.check_counts(num=num, batch=batch)
+    if movie is not None:
+      sample.check_movie(movie)
     model = self.config.model
     if num is None:
       num = self.config.sample.num if labels is None else np.size(labels)
     if labels is None:
       labels = np.arange(model.classes)
     labels = sample.round_robin(num, edit.check_labels(labels, model))
-    return self._draw(labels, None, seed, batch, settings)
+    settings['record'] = movie is not None
+    drawn = self._draw(labels, None, seed, batch, settings)
+    if movie is not None and jax.process_index() == 0:
+      sample.save_movie(drawn, model, movie)
+    return drawn.values
 
-  def _draw(self, labels, given, seed, batch, settings):
+  def _draw(self, labels, given, seed, batch, settings) -> Drawn:
     sampling, guided = sample.settings(self.config, **settings)
     drawn = sample.generate(
       self.net,
@@ -69,7 +82,8 @@ class Model:
       batch=batch or self.config.sample.batch,
       mesh=self.mesh,
     )
-    return drawn.values.astype(edit.dtype(self.config.model))
+    values = drawn.values.astype(edit.dtype(self.config.model))
+    return drawn.replace(values=values)
 
   def log_prob(
     self, images, labels=None, *, passes=None, seed=0, batch=None
@@ -89,7 +103,11 @@ class Model:
 
     Returns:
       [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
+
+    Raises:
+      edit.EditError: images or labels that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(images, self.config.model)
     nats = likelihood.image_nats(
       self.net,
@@ -133,7 +151,12 @@ class Model:
 
     Returns:
       [n, num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: an image, mask, label or setting that
+        the model can't take.
     """
+    edit.check_counts(num=num, candidates=candidates, batch=batch)
     model = self.config.model
     images = edit.check_images(images, model)
     mask = edit.check_mask(mask, images)
@@ -141,7 +164,7 @@ class Model:
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)
     given = Given(repeat(images).astype(np.int32), repeat(~mask))
-    drawn = self._draw(repeat(labels), given, seed, batch, settings)
+    drawn = self._draw(repeat(labels), given, seed, batch, settings).values
     if candidates > 1:
       scores = self.log_prob(drawn, repeat(labels), seed=seed, batch=batch)
       best = scores.reshape(-1, candidates).argmax(1)
@@ -149,18 +172,28 @@ class Model:
       drawn = drawn[np.arange(len(best)), best]
     return drawn.reshape((len(images), num) + drawn.shape[1:])
 
-  def explain(self, image, label=None, *, passes=64, seed=0):
+  def explain(self, image, label=None, *, passes=64, seed=0, batch=None):
     """Where the bits of an image are: see `fractal_jax.explain`.
+
+    Exact for models of ar levels alone. With masked levels, means over random
+    orders, with a standard error.
 
     Args:
       image: [S, (S,) C].
       label: its class; "no class" where None.
       passes: random masks, for masked levels.
       seed: of the masks.
+      batch: masks at a time; config.eval.batch where None.
 
     Returns:
-      An `explain.Explanation`.
+      An `explain.Explanation`: `bits` of each value [S, (S,) C], their sums by
+      patch, what each condition is worth in bits, shares by level.
+      `explain.write` makes pictures and a report of it.
+
+    Raises:
+      edit.EditError: an image or label that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(np.asarray(image)[None], self.config.model)
     labels = edit.labels_of(label, 1, self.config.model)
     return explain.explain(
@@ -169,6 +202,8 @@ class Model:
       self.params,
       images[0],
       int(labels[0]),
+      mesh=self.mesh,
+      batch=batch or self.config.eval.batch,
       passes=passes,
       seed=seed,
     )
