@@ -115,6 +115,7 @@ def explain(
   batch: int = 64,
   passes: int = 64,
   seed: int = 0,
+  progress=lambda steps: steps,
 ) -> Explanation:
   """Explains one image.
 
@@ -128,6 +129,7 @@ def explain(
     batch: masks at a time, rounded up to what the mesh divides.
     passes: random masks, for masked levels.
     seed: of the masks.
+    progress: wraps the list of steps, a pass over the image each.
 
   Returns:
     An Explanation.
@@ -162,20 +164,21 @@ def explain(
   def sums(maps):  # of each pass: [passes]
     return sum(x.reshape(passes, -1).sum(1) for x in maps)
 
-  maps = run(label)
-  whole = sums(maps)
+  # What to leave out: the level that is told, its condition's name, how.
+  leave = [(0, 'class', {'label': -1})] if label >= 0 else []
+  for i, spec in enumerate(specs[:-1]):
+    names = CONDITIONS[spec.rank][: spec.out_conds]
+    leave += [(i + 1, n, {'drop': (i, j)}) for j, n in enumerate(names)]
   conditions = []
-
-  def weigh(level, name, **how):
-    more = sums(run(**how)) - whole  # by the same masks
+  for step in progress([None, *leave]):
+    if step is None:
+      maps = run(label)
+      whole = sums(maps)
+      continue
+    level, name, how = step
+    more = sums(run(**{'label': label} | how)) - whole  # by the same masks
     worth, error = float(more.mean()), float(_stderr(more))
     conditions.append(Condition(level, name, worth, error))
-
-  if label >= 0:
-    weigh(0, 'class', label=-1)
-  for i, spec in enumerate(specs[:-1]):
-    for j in range(spec.out_conds):
-      weigh(i + 1, CONDITIONS[spec.rank][j], label=label, drop=(i, j))
   flops = [level.forward for level in cost.cost(config).levels]
   return Explanation(
     each=maps[-1],
