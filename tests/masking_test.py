@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
 
 from fractal_jax.models import contract, fractal, masking
+from tests import tiny
 
 
 def spec(level=0, **changes):
