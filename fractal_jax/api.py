@@ -126,7 +126,8 @@ class Model:
     """Log-likelihoods in nats.
 
     Exact for models of ar levels alone. With masked levels it is an unbiased
-    estimate of the mean over orders; with guiding pixels, a lower bound.
+    estimate of the mean over orders; with guiding pixels, a lower bound. With
+    model.colour='ycbcr' it is that of the rounded colours, not of the images.
 
     Args:
       images: [n, S, (S,) C].
@@ -199,6 +200,7 @@ class Model:
     model = self.config.model
     images = edit.check_images(images, model)
     mask = edit.check_mask(mask, images)
+    edit.check_planes(mask, model)
     labels = edit.labels_of(labels, len(images), model)
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)

@@ -64,6 +64,16 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
   )
 
 
+def check_planes(mask: np.ndarray, model) -> None:
+  """Refuses masks of single channels where colours mix them."""
+  if model.colour and (mask != mask[..., :1]).any():
+    raise EditError(
+      'a mask with planes that differ by channel: this model draws '
+      f"model.colour='{model.colour}', whose channels mix those of the image; "
+      'give a mask of whole pixels'
+    )
+
+
 def check_labels(labels, model) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
   labels = np.atleast_1d(np.asarray(labels))

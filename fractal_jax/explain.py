@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import cost, sample, sharding
-from fractal_jax.models import contract, masking
+from fractal_jax.models import colour, contract, masking
 from fractal_jax.models.contract import Draws
 
 CONDITIONS = {
@@ -49,6 +49,7 @@ class Explanation:
   sides: tuple[int, ...]  # of the patches that each level cuts
   exact: bool
   dropped: int  # masked patches that did not fit their buffers
+  colour: colour.Colour  # what the channels of `bits` are
 
   @property
   def passes(self) -> int:
@@ -189,6 +190,7 @@ def explain(
     sides=tuple(s.patch for s in specs[:-1]),
     exact=exact,
     dropped=dropped,
+    colour=net.colour,
   )
 
 
@@ -234,7 +236,7 @@ def _value_nats(net, params, image, label, keep, draws):
   images = jnp.repeat(image[None].astype(jnp.int32), b, 0)
   labels = jnp.full(b, label, jnp.int32)
   result = net.apply(
-    {'params': params}, images, labels, draws, keep=keep, train=False
+    {'params': net.whole(params)}, images, labels, draws, keep=keep, train=False
   )
 
   def placed(scores, level):
@@ -410,6 +412,8 @@ def summary(found: Explanation) -> str:
     kind = f'± {found.stderr:.2f}, {found.passes} random masks'
   if any(g.size for g in found.guide_bits):
     kind += ', an upper bound'
+  if found.colour.lossy:
+    kind += ', of its rounded colours'
   if found.dropped:
     kind += f', {found.dropped} masked patches did not fit and were left out'
   return f'{found.total:.2f} bits ({kind}), {found.bits_per_dim:.4f} bits/dim'
@@ -421,10 +425,12 @@ def captions(found: Explanation) -> dict[str, str]:
     'image': 'the image',
     'bits': f'bits of each pixel; the brightest has {top:.2f}',
   }
+  names = colour.NAMES[found.colour.space]
   for c in range(found.bits.shape[-1]):
     x = found.bits[..., c]
+    name = f'channel {c}' + (f', {names[c]}' if names else '')
     out[f'bits_channel_{c}'] = (
-      f'channel {c}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
+      f'{name}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
     )
   for level in range(len(found.sides)):
     top = found.patches(level).max()

@@ -39,6 +39,15 @@ def test_training_counts_follow_the_truncated_normal(mean, std):
     assert 0 < n.mean() / 16 - law.mean() < 1 / 16
 
 
+def test_training_counts_can_be_uniform():
+  s, u = spec(mask_law='uniform'), middle(1600)
+  n = masking.counts(u, s, 'train', np)
+  np.testing.assert_array_equal(np.bincount(n), [0] + 16 * [100])
+  assert masking.capacity(s, 'train', 64, 64) < masking.capacity(
+    spec(), 'train', 64, 64
+  )
+
+
 def test_likelihood_counts_are_uniform():
   n = masking.counts(jnp.asarray(middle(1600)), spec(), 'uniform')
   np.testing.assert_array_equal(np.bincount(n), [0] + 16 * [100])

@@ -65,6 +65,8 @@ class MARLevel(nn.Module):
 
   spec: Spec
 
+  BLOCK = layers.ViTBlock
+
   @staticmethod
   def emits(rank: int) -> int:
     """Conditions that it can give to the level below."""

@@ -22,6 +22,8 @@ class PixelLevel(nn.Module):
 
   spec: Spec
 
+  BLOCK = layers.ViTBlock
+
   def setup(self):
     s = self.spec
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
