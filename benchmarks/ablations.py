@@ -10,8 +10,9 @@ for another study either, so the same command goes on where it was stopped, and
 with more seeds adds to what is there. `--notrain` writes the report of what is
 there.
 
-Studies that change a model's size try each of their peak learning rates on seed
-0, for each variant alike; its other seeds have the best of these. Data: digits
+Studies that change a model's size try their peak learning rates on seed 0, from
+the lowest up to the first that scores worse than the one before; a variant's
+other seeds have the best of these. Data: digits
 come with scikit-learn; the other studies read --data, an .npz of emoji of 64x64
 (`images`, `labels`, `label_names`; README.md says where they come from), halved
 twice by averaging; a fixed tenth is held out.
@@ -132,18 +133,22 @@ class Runs:
   def peak(self, variant: str) -> float | None:
     """The learning rate to use: that of the best run of the tuning seed."""
     peaks = self.study.peaks
-    if len(peaks) == 1:
-      return peaks[0]
-    found = {p: self.result(variant, TUNING_SEED, p) for p in peaks}
-    if None in found.values():
-      return None
-    return min(peaks, key=lambda p: score(found[p])['bits_per_dim'])
+    best = None
+    for peak in peaks if len(peaks) > 1 else ():
+      result = self.result(variant, TUNING_SEED, peak)
+      if result is None:
+        return None  # not known yet
+      bits = score(result)['bits_per_dim']
+      if best is not None and bits > best[0]:
+        break
+      best = bits, peak
+    return best[1] if best else peaks[0]
 
   def train_all(self, seeds: int) -> None:
     """Trains what is missing: first to tune, then seed by seed."""
-    if len(self.study.peaks) > 1:
-      for variant in self.study.variants:
-        for peak in self.study.peaks:
+    for variant in self.study.variants:
+      for peak in self.study.peaks:
+        if self.peak(variant) is None:
           self.train(variant, TUNING_SEED, peak)
     for seed in range(seeds):
       for variant in self.study.variants:

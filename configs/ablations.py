@@ -67,7 +67,7 @@ def emoji_ar():
   m.classes, m.label_dropout = 9, 0.3
   c.data.name, c.data.dir = 'npz', 'emoji64.npz'
   c.eval.batch = 95  # 190 in two
-  return running(c, batch=16, steps=200, evals=2)
+  return running(c, batch=8, steps=250, evals=2)
 
 
 def emoji_mar():
@@ -140,7 +140,7 @@ STUDIES = {
         ),
       }.items()
     },
-    peaks=(4e-3,),
+    peaks=(3e-3,),
     equal=True,
   ),
   'order': Study(
@@ -157,7 +157,7 @@ STUDIES = {
         colour='ycocg', mean=(0.783, 0.488, 0.478), std=(0.273, 0.195, 0.167)
       ),
     },
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
   'red': Study(
     question='Should the loss weigh red, the first channel, five times?',
@@ -166,25 +166,25 @@ STUDIES = {
       'red 1': {},
       'red 5': of_model(channel_weights=(5.0, 1.0, 1.0)),
     },
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
   'share': Study(
     question='Can two levels use the same blocks?',
     base=emoji_ar,
     variants={'own blocks': {}, 'shared blocks': of_model(share=(0, 0, 2))},
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
   'conds': Study(
     question='Do the conditions of neighbouring patches help?',
     base=emoji_mar,
     variants={'5 conditions': {}, '1 condition': of_model(num_conds=1)},
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
   'guide': Study(
     question='Does predicting the mean colour first help?',
     base=emoji_mar,
     variants={'no guide': {}, 'guiding pixel': of_model(guide=True)},
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
   'mask': Study(
     question='From which law should the share of masked patches come?',
@@ -194,7 +194,7 @@ STUDIES = {
       'normal (0.7, 0.25)': of_model(mask_mean=0.7),
       'uniform': of_model(mask_law='uniform'),
     },
-    peaks=(4e-3,),
+    peaks=(3e-3,),
   ),
 }
 

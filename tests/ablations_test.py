@@ -21,7 +21,7 @@ def test_studies_keep_the_rules_and_compare_what_they_say(name):
   for variant in study.variants:
     c = made[variant] = ablations.configs.config_of(name, variant, 3, 2e-3)
     config_lib.check(c)
-    assert c.seed == 3 and c.optim.lr * c.optim.batch / 256 == 2e-3
+    assert c.seed == 3 and c.optim.lr * c.optim.batch / 256 == pytest.approx(2e-3)
   steps = {(c.optim.batch, c.optim.steps) for c in made.values()}
   assert len(steps) == 1
   models = [c.model.to_json() for c in made.values()]
@@ -43,7 +43,7 @@ def trained(monkeypatch):
     m, peak = config.model, config.optim.lr * config.optim.batch / 256
     done.append(pathlib.Path(workdir))
     checkpoint.save_config(config, workdir)
-    bits = 3 + 0.1 * len(m.sizes) + abs(peak - 6e-3) + 0.01 * config.seed
+    bits = 3 + 0.1 * len(m.sizes) + abs(peak - 3e-3) + 0.01 * config.seed
     known = dict(stderr=0.1, mc_stderr=0.0, exact=1.0, bound=0.0, rounded=0.0)
     lines = [
       {'step': 200, 'val/bits_per_dim': bits + 1},
@@ -62,18 +62,18 @@ def trained(monkeypatch):
 def test_a_study_tunes_goes_on_and_reports(trained, tmp_path):
   runs = ablations.Runs('levels', tmp_path / 'runs')
   runs.train_all(2)
-  # Three learning rates with seed 0; the best of them with seed 1.
-  assert len(trained) == len(set(trained)) == 4 * 3 + 4
-  assert runs.peak('flat') == 6e-3
+  # With seed 0 up to the learning rate that is worse; with seed 1 the best.
+  assert len(trained) == len(set(trained)) == 4 * 2 + 4
+  assert runs.peak('flat') == 3e-3
   runs.train_all(2)
-  assert len(trained) == 16
+  assert len(trained) == 12
   runs.train_all(3)
-  assert {path.name for path in trained[16:]} == {'lr0.006_seed2'}
+  assert {path.name for path in trained[12:]} == {'lr0.003_seed2'}
   text = ablations.report(runs, 3, tmp_path / 'report')
   # Seeds add 0, 0.01 and 0.02; each level 0.1.
   assert '| flat | 3 | 3.2100 ± 0.0100 |  | exact | 146,257 | 58.7 |' in text
   assert '| 3 levels | 3 | 3.3100 ± 0.0100 | +0.1000 ± 0.0000 |' in text
-  assert '| flat | 3.2030 | 3.2000 | 3.2060 |' in text
+  assert '| flat | 3.2000 | 3.2030 |  |' in text
   with open(tmp_path / 'report' / 'levels.csv') as file:
     rows = list(csv.DictReader(file))
   assert len(rows) == 12
