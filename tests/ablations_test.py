@@ -21,7 +21,8 @@ def test_studies_keep_the_rules_and_compare_what_they_say(name):
   for variant in study.variants:
     c = made[variant] = ablations.configs.config_of(name, variant, 3, 2e-3)
     config_lib.check(c)
-    assert c.seed == 3 and c.optim.lr * c.optim.batch / 256 == pytest.approx(2e-3)
+    peak = c.optim.lr * c.optim.batch / 256
+    assert c.seed == 3 and peak == pytest.approx(2e-3)
   steps = {(c.optim.batch, c.optim.steps) for c in made.values()}
   assert len(steps) == 1
   models = [c.model.to_json() for c in made.values()]
