@@ -32,6 +32,7 @@ COMMANDS = {
   'edit': 'generate what is under a mask',
   'explain': 'the bits of each value of an image',
   'convert': 'published weights to a run, and back',
+  'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }
 
@@ -58,6 +59,7 @@ def known_errors() -> tuple:
     checkpoint,
     convert,
     data,
+    demo,
     edit,
     health,
     sample,
@@ -71,6 +73,7 @@ def known_errors() -> tuple:
     checkpoint.CheckpointError,
     convert.ConvertError,
     data.DataError,
+    demo.DemoError,
     edit.EditError,
     sample.SampleError,
     sharding.ShardingError,
