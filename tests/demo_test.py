@@ -255,8 +255,8 @@ def test_completions_keep_what_is_known(page):
 
 def test_the_bits_are_those_of_explain(page):
   image = tiny.images(page.model.net, 1)[0].astype(np.uint8)
-  last, texts = follow(page, page.bits(VISITOR, image, 1, 8))
-  found = page.model.explain(image, 1, passes=8)
+  last, texts = follow(page, page.bits(VISITOR, image, 1, 40))
+  found = page.model.explain(image, 1, passes=40, batch=32)
   assert explain.summary(found) in texts[-1]
   shown = pictures(last[page.ui.bits_view])
   np.testing.assert_array_equal(
@@ -264,7 +264,8 @@ def test_the_bits_are_those_of_explain(page):
   )
   html = last[page.ui.bits_view]
   assert all(f'{c.worth:+.2f}' in html for c in found.conditions)
-  assert f'Explaining: 2 of {1 + len(found.conditions)}' in ''.join(texts)
+  steps = 2 * (1 + len(found.conditions))  # 40 masks, 32 at a time
+  assert f'Explaining: 3 of {steps}' in ''.join(texts)
 
 
 def test_bad_requests_are_answered_in_words(page, tmp_path):
