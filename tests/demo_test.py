@@ -430,10 +430,16 @@ class Visitor:
     self.until(lambda: self.all('#class input'), 30)
 
   def until(self, found, seconds=40):
-    end = time.monotonic() + seconds
-    while not (out := found()):
+    from selenium.common import exceptions
+
+    end, out = time.monotonic() + seconds, None
+    while not out:
       assert time.monotonic() < end, self.texts()
       time.sleep(0.03)
+      try:
+        out = found()
+      except exceptions.StaleElementReferenceException:
+        pass  # the page has just put another in its place
     return out
 
   def all(self, css):
@@ -454,15 +460,16 @@ class Visitor:
     )
 
   def press(self, text, css='button:not([role=tab]):not([tabindex="-1"])'):
-    button = self.until(
-      lambda: next(
-        (x for x in self.seen(css) if x.text == text and x.is_enabled()),
-        None,
-      )
-    )
     middle = 'arguments[0].scrollIntoView({block: "center"})'
-    self.browser.execute_script(middle, button)
-    button.click()
+
+    def found():
+      for x in self.seen(css):
+        if x.text == text and x.is_enabled():
+          self.browser.execute_script(middle, x)
+          x.click()
+          return True
+
+    self.until(found)
 
   def tiles(self, place):
     js = 'return document.querySelector(arguments[0]).innerHTML'
@@ -487,7 +494,7 @@ class Visitor:
     return [x['message'] for x in self.browser.get_log(kind)]
 
 
-def test_all_of_the_page_in_a_browser(url, browser, tmp_path):
+def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
   from selenium.webdriver import ActionChains
 
   you = Visitor(browser, url)
