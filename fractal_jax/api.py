@@ -4,8 +4,10 @@ Images are arrays [n, S, (S,) C] of whole numbers 0 .. V - 1, as the data sets
 give them: S the side, C the channels, V the values a channel (256 for pixels).
 """
 
+from collections.abc import Callable
 import dataclasses
 
+import jax
 import numpy as np
 
 from fractal_jax import (
@@ -19,7 +21,21 @@ from fractal_jax import (
 )
 from fractal_jax import config as config_lib
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Given
+from fractal_jax.models.contract import Drawn, Given
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a job is, for a `watch`: what that raises ends the job."""
+
+  doing: str  # 'drawing', 'scoring' or 'explaining'
+  done: int  # steps
+  total: int
+  drawn: Drawn | None = None  # while drawing: the images so far
+
+  @property
+  def share(self) -> float:
+    return self.done / self.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +48,15 @@ class Model:
   mesh: object
 
   def sample(
-    self, labels=None, *, num=None, seed=0, batch=None, **settings
+    self,
+    labels=None,
+    *,
+    num=None,
+    seed=0,
+    batch=None,
+    movie: str | None = None,
+    watch: Callable[[Progress], None] | None = None,
+    **settings,
   ) -> np.ndarray:
     """Generates images.
 
@@ -42,22 +66,38 @@ class Model:
       num: how many; as many as labels where None, or config.sample.num.
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
+      movie: a .gif or .mp4 to write, of the images as they grow.
+      watch: called several times a second with a Progress.
       **settings: guidance, temperature, schedule, filter_threshold, iterations
         in place of those of config.sample.
 
     Returns:
       Images [num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: labels, settings or a movie that the
+        model can't serve.
     """
+    edit.check_counts(num=num, batch=batch)
+    if movie is not None:
+      sample.check_movie(movie)
     model = self.config.model
     if num is None:
       num = self.config.sample.num if labels is None else np.size(labels)
     if labels is None:
       labels = np.arange(model.classes)
     labels = sample.round_robin(num, edit.check_labels(labels, model))
-    return self._draw(labels, None, seed, batch, settings)
+    settings['record'] = movie is not None
+    drawn = self._draw(labels, None, seed, batch, watch, settings)
+    if movie is not None and jax.process_index() == 0:
+      sample.save_movie(drawn, model, movie)
+    return drawn.values
 
-  def _draw(self, labels, given, seed, batch, settings):
+  def _draw(self, labels, given, seed, batch, watch, settings) -> Drawn:
     sampling, guided = sample.settings(self.config, **settings)
+    tell = watch and (
+      lambda drawn, done, total: watch(Progress('drawing', done, total, drawn))
+    )
     drawn = sample.generate(
       self.net,
       self.params,
@@ -68,16 +108,26 @@ class Model:
       given=given,
       batch=batch or self.config.sample.batch,
       mesh=self.mesh,
+      watch=tell,
     )
-    return drawn.values.astype(edit.dtype(self.config.model))
+    values = drawn.values.astype(edit.dtype(self.config.model))
+    return drawn.replace(values=values)
 
   def log_prob(
-    self, images, labels=None, *, passes=None, seed=0, batch=None
+    self,
+    images,
+    labels=None,
+    *,
+    passes=None,
+    seed=0,
+    batch=None,
+    watch: Callable[[Progress], None] | None = None,
   ) -> np.ndarray:
     """Log-likelihoods in nats.
 
     Exact for models of ar levels alone. With masked levels it is an unbiased
-    estimate of the mean over orders; with guiding pixels, a lower bound.
+    estimate of the mean over orders; with guiding pixels, a lower bound. With
+    model.colour='ycbcr' it is that of the rounded colours, not of the images.
 
     Args:
       images: [n, S, (S,) C].
@@ -86,10 +136,15 @@ class Model:
         where None.
       seed: of the masks.
       batch: images at a time; config.eval.batch where None.
+      watch: called with a Progress after each batch and pass.
 
     Returns:
       [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
+
+    Raises:
+      edit.EditError: images or labels that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(images, self.config.model)
     nats = likelihood.image_nats(
       self.net,
@@ -100,6 +155,7 @@ class Model:
       batch=batch or self.config.eval.batch,
       passes=self.config.eval.passes if passes is None else passes,
       seed=seed,
+      progress=_watched(watch, 'scoring'),
     )
     return -nats.mean(1)
 
@@ -113,6 +169,7 @@ class Model:
     candidates=1,
     seed=0,
     batch=None,
+    watch: Callable[[Progress], None] | None = None,
     **settings,
   ) -> np.ndarray:
     """Generates what is under a mask, given the rest.
@@ -129,38 +186,68 @@ class Model:
       num: completions an image.
       candidates: draws of which each completion is the likeliest, by
         `log_prob` under the same class.
-      seed, batch, **settings: as in `sample`.
+      seed, batch, watch, **settings: as in `sample`. All candidates are
+        watched being drawn, [n num candidates, S, (S,) C].
 
     Returns:
       [n, num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: an image, mask, label or setting that
+        the model can't take.
     """
+    edit.check_counts(num=num, candidates=candidates, batch=batch)
     model = self.config.model
     images = edit.check_images(images, model)
     mask = edit.check_mask(mask, images)
+    edit.check_planes(mask, model)
     labels = edit.labels_of(labels, len(images), model)
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)
     given = Given(repeat(images).astype(np.int32), repeat(~mask))
-    drawn = self._draw(repeat(labels), given, seed, batch, settings)
+    drawn = self._draw(repeat(labels), given, seed, batch, watch, settings)
+    drawn = drawn.values
     if candidates > 1:
-      scores = self.log_prob(drawn, repeat(labels), seed=seed, batch=batch)
+      scores = self.log_prob(
+        drawn, repeat(labels), seed=seed, batch=batch, watch=watch
+      )
       best = scores.reshape(-1, candidates).argmax(1)
       drawn = drawn.reshape((-1, candidates) + drawn.shape[1:])
       drawn = drawn[np.arange(len(best)), best]
     return drawn.reshape((len(images), num) + drawn.shape[1:])
 
-  def explain(self, image, label=None, *, passes=64, seed=0):
+  def explain(
+    self,
+    image,
+    label=None,
+    *,
+    passes=64,
+    seed=0,
+    batch=None,
+    watch: Callable[[Progress], None] | None = None,
+  ) -> explain.Explanation:
     """Where the bits of an image are: see `fractal_jax.explain`.
+
+    Exact for models of ar levels alone. With masked levels, means over random
+    orders, with a standard error.
 
     Args:
       image: [S, (S,) C].
       label: its class; "no class" where None.
       passes: random masks, for masked levels.
       seed: of the masks.
+      batch: masks at a time; config.eval.batch where None.
+      watch: called with a Progress for each condition that is left out.
 
     Returns:
-      An `explain.Explanation`.
+      An `explain.Explanation`: `bits` of each value [S, (S,) C], their sums by
+      patch, what each condition is worth in bits, shares by level.
+      `explain.write` makes pictures and a report of it.
+
+    Raises:
+      edit.EditError: an image or label that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(np.asarray(image)[None], self.config.model)
     labels = edit.labels_of(label, 1, self.config.model)
     return explain.explain(
@@ -169,9 +256,24 @@ class Model:
       self.params,
       images[0],
       int(labels[0]),
+      mesh=self.mesh,
+      batch=batch or self.config.eval.batch,
       passes=passes,
       seed=seed,
+      progress=_watched(watch, 'explaining'),
     )
+
+
+def _watched(watch, doing: str):
+  """A wrapper of the steps of a job, after each of which `watch` is called."""
+
+  def steps(steps):
+    for done, step in enumerate(steps):
+      yield step
+      if watch is not None:
+        watch(Progress(doing, done + 1, len(steps)))
+
+  return steps
 
 
 def load(workdir: str, step: int | None = None, config=None) -> Model:

@@ -6,6 +6,8 @@ mask a sequence and pass: with n masked patches uniform on 1 .. L, the masked
 patches' nats times L / n have the right mean (section 4.2 of the paper, and
 model.md). Guiding pixels are functions of the pixels, so with them the sum of
 pixel and guide nats is an upper bound: it is called one wherever it is shown.
+With model.colour='ycbcr' the bits are those of the rounded colours, fewer than
+the image has: no likelihood of it, and said to be none.
 """
 
 import dataclasses
@@ -32,12 +34,15 @@ class Likelihood:
   passes: int
   exact: bool
   bound: bool
+  rounded: bool  # of colours that several values of the data share
   dropped: int  # masked patches that did not fit their buffers
 
   def __str__(self):
     kind = 'exact' if self.exact else f'{self.passes} passes'
     if self.bound:
       kind += ', upper bound'
+    if self.rounded:
+      kind += ', of rounded colours'
     return (
       f'{self.bits_per_dim:.4f} ± {self.stderr:.4f} ({self.images} images, '
       f'{kind})'
@@ -132,6 +137,7 @@ def evaluate(
     passes=passes,
     exact=exact,
     bound=any(s.guide for s in net.specs),
+    rounded=net.colour.lossy,
     dropped=dropped,
   )
 
@@ -146,6 +152,7 @@ def image_nats(
   batch: int = 64,
   passes: int = 1,
   seed: int = 0,
+  progress=lambda steps: steps,
 ) -> np.ndarray:
   """Negative log-likelihoods of images at hand.
 
@@ -158,6 +165,7 @@ def image_nats(
     batch: images at a time, rounded up to what the mesh divides.
     passes: random masks an image; models of ar levels alone need just one.
     seed: of the masks.
+    progress: wraps the list of (first image of a batch, pass).
 
   Returns:
     Nats [n, passes], float64: with masked levels, estimates each.
@@ -171,8 +179,10 @@ def image_nats(
   mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
   key = jax.random.key(seed)
   out = np.zeros((len(images), passes))
+  starts = range(0, len(images), batch)
+  steps = [(start, i) for start in starts for i in range(passes)]
   with jax.set_mesh(mesh):
-    for n, start in enumerate(range(0, len(images), batch)):
+    for start, i in progress(steps):
       index = np.arange(start, start + batch)
       at = np.minimum(index, len(images) - 1)
       rows = {
@@ -184,12 +194,12 @@ def image_nats(
       placed = sharding.place(
         {k: np.asarray(v[mine], np.int32) for k, v in rows.items()}, mesh
       )
-      for i in range(passes):
-        found = score_batch(
-          net, parts, params, key, placed, placed['label'], n, i, i / passes
-        )
-        nats = jax.device_get(found['nats'])
-        out[start : start + batch, i] = nats[: len(images) - start]
+      found = score_batch(
+        *(net, parts, params, key, placed, placed['label']),
+        *(start // batch, i, i / passes),
+      )
+      nats = jax.device_get(found['nats'])
+      out[start : start + batch, i] = nats[: len(images) - start]
   return out
 
 
@@ -229,7 +239,9 @@ def score_batch(net, parts, params, key, batch, labels, n, i, offset):
 
 def _score_images(net, params, images, labels, draws):
   """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
-  result = net.apply({'params': params}, images, labels, draws, train=False)
+  result = net.apply(
+    {'params': net.whole(params)}, images, labels, draws, train=False
+  )
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))
 
   def per_image(scores):

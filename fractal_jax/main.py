@@ -31,6 +31,7 @@ COMMANDS = {
   'edit': 'generate what is under a mask',
   'explain': 'the bits of each value of an image',
   'convert': 'published weights to a run, and back',
+  'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }
 
@@ -56,6 +57,7 @@ def known_errors() -> tuple:
     checkpoint,
     convert,
     data,
+    demo,
     edit,
     health,
     sample,
@@ -69,6 +71,7 @@ def known_errors() -> tuple:
     checkpoint.CheckpointError,
     convert.ConvertError,
     data.DataError,
+    demo.DemoError,
     edit.EditError,
     sample.SampleError,
     sharding.ShardingError,

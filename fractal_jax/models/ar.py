@@ -16,8 +16,8 @@ from fractal_jax.models import contract, layers
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.contract import (
   Array,
-  Drawn,
   Draws,
+  Loop,
   Rows,
   Sampling,
   Spec,
@@ -28,6 +28,8 @@ class ARLevel(nn.Module):
   """An autoregressive level."""
 
   spec: Spec
+
+  BLOCK = layers.LlamaBlock
 
   @staticmethod
   def emits(rank: int) -> int:
@@ -63,7 +65,7 @@ class ARLevel(nn.Module):
     )
     self.norm_in = layers.layer_norm(s.dtype)
     self.blocks = layers.stack(
-      layers.LlamaBlock, self.block_fields(), s.depth, s.remat, s.unroll
+      self.BLOCK, self.block_fields(), s.depth, s.remat, s.unroll
     )
     self.norm_out = layers.layer_norm(s.dtype)
 
@@ -146,7 +148,7 @@ class ARLevel(nn.Module):
     below,
     order=None,
     given=None,
-  ) -> Drawn:
+  ) -> Loop:
     """Generates squares with a key-value cache, one patch a step.
 
     Args:
@@ -161,7 +163,7 @@ class ARLevel(nn.Module):
       given: values that are known: Given, or None.
 
     Returns:
-      Squares [N, s, (s,) C].
+      The loop that draws squares [N, s, (s,) C].
     """
     del order
     s = self.spec
@@ -175,33 +177,37 @@ class ARLevel(nn.Module):
     def call(method, *args):
       return level.apply({'params': params}, *args, method=method)
 
-    def step(carry, now):
-      t, given = now
-      patch, cache = carry
+    given = jax.tree.map(
+      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
+    )
+
+    def step(t, state):
+      patch, cache, drawn = state
       x = call('token', patch, conds, t)
       turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
       x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
       cond = call('output', x).reshape(streams, n, 1, s.width)
       scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
-      drawn = below(cond, contract.fold(keys, t), scale, given)
-      return (drawn.values, cache), drawn
+      known = jax.tree.map(lambda x: x[t], given)
+      new = below(cond, contract.fold(keys, t), scale, known)
+      patch = new.values
+      if sampling.record:  # in values: each patch before it took so many
+        new = new.replace(when=new.when + t * s.patch_values)
+      drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, new)
+      return patch, cache, drawn
 
     shape = (n,) + (s.patch,) * s.rank + (s.channels,)
     cache = layers.empty_cache(
       s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
     )
-    start = (jnp.zeros(shape, jnp.int32), cache)
-    given = jax.tree.map(
-      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
-    )
-    _, drawn = jax.lax.scan(step, start, (jnp.arange(s.length), given))
-    # drawn: [L, N, p, (p,) C]
-    if sampling.record:  # in values: each patch before it took so many
-      before = jnp.arange(s.length) * s.patch_values
-      when = drawn.when + before.reshape((-1,) + (1,) * len(shape))
-      drawn = drawn.replace(when=when)
-    return jax.tree.map(
-      lambda x: contract.unpatchify(x.swapaxes(0, 1), s), drawn
+    drawn = contract.undrawn((s.length,) + shape, sampling, given)
+    return Loop(
+      steps=s.length,
+      start=(jnp.zeros(shape, jnp.int32), cache, drawn),
+      step=step,
+      drawn=lambda state: jax.tree.map(
+        lambda x: contract.unpatchify(x.swapaxes(0, 1), s), state[-1]
+      ),
     )
 
   # Counting, for cost.py.

@@ -18,8 +18,9 @@ from fractal_jax.models import contract, layers, masking, pixel
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.contract import (
   Array,
-  Drawn,
   Draws,
+  Given,
+  Loop,
   Rows,
   Sampling,
   Scores,
@@ -33,6 +34,20 @@ OFFSETS = {
 }
 # What an image's key is folded with for draws that are not masks.
 NOISE, OVERFLOW = 1 << 20, 1 << 21
+
+
+def mean_colour(squares: Array, spec: Spec) -> Array:
+  """The mean of squares [N, s, (s,) C] over their pixels, [N, C]."""
+  return squares.astype(jnp.float32).mean(tuple(range(1, spec.rank + 1)))
+
+
+def possible_means(given: Given, spec: Spec) -> tuple[Array, Array]:
+  """The least and the largest guide, [N, C] int32, of partly known squares."""
+  ends = (
+    mean_colour(jnp.where(given.known, given.values, unknown), spec)
+    for unknown in (0, spec.values - 1)
+  )
+  return tuple(jnp.round(x).astype(jnp.int32) for x in ends)
 
 
 def block_fields(spec: Spec) -> dict:
@@ -50,6 +65,8 @@ class MARLevel(nn.Module):
   """A masked level."""
 
   spec: Spec
+
+  BLOCK = layers.ViTBlock
 
   @staticmethod
   def emits(rank: int) -> int:
@@ -150,7 +167,7 @@ class MARLevel(nn.Module):
 
     guide = scores = None
     if s.guide:
-      guide, target = self.mean_colour(rows, draws, train)
+      guide, target = self.guide_target(rows, draws, train)
       nats = self.guide(rows.conds, target, train=train)
       scores = Scores(nats, rows.weight, rows.image, rows.site)
     outputs = lambda level, *rows: level.outputs(*rows, train=train)
@@ -171,12 +188,10 @@ class MARLevel(nn.Module):
     )
     return below, scores, dropped
 
-  def mean_colour(self, rows: Rows, draws: Draws, train: bool):
+  def guide_target(self, rows: Rows, draws: Draws, train: bool):
     """What the guide is told, and what it predicts: [N, C], [N, C] int."""
     s = self.spec
-    axes = tuple(range(1, s.rank + 1))
-    mean = rows.squares.astype(jnp.float32).mean(axes)
-    noisy = mean
+    mean = noisy = mean_colour(rows.squares, s)
     if train and draws.keys is not None:
       # So that means of exactly n + 1/2 go either way.
       keys = contract.fold(draws.keys[rows.image], rows.site + NOISE)
@@ -232,7 +247,7 @@ class MARLevel(nn.Module):
     below,
     order=None,
     given=None,
-  ) -> Drawn:
+  ) -> Loop:
     """Generates squares, several patches a step, in a random order.
 
     Args:
@@ -249,7 +264,7 @@ class MARLevel(nn.Module):
         count as generated in the first steps, and are seen from the start.
 
     Returns:
-      Squares [N, s, (s,) C].
+      The loop that draws squares [N, s, (s,) C].
     """
     s = self.spec
     generating = dataclasses.replace(
@@ -258,7 +273,8 @@ class MARLevel(nn.Module):
     level = self.clone(spec=generating)
     streams, n = conds.shape[:2]
     linear = s.index == 0 and sampling.schedule == 'linear'
-    # A guide draws its colour first, for the square as a whole.
+    # A guide draws its colour first, for the square as a whole: one that the
+    # known values allow, so the true one where all of them are known.
     guide = None
     if s.guide:
       guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
@@ -267,6 +283,7 @@ class MARLevel(nn.Module):
         contract.fold(keys, jnp.asarray(NOISE)),
         guidance,
         sampling.replace(record=False),
+        bounds=None if given is None else possible_means(given, s),
       )
       guide = guide.values.reshape(n, s.channels)
     conds = conds.reshape((streams * n,) + conds.shape[2:])
@@ -276,11 +293,9 @@ class MARLevel(nn.Module):
     else:
       order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
     shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
-    start = jnp.zeros(shape, jnp.int32)
     if given is not None:
       given = jax.tree.map(lambda x: contract.patchify(x, s), given)
       whole = given.known.all(tuple(range(2, given.known.ndim)))  # [N, L]
-      start = jnp.where(given.known, given.values, start)
       last = jnp.take_along_axis(whole, order, 1).argsort(-1, stable=True)
       order = jnp.take_along_axis(order, last, 1)  # known ones at its end
 
@@ -334,14 +349,17 @@ class MARLevel(nn.Module):
     branches = [lambda *args, size=size: step(size, *args) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
 
-    def body(drawn, step):
-      which, left, still = step
-      return jax.lax.switch(which, branches, drawn, left, still), None
-
-    drawn = Drawn(start, jnp.zeros_like(start) if sampling.record else None)
-    plan = jax.tree.map(jnp.asarray, (branch, left, still))
-    drawn, _ = jax.lax.scan(body, drawn, plan)
-    return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)
+    branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))
+    return Loop(
+      steps=len(branch),
+      start=contract.undrawn(shape, sampling, given),
+      step=lambda t, drawn: jax.lax.switch(
+        branch[t], branches, drawn, left[t], still[t]
+      ),
+      drawn=lambda drawn: jax.tree.map(
+        lambda x: contract.unpatchify(x, s), drawn
+      ),
+    )
 
   @nn.nowrap
   def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
