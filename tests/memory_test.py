@@ -67,8 +67,8 @@ def test_chunks_are_found_that_fit():
   c = configure('mar')
   mesh = sharding.abstract_mesh(c, 1)
   whole = memory.memory(c, mesh)
-  chunks, found = memory.fitting_chunks(c, mesh, 0.5 * whole.total)
-  assert found.total <= 0.5 * whole.total and max(chunks) <= 16
+  chunks, found = memory.fitting_chunks(c, mesh, 0.7 * whole.total)
+  assert found.total <= 0.7 * whole.total and max(chunks) <= 16
   assert found.params == whole.params
   assert memory.fitting_chunks(c, mesh, 2 * whole.params) is None
   assert c.model.chunks == ()
