@@ -86,7 +86,6 @@ class Runs:
 
   def folder(self, variant: str, seed: int, peak: float) -> pathlib.Path:
     name = variant if self.study.variants[variant] else 'base'
-    name = name.translate(str.maketrans(' ,', '__', '()'))
     of = self.out / self.study.base.__name__
     return of / name / f'lr{peak:g}_seed{seed}'
 

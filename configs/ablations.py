@@ -111,9 +111,9 @@ STUDIES = {
       name: of_model(**hierarchy(*shape))
       for name, shape in {
         'flat': ((8, 1), (64, 64), (2, 0), (4, 4)),
-        '2 levels': ((8, 1), (64, 24), (2, 1), (4, 2)),
-        '3 levels': ((8, 2, 1), (96, 48, 32), (3, 1, 1), (4, 4, 2)),
-        '4 levels': (
+        '2_levels': ((8, 1), (64, 24), (2, 1), (4, 2)),
+        '3_levels': ((8, 2, 1), (96, 48, 32), (3, 1, 1), (4, 4, 2)),
+        '4_levels': (
           (8, 4, 2, 1),
           (96, 96, 48, 32),
           (5, 2, 1, 1),
@@ -130,9 +130,9 @@ STUDIES = {
     variants={
       name: of_model(**hierarchy(*shape))
       for name, shape in {
-        '2 levels': ((16, 1), (32, 16), (1, 1), (4, 2)),
-        '3 levels': ((16, 4, 1), (64, 32, 16), (4, 1, 1), (4, 4, 2)),
-        '4 levels': (
+        '2_levels': ((16, 1), (32, 16), (1, 1), (4, 2)),
+        '3_levels': ((16, 4, 1), (64, 32, 16), (4, 1, 1), (4, 4, 2)),
+        '4_levels': (
           (16, 4, 2, 1),
           (64, 48, 32, 16),
           (2, 1, 1, 1),
@@ -163,35 +163,35 @@ STUDIES = {
     question='Should the loss weigh red, the first channel, five times?',
     base=emoji_ar,
     variants={
-      'red 1': {},
-      'red 5': of_model(channel_weights=(5.0, 1.0, 1.0)),
+      'red_1': {},
+      'red_5': of_model(channel_weights=(5.0, 1.0, 1.0)),
     },
     peaks=(3e-3,),
   ),
   'share': Study(
     question='Can two levels use the same blocks?',
     base=emoji_ar,
-    variants={'own blocks': {}, 'shared blocks': of_model(share=(0, 0, 2))},
+    variants={'own_blocks': {}, 'shared_blocks': of_model(share=(0, 0, 2))},
     peaks=(3e-3,),
   ),
   'conds': Study(
     question='Do the conditions of neighbouring patches help?',
     base=emoji_mar,
-    variants={'5 conditions': {}, '1 condition': of_model(num_conds=1)},
+    variants={'5_conditions': {}, '1_condition': of_model(num_conds=1)},
     peaks=(3e-3,),
   ),
   'guide': Study(
     question='Does predicting the mean colour first help?',
     base=emoji_mar,
-    variants={'no guide': {}, 'guiding pixel': of_model(guide=True)},
+    variants={'no_guide': {}, 'guiding_pixel': of_model(guide=True)},
     peaks=(3e-3,),
   ),
   'mask': Study(
     question='From which law should the share of masked patches come?',
     base=emoji_mar,
     variants={
-      'normal (1, 0.25)': {},
-      'normal (0.7, 0.25)': of_model(mask_mean=0.7),
+      'normal_1': {},
+      'normal_0.7': of_model(mask_mean=0.7),
       'uniform': of_model(mask_law='uniform'),
     },
     peaks=(3e-3,),
@@ -212,7 +212,7 @@ def config_of(study: str, variant: str, seed: int = 0, peak: float = 0.0):
 
 
 def get_config(arg=None):
-  study, _, variant = (arg or 'levels/3 levels').partition('/')
+  study, _, variant = (arg or 'levels/3_levels').partition('/')
   variants = STUDIES[study].variants if study in STUDIES else {}
   if variant not in variants:
     known = [f'{s}/{v}' for s in STUDIES for v in STUDIES[s].variants]

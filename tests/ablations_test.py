@@ -73,7 +73,7 @@ def test_a_study_tunes_goes_on_and_reports(trained, tmp_path):
   text = ablations.report(runs, 3, tmp_path / 'report')
   # Seeds add 0, 0.01 and 0.02; each level 0.1.
   assert '| flat | 3 | 3.2100 ± 0.0100 |  | exact | 146,257 | 58.7 |' in text
-  assert '| 3 levels | 3 | 3.3100 ± 0.0100 | +0.1000 ± 0.0000 |' in text
+  assert '| 3_levels | 3 | 3.3100 ± 0.0100 | +0.1000 ± 0.0000 |' in text
   assert '| flat | 3.2000 | 3.2030 |  |' in text
   with open(tmp_path / 'report' / 'levels.csv') as file:
     rows = list(csv.DictReader(file))
