@@ -67,6 +67,7 @@ def generate(
   *,
   guided: bool,
   seed: int = 0,
+  first: int = 0,
   given: Given | None = None,
   batch: int = 64,
   mesh=None,
@@ -81,6 +82,7 @@ def generate(
     sampling: how values are drawn.
     guided: whether the unconditional stream runs.
     seed: of the request.
+    first: the number of the first image, where these are a part of a request.
     given: values that are known, [num, S, (S,) C] each.
     batch: images at a time, rounded up to what the mesh divides; the last
       batch is filled up, so that one program serves any number of images.
@@ -103,7 +105,14 @@ def generate(
       at = np.minimum(index, len(labels) - 1)
       some = jax.tree.map(lambda x, at=at: x[at], (labels, given))
       drawn = generate_batch(
-        net, guided, mesh, params, key, *some, jnp.asarray(index), sampling
+        net,
+        guided,
+        mesh,
+        params,
+        key,
+        *some,
+        jnp.asarray(first + index),
+        sampling,
       )
       out.append(jax.device_get(drawn))
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
