@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pathlib
 
 from fractal_jax.metrics import files
 
@@ -77,5 +78,6 @@ def plot(rows: list[dict], path: str) -> None:
   axes[0, 0].legend()
   figure.suptitle(f'{rows[0]["num"]} images each')
   figure.tight_layout()
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
   plt.close(figure)
