@@ -4,6 +4,7 @@ Images are arrays [n, S, (S,) C] of whole numbers 0 .. V - 1, as the data sets
 give them: S the side, C the channels, V the values a channel (256 for pixels).
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -19,7 +20,21 @@ from fractal_jax import (
 )
 from fractal_jax import config as config_lib
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Given
+from fractal_jax.models.contract import Drawn, Given
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a job is, for a `watch`: what that raises ends the job."""
+
+  doing: str  # 'drawing', 'scoring' or 'explaining'
+  done: int  # steps
+  total: int
+  drawn: Drawn | None = None  # while drawing: the images so far
+
+  @property
+  def share(self) -> float:
+    return self.done / self.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +47,14 @@ class Model:
   mesh: object
 
   def sample(
-    self, labels=None, *, num=None, seed=0, batch=None, **settings
+    self,
+    labels=None,
+    *,
+    num=None,
+    seed=0,
+    batch=None,
+    watch: Callable[[Progress], None] | None = None,
+    **settings,
   ) -> np.ndarray:
     """Generates images.
 
@@ -42,6 +64,7 @@ class Model:
       num: how many; as many as labels where None, or config.sample.num.
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
+      watch: called several times a second with a Progress.
       **settings: guidance, temperature, schedule, filter_threshold, iterations
         in place of those of config.sample.
 
@@ -54,10 +77,13 @@ class Model:
     if labels is None:
       labels = np.arange(model.classes)
     labels = sample.round_robin(num, edit.check_labels(labels, model))
-    return self._draw(labels, None, seed, batch, settings)
+    return self._draw(labels, None, seed, batch, watch, settings)
 
-  def _draw(self, labels, given, seed, batch, settings):
+  def _draw(self, labels, given, seed, batch, watch, settings):
     sampling, guided = sample.settings(self.config, **settings)
+    tell = watch and (
+      lambda drawn, done, total: watch(Progress('drawing', done, total, drawn))
+    )
     drawn = sample.generate(
       self.net,
       self.params,
@@ -68,11 +94,19 @@ class Model:
       given=given,
       batch=batch or self.config.sample.batch,
       mesh=self.mesh,
+      watch=tell,
     )
     return drawn.values.astype(edit.dtype(self.config.model))
 
   def log_prob(
-    self, images, labels=None, *, passes=None, seed=0, batch=None
+    self,
+    images,
+    labels=None,
+    *,
+    passes=None,
+    seed=0,
+    batch=None,
+    watch: Callable[[Progress], None] | None = None,
   ) -> np.ndarray:
     """Log-likelihoods in nats.
 
@@ -86,6 +120,7 @@ class Model:
         where None.
       seed: of the masks.
       batch: images at a time; config.eval.batch where None.
+      watch: called with a Progress after each batch and pass.
 
     Returns:
       [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
@@ -100,6 +135,7 @@ class Model:
       batch=batch or self.config.eval.batch,
       passes=self.config.eval.passes if passes is None else passes,
       seed=seed,
+      progress=_watched(watch, 'scoring'),
     )
     return -nats.mean(1)
 
@@ -113,6 +149,7 @@ class Model:
     candidates=1,
     seed=0,
     batch=None,
+    watch: Callable[[Progress], None] | None = None,
     **settings,
   ) -> np.ndarray:
     """Generates what is under a mask, given the rest.
@@ -129,7 +166,8 @@ class Model:
       num: completions an image.
       candidates: draws of which each completion is the likeliest, by
         `log_prob` under the same class.
-      seed, batch, **settings: as in `sample`.
+      seed, batch, watch, **settings: as in `sample`. All candidates are
+        watched being drawn, [n num candidates, S, (S,) C].
 
     Returns:
       [n, num, S, (S,) C].
@@ -141,9 +179,11 @@ class Model:
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)
     given = Given(repeat(images).astype(np.int32), repeat(~mask))
-    drawn = self._draw(repeat(labels), given, seed, batch, settings)
+    drawn = self._draw(repeat(labels), given, seed, batch, watch, settings)
     if candidates > 1:
-      scores = self.log_prob(drawn, repeat(labels), seed=seed, batch=batch)
+      scores = self.log_prob(
+        drawn, repeat(labels), seed=seed, batch=batch, watch=watch
+      )
       best = scores.reshape(-1, candidates).argmax(1)
       drawn = drawn.reshape((-1, candidates) + drawn.shape[1:])
       drawn = drawn[np.arange(len(best)), best]
@@ -172,6 +212,18 @@ class Model:
       passes=passes,
       seed=seed,
     )
+
+
+def _watched(watch, doing: str):
+  """A wrapper of the steps of a job, after each of which `watch` is called."""
+
+  def steps(steps):
+    for done, step in enumerate(steps):
+      yield step
+      if watch is not None:
+        watch(Progress(doing, done + 1, len(steps)))
+
+  return steps
 
 
 def load(workdir: str, step: int | None = None, config=None) -> Model:

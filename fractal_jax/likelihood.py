@@ -146,6 +146,7 @@ def image_nats(
   batch: int = 64,
   passes: int = 1,
   seed: int = 0,
+  progress=lambda steps: steps,
 ) -> np.ndarray:
   """Negative log-likelihoods of images at hand.
 
@@ -158,6 +159,7 @@ def image_nats(
     batch: images at a time, rounded up to what the mesh divides.
     passes: random masks an image; models of ar levels alone need just one.
     seed: of the masks.
+    progress: wraps the list of (first image of a batch, pass).
 
   Returns:
     Nats [n, passes], float64: with masked levels, estimates each.
@@ -171,8 +173,10 @@ def image_nats(
   mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
   key = jax.random.key(seed)
   out = np.zeros((len(images), passes))
+  starts = range(0, len(images), batch)
+  steps = [(start, i) for start in starts for i in range(passes)]
   with jax.set_mesh(mesh):
-    for n, start in enumerate(range(0, len(images), batch)):
+    for start, i in progress(steps):
       index = np.arange(start, start + batch)
       at = np.minimum(index, len(images) - 1)
       rows = {
@@ -184,12 +188,12 @@ def image_nats(
       placed = sharding.place(
         {k: np.asarray(v[mine], np.int32) for k, v in rows.items()}, mesh
       )
-      for i in range(passes):
-        found = score_batch(
-          net, parts, params, key, placed, placed['label'], n, i, i / passes
-        )
-        nats = jax.device_get(found['nats'])
-        out[start : start + batch, i] = nats[: len(images) - start]
+      found = score_batch(
+        *(net, parts, params, key, placed, placed['label']),
+        *(start // batch, i, i / passes),
+      )
+      nats = jax.device_get(found['nats'])
+      out[start : start + batch, i] = nats[: len(images) - start]
   return out
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import functools
 import importlib.util
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Drawn, Given, Sampling
+from fractal_jax.models.contract import NEVER, Drawn, Given, Sampling
 
 SETTINGS = (
   'guidance',
@@ -30,6 +31,7 @@ SETTINGS = (
 GREY = 128  # a value that is not known
 # Milliseconds of a movie: a frame, all of slow motion at most, the last frame.
 FRAME, SLOW, LAST = 40, 8000, 2520
+PART = 0.25  # seconds of a part of a watched generation, about
 
 
 class SampleError(ValueError):
@@ -72,6 +74,7 @@ def generate(
   batch: int = 64,
   mesh=None,
   progress=lambda chunks: chunks,
+  watch=None,
 ) -> Drawn:
   """Generates images, `batch` at a time.
 
@@ -88,6 +91,9 @@ def generate(
       batch is filled up, so that one program serves any number of images.
     mesh: the mesh; one of the first device where None.
     progress: wraps the iterable of batches, say tqdm.
+    watch: called several times a second with (what is drawn so far, steps done,
+      steps there are), between two steps of level 0: what it raises ends the
+      work. `when` is recorded, and NEVER where nothing is drawn yet.
 
   Returns:
     Drawn, as NumPy arrays [num, S, (S,) C].
@@ -98,47 +104,131 @@ def generate(
   batch = -(-min(batch, len(labels)) // parts) * parts
   labels = np.asarray(labels, np.int32)
   key = jax.random.key(seed)
+  if watch is not None:
+    sampling = sampling.replace(record=True)
   out = []
   with jax.set_mesh(mesh):
     for start in progress(range(0, len(labels), batch)):
       index = np.arange(start, start + batch)
       at = np.minimum(index, len(labels) - 1)
       some = jax.tree.map(lambda x, at=at: x[at], (labels, given))
-      drawn = generate_batch(
-        net,
-        guided,
-        mesh,
-        params,
-        key,
-        *some,
-        jnp.asarray(first + index),
-        sampling,
+      what = (
+        *(net, guided, mesh, params, key),
+        *(*some, jnp.asarray(first + index), sampling),
       )
-      out.append(jax.device_get(drawn))
+      if watch is None:
+        drawn = jax.device_get(generate_batch(*what))
+      else:
+        batches, past = -(-len(labels) // batch), start // batch
+        for drawn, done, steps in _in_parts(*what):
+          shot = _filled([*out, drawn], len(labels))
+          watch(shot, past * steps + done, batches * steps)
+      out.append(drawn)
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
+
+
+def _filled(parts: list[Drawn], num: int) -> Drawn:
+  """Batches as Drawn of `num` images, the last of them not drawn yet."""
+  drawn = jax.tree.map(lambda *x: np.concatenate(x)[:num], *parts)
+  rest = ((0, num - len(drawn.values)),) + ((0, 0),) * (drawn.values.ndim - 1)
+  return Drawn(
+    np.pad(drawn.values, rest),
+    np.pad(drawn.when, rest, constant_values=NEVER),
+  )
+
+
+def _in_parts(*what) -> Iterator[tuple[Drawn, int, int]]:
+  """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
+  state, drawn, steps = generate_part(*what, None, None, None)
+  done, size, steps = 0, 1, int(steps)
+  while True:
+    yield jax.device_get(drawn), done, steps
+    if done == steps:
+      return
+    began, first = time.monotonic(), done
+    done = min(done + size, steps)
+    state, drawn, _ = generate_part(*what, state, first, done)
+    jax.block_until_ready(drawn)
+    took = time.monotonic() - began
+    if took > PART:
+      size = max(size // 2, 1)
+    elif took < PART / 2:  # at least 16 parts, so that there is much to see
+      size = max(min(2 * size, steps // 16), 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def generate_batch(
   net, guided, mesh, params, key, labels, given, index, sampling
 ):
+  """Drawn, of the images of a request that have these indices."""
+
+  def run(loop, _):
+    return loop.run()
+
+  what = (params, key, labels, given, index, sampling)
+  drawn = _on_devices(net, guided, mesh, run, *what, None)
+  return jax.lax.with_sharding_constraint(drawn, jax.P())
+
+
+@functools.partial(
+  jax.jit, static_argnums=(0, 1, 2), donate_argnames=('state',)
+)
+def generate_part(
+  net,
+  guided,
+  mesh,
+  params,
+  key,
+  labels,
+  given,
+  index,
+  sampling,
+  state,
+  first,
+  last,
+):
+  """Steps first .. last - 1 of level 0; without a state, none: the beginning.
+
+  Returns:
+    (the state after them, what is drawn by then, how many steps there are).
+  """
+  steps = None
+
+  def run(loop, state):
+    nonlocal steps
+    steps = loop.steps
+    if state is None:
+      state = loop.start
+    else:
+      state = jax.tree.map(lambda x: x[0], state)
+      state = jax.lax.fori_loop(first, last, loop.step, state)
+    # A leading axis for the devices: a state has its own axes on each.
+    return jax.tree.map(lambda x: x[None], state), loop.drawn(state)
+
+  what = (params, key, labels, given, index, sampling)
+  state, drawn = _on_devices(net, guided, mesh, run, *what, state)
+  return state, jax.lax.with_sharding_constraint(drawn, jax.P()), steps
+
+
+def _on_devices(
+  net, guided, mesh, run, params, key, labels, given, index, sampling, state
+):
+  """run(loop, state), where each device has the loop of its own images."""
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
-  def on_device(params, labels, given, keys, sampling):
-    return net.generate(
-      params, labels, keys, sampling, guided=guided, given=given
-    )
+  def on_device(params, labels, given, keys, sampling, state):
+    loop = net.loop(params, labels, keys, sampling, guided=guided, given=given)
+    return run(loop, state)
 
   # Each device generates its own images; nothing crosses devices in the loop.
   over = jax.P(sharding.BATCH)
-  drawn = jax.shard_map(
+  return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(jax.P(), over, over, over, jax.P()),
+    in_specs=(jax.P(), over, over, over, jax.P(), over),
     out_specs=over,
     check_vma=False,
-  )(params, labels, given, keys, sampling)
-  return jax.lax.with_sharding_constraint(drawn, jax.P())
+  )(params, labels, given, keys, sampling, state)
 
 
 def round_robin(num: int, classes) -> np.ndarray:
@@ -257,17 +347,27 @@ def movie(
   pace = np.linspace(0, 1, max(frames - slow, 2)) ** 2
   fast = np.unique((slow + pace * (total - slow)).astype(int))[1:]
   begun = _begun(drawn.when, model)
-  shades = _shades(drawn.values, model)
   for t in [*range(slow + 1), *fast]:
-    # Channels of a pixel not drawn yet are grey in that channel alone.
-    grey = np.full(shades.shape, GREY)
-    if model.rank == 2:  # a series is a line: one height for all
-      grey = GREY // 2 + GREY * sum(x < t for x in begun) / (2 * len(begun))
-    shot = _pictures(np.where(drawn.when < t, shades, grey), model)
     stays = FRAME
     if t <= slow:
       stays = int(np.clip(SLOW // slow, FRAME, FRAME * 6)) // 10 * 10
+    shot = _before(t, drawn, model, begun)
     yield grid(shot, columns), stays if t < total else LAST
+
+
+def so_far(drawn: Drawn, model) -> np.ndarray:
+  """Pictures [n, H, W, 3] of images that are being generated, see `movie`."""
+  return _before(NEVER, drawn, model, _begun(drawn.when, model))
+
+
+def _before(t: int, drawn: Drawn, model, begun) -> np.ndarray:
+  """Pictures of what was drawn before time t."""
+  shades = _shades(drawn.values, model)
+  # Channels of a pixel not drawn yet are grey in that channel alone.
+  grey = np.full(shades.shape, GREY)
+  if model.rank == 2:  # a series is a line: one height for all
+    grey = GREY // 2 + GREY * sum(x < t for x in begun) / (2 * len(begun))
+  return _pictures(np.where(drawn.when < t, shades, grey), model)
 
 
 def _begun(when: np.ndarray, model) -> list[np.ndarray]:

@@ -1,12 +1,14 @@
 """Generation as users call it: requests, meshes, pictures, movies."""
 
+import jax
+from jax.sharding import AxisType
 import numpy as np
 from PIL import Image
 import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import sample, sharding
-from fractal_jax.models.contract import Drawn, Sampling
+from fractal_jax.models.contract import NEVER, Drawn, Given, Sampling
 from tests import tiny
 
 
@@ -31,6 +33,55 @@ def test_an_image_depends_on_seed_and_index_alone(net_and_params):
   mesh = sharding.make_mesh(c)
   np.testing.assert_array_equal(once, generate(mesh=mesh).values)
   assert (once != generate(batch=8, seed=1).values).any()
+
+
+@pytest.mark.parametrize('kind', ['ar', 'mar'])
+def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
+  net, params = tiny.build((kind, 'pixel'), (4, 1))
+  model = tiny.model((kind, 'pixel'), (4, 1))
+  labels = sample.round_robin(5, [0, 1, -1])
+  known = np.zeros((5, 4, 4, 1), bool)
+  known[:, 1, 2:] = True
+  given = Given(tiny.images(net, 5), known)
+  mesh = jax.make_mesh(
+    (2, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:2]
+  )
+
+  def generate(**how):
+    return sample.generate(
+      net,
+      params,
+      labels,
+      Sampling(guidance=2.0, iterations=(5,)),
+      guided=True,
+      given=given,
+      batch=4,
+      mesh=mesh,
+      **how,
+    )
+
+  shots = []
+  drawn = generate(watch=lambda *shot: shots.append(shot))
+  np.testing.assert_array_equal(drawn.values, generate().values)
+  steps = {'ar': 16, 'mar': 5}[kind]
+  assert [(done, total) for _, done, total in shots] == [
+    (batch * steps + i, 2 * steps) for batch in (0, 1) for i in range(steps + 1)
+  ]
+  for shot, done, _ in shots:
+    there = shot.when < NEVER
+    assert there[:4].all() == (done >= steps)
+    assert (shot.when[:4][known[:4]] == -1).all()
+    np.testing.assert_array_equal(shot.values[there], drawn.values[there])
+  shot, *_ = shots[steps // 2]
+  assert (sample.so_far(shot, model)[4] == sample.GREY // 2).all()
+  assert known.mean() < (shot.when[:4] < NEVER).mean() < 0.8
+
+  def stop(shot, done, total):
+    if done == 3:
+      raise InterruptedError
+
+  with pytest.raises(InterruptedError):
+    generate(watch=stop)
 
 
 def test_movies_know_when_each_value_was_drawn(net_and_params, tmp_path):

@@ -15,8 +15,8 @@ from fractal_jax import sharding
 from fractal_jax.models import contract, layers
 from fractal_jax.models.contract import (
   Array,
-  Drawn,
   Draws,
+  Loop,
   Rows,
   Sampling,
   Spec,
@@ -144,7 +144,7 @@ class ARLevel(nn.Module):
     below,
     order=None,
     given=None,
-  ) -> Drawn:
+  ) -> Loop:
     """Generates squares with a key-value cache, one patch a step.
 
     Args:
@@ -159,7 +159,7 @@ class ARLevel(nn.Module):
       given: values that are known: Given, or None.
 
     Returns:
-      Squares [N, s, (s,) C].
+      The loop that draws squares [N, s, (s,) C].
     """
     del order
     s = self.spec
@@ -173,33 +173,37 @@ class ARLevel(nn.Module):
     def call(method, *args):
       return level.apply({'params': params}, *args, method=method)
 
-    def step(carry, now):
-      t, given = now
-      patch, cache = carry
+    given = jax.tree.map(
+      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
+    )
+
+    def step(t, state):
+      patch, cache, drawn = state
       x = call('token', patch, conds, t)
       turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
       x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
       cond = call('output', x).reshape(streams, n, 1, s.width)
       scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
-      drawn = below(cond, contract.fold(keys, t), scale, given)
-      return (drawn.values, cache), drawn
+      known = jax.tree.map(lambda x: x[t], given)
+      new = below(cond, contract.fold(keys, t), scale, known)
+      patch = new.values
+      if sampling.record:  # in values: each patch before it took so many
+        new = new.replace(when=new.when + t * s.patch_values)
+      drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, new)
+      return patch, cache, drawn
 
     shape = (n,) + (s.patch,) * s.rank + (s.channels,)
     cache = layers.empty_cache(
       s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
     )
-    start = (jnp.zeros(shape, jnp.int32), cache)
-    given = jax.tree.map(
-      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
-    )
-    _, drawn = jax.lax.scan(step, start, (jnp.arange(s.length), given))
-    # drawn: [L, N, p, (p,) C]
-    if sampling.record:  # in values: each patch before it took so many
-      before = jnp.arange(s.length) * s.patch_values
-      when = drawn.when + before.reshape((-1,) + (1,) * len(shape))
-      drawn = drawn.replace(when=when)
-    return jax.tree.map(
-      lambda x: contract.unpatchify(x.swapaxes(0, 1), s), drawn
+    drawn = contract.undrawn((s.length,) + shape, sampling, given)
+    return Loop(
+      steps=s.length,
+      start=(jnp.zeros(shape, jnp.int32), cache, drawn),
+      step=step,
+      drawn=lambda state: jax.tree.map(
+        lambda x: contract.unpatchify(x.swapaxes(0, 1), s), state[-1]
+      ),
     )
 
   # Counting, for cost.py.

@@ -10,7 +10,9 @@ images, [N, s, C] for series. It is cut into L patches, in raster order, and
 each patch is the square of the next level.
 """
 
+from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import struct
 import jax
@@ -130,6 +132,32 @@ class Drawn:
 
   values: Array  # [N, s, (s,) C] int32
   when: Array | None = None  # [N, s, (s,) C] int32, counted in values drawn
+
+
+NEVER = 2**31 - 1  # when a value is drawn that is not drawn yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """The generation of squares step by step: at once, or in parts."""
+
+  steps: int
+  start: Any  # the state before step 0
+  step: Callable  # (t, state) to the state after step t
+  drawn: Callable  # a state to Drawn, of what is drawn by then
+
+  def run(self) -> Drawn:
+    """All the steps."""
+    state = jax.lax.fori_loop(0, self.steps, self.step, self.start)
+    return self.drawn(state)
+
+
+def undrawn(shape, sampling: Sampling, given: Given | None) -> Drawn:
+  """Before the first draw: what is known is there."""
+  values = jnp.zeros(shape, jnp.int32)
+  if given is not None:
+    values = jnp.where(given.known, given.values, values)
+  return Drawn(values, jnp.full(shape, NEVER) if sampling.record else None)
 
 
 def patchify(squares: Array, spec: Spec) -> Array:

@@ -6,6 +6,7 @@ draws them. Its parameters are one subtree a level: `labels`, `level_0`,
 """
 
 import dataclasses
+import functools
 
 from flax import struct
 import flax.linen as nn
@@ -19,6 +20,7 @@ from fractal_jax.models.contract import (
   Drawn,
   Draws,
   Given,
+  Loop,
   Rows,
   Sampling,
   Scores,
@@ -151,6 +153,14 @@ class Fractal(nn.Module):
     Returns:
       Images [B, S, (S,) C].
     """
+    how = dict(guided=guided, orders=orders, given=given)
+    return self.loop(params, labels, keys, sampling, **how).run()
+
+  @nn.nowrap
+  def loop(
+    self, params, labels, keys, sampling, *, guided, orders=None, given=None
+  ) -> Loop:
+    """Level 0's steps of `generate`, of which one can run some at a time."""
     levels = [
       level(spec, parent=None)
       for level, spec in zip(self.level_classes(), self.specs)
@@ -159,26 +169,39 @@ class Fractal(nn.Module):
       lengths = tuple(s.length for s in self.specs[:-1])
       sampling = sampling.replace(iterations=lengths)
 
-    def drawer(i):
-      level, own = levels[i], params[f'level_{i}']
-      if i == len(levels) - 1:
-        return lambda conds, keys, guidance, given: level.generate(
-          own, conds, keys, guidance, sampling, given
-        )
-      below = drawer(i + 1)
-      order = None if orders is None else orders[i]
-      return lambda conds, keys, guidance, given: level.generate(
-        own, conds, keys, guidance, sampling, below, order, given
+    def loop(i, conds, keys, guidance, given):
+      return levels[i].generate(
+        params[f'level_{i}'],
+        conds,
+        keys,
+        guidance,
+        sampling,
+        functools.partial(draw, i + 1),
+        None if orders is None else orders[i],
+        given,
+      )
+
+    def draw(i, *args):
+      if i < len(levels) - 1:
+        return loop(i, *args).run()
+      conds, keys, guidance, given = args
+      return levels[i].generate(
+        params[f'level_{i}'], conds, keys, guidance, sampling, given
       )
 
     embed = Labels(self.classes, self.specs[0].width, parent=None)
     streams = [labels, jnp.full_like(labels, -1)] if guided else [labels]
     conds = embed.apply({'params': params['labels']}, jnp.stack(streams))
     conds = jnp.repeat(conds[:, :, None], self.specs[0].num_conds, 2)
-    drawn = drawer(0)(conds, keys, sampling.guidance, given)
-    if sampling.record and given is not None:  # there before the first draw
-      drawn = drawn.replace(when=jnp.where(given.known, -1, drawn.when))
-    return drawn
+    whole = loop(0, conds, keys, sampling.guidance, given)
+
+    def drawn(state):
+      found = whole.drawn(state)
+      if sampling.record and given is not None:  # there before the first draw
+        found = found.replace(when=jnp.where(given.known, -1, found.when))
+      return found
+
+    return dataclasses.replace(whole, drawn=drawn)
 
 
 class Labels(nn.Module):

@@ -17,8 +17,8 @@ from fractal_jax import sharding
 from fractal_jax.models import contract, layers, masking, pixel
 from fractal_jax.models.contract import (
   Array,
-  Drawn,
   Draws,
+  Loop,
   Rows,
   Sampling,
   Scores,
@@ -230,7 +230,7 @@ class MARLevel(nn.Module):
     below,
     order=None,
     given=None,
-  ) -> Drawn:
+  ) -> Loop:
     """Generates squares, several patches a step, in a random order.
 
     Args:
@@ -247,7 +247,7 @@ class MARLevel(nn.Module):
         count as generated in the first steps, and are seen from the start.
 
     Returns:
-      Squares [N, s, (s,) C].
+      The loop that draws squares [N, s, (s,) C].
     """
     s = self.spec
     generating = dataclasses.replace(
@@ -274,11 +274,9 @@ class MARLevel(nn.Module):
     else:
       order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
     shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
-    start = jnp.zeros(shape, jnp.int32)
     if given is not None:
       given = jax.tree.map(lambda x: contract.patchify(x, s), given)
       whole = given.known.all(tuple(range(2, given.known.ndim)))  # [N, L]
-      start = jnp.where(given.known, given.values, start)
       last = jnp.take_along_axis(whole, order, 1).argsort(-1, stable=True)
       order = jnp.take_along_axis(order, last, 1)  # known ones at its end
 
@@ -332,14 +330,17 @@ class MARLevel(nn.Module):
     branches = [lambda *args, size=size: step(size, *args) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
 
-    def body(drawn, step):
-      which, left, still = step
-      return jax.lax.switch(which, branches, drawn, left, still), None
-
-    drawn = Drawn(start, jnp.zeros_like(start) if sampling.record else None)
-    plan = jax.tree.map(jnp.asarray, (branch, left, still))
-    drawn, _ = jax.lax.scan(body, drawn, plan)
-    return jax.tree.map(lambda x: contract.unpatchify(x, s), drawn)
+    branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))
+    return Loop(
+      steps=len(branch),
+      start=contract.undrawn(shape, sampling, given),
+      step=lambda t, drawn: jax.lax.switch(
+        branch[t], branches, drawn, left[t], still[t]
+      ),
+      drawn=lambda drawn: jax.tree.map(
+        lambda x: contract.unpatchify(x, s), drawn
+      ),
+    )
 
   @nn.nowrap
   def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
