@@ -14,29 +14,16 @@ are means nothing, that they come out means that the path is whole. A row that
 was interrupted goes on where it was.
 """
 
+import argparse
 import ast
 import dataclasses
 import functools
 import importlib.util
-import os
 import pathlib
 import shlex
-import subprocess
 import sys
 
-from absl import app, flags
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string('row', None, 'The row to run; none: write paper.md.')
-flags.DEFINE_bool('list', False, 'Print the names of the rows.')
-flags.DEFINE_string('data', '/tfds', 'Prepared ImageNet: config.data.dir.')
-flags.DEFINE_string(
-  'weights', 'pretrained_models', 'Has MODEL/checkpoint-last.pth, as published.'
-)
-flags.DEFINE_string('inception', None, 'As of `fractal-jax evaluate`.')
-flags.DEFINE_string('ref', None, 'As of `fractal-jax evaluate`.')
-flags.DEFINE_string('runs', 'runs/paper', 'Where the runs go.')
-flags.DEFINE_bool('tiny', False, 'The same path with tiny models on digits.')
+from absl import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / 'benchmarks' / 'paper.md'
@@ -60,7 +47,7 @@ class Row:
   config: str
   expected: dict
   changes: tuple[str, ...] = ()
-  sampling: tuple[str, ...] = ()
+  sampling: dict = dataclasses.field(default_factory=dict)
 
 
 def cost_row(config, params=None, gflops=None):
@@ -80,11 +67,11 @@ def samples_row(config, iterations, guidance, temperature, *found):
     'samples',
     config,
     dict(zip(names, found)),
-    sampling=(
-      f'--iterations={iterations}',
-      f'--guidance={guidance}',
-      f'--temperature={temperature}',
-    ),
+    sampling={
+      'iterations': iterations,
+      'guidance': guidance,
+      'temperature': temperature,
+    },
   )
 
 
@@ -143,6 +130,7 @@ class Places:
   weights: str
   runs: str
   num: int = 50_000  # images to evaluate
+  sampling: dict = dataclasses.field(default_factory=dict)  # over the row's
   evaluation: tuple[str, ...] = ()  # flags of `evaluate`
   config: tuple[str, ...] = ()  # flags of the config
 
@@ -160,7 +148,9 @@ def commands(row: Row, places: Places) -> list[list[str]]:
   workdir = f'--workdir={run}'
   pth = f'--pth={places.weights}/{name}/checkpoint-last.pth'
   convert = ['convert', *config, pth, workdir]
-  evaluate = ['evaluate', workdir, f'--num={places.num}', *row.sampling]
+  sampling = dict(row.sampling) | places.sampling
+  evaluate = ['evaluate', workdir, f'--num={places.num}']
+  evaluate += [f'--{k}={v}' for k, v in sampling.items()]
   evaluate += [*places.evaluation, f'--out={run}/metrics.json']
   likelihood = ['likelihood', workdir]
   return {
@@ -201,7 +191,8 @@ def tiny_places(row: Row, places: Places) -> Places:
   runs = pathlib.Path(places.runs)
   runs.mkdir(parents=True, exist_ok=True)
   data, net = runs / 'digits.npz', runs / 'inception.npz'
-  config = tiny_flags(row, data)
+  levels = len(load_config(row).model.sizes)
+  config = tiny_flags(row)
   if not data.exists():
     write_digits(data)
   if row.kind == 'samples' and not net.exists():
@@ -210,20 +201,21 @@ def tiny_places(row: Row, places: Places) -> Places:
     from fractal_jax.metrics import weights
 
     np.savez(net, **weights.random_state())
-  pth = runs / row.config / 'checkpoint-last.pth'
+  pth = runs / 'weights' / row.config / 'checkpoint-last.pth'
   if row.kind in ('samples', 'likelihood') and not pth.exists():
     write_weights(pth, load_config(row, config))
   return dataclasses.replace(
     places,
     data=str(data),
-    weights=str(runs),
+    weights=str(runs / 'weights'),
     num=10,
     config=config,
-    evaluation=(f'--inception={net}', *tiny_iterations(row)),
+    sampling={'iterations': ','.join(['2'] * (levels - 1))},
+    evaluation=(f'--inception={net}',),
   )
 
 
-def tiny_flags(row: Row, data) -> tuple[str, ...]:
+def tiny_flags(row: Row) -> tuple[str, ...]:
   """Flags that shrink a config, and have it read digits."""
   config = load_config(row)
   levels = len(config.model.sizes)
@@ -238,15 +230,9 @@ def tiny_flags(row: Row, data) -> tuple[str, ...]:
   optim = {'batch': 8, 'steps': 2}
   out = [f'--config.model.{k}={v}' for k, v in model.items()]
   out += [f'--config.optim.{k}={v}' for k, v in optim.items()]
-  out += ['--config.data.name=npz', f'--config.data.dir={data}']
-  out += ['--config.eval.batch=10', '--config.eval.every=0']
+  out += ['--config.data.name=npz', '--config.eval.batch=10']
+  out += ['--config.eval.every=0']
   return tuple(out + ['--config.sample.batch=10', '--config.sample.every=0'])
-
-
-def tiny_iterations(row: Row) -> tuple[str, ...]:
-  """As many levels as the row's, two steps each."""
-  levels = len(load_config(row).model.sizes) - 1
-  return (f'--iterations={",".join(["2"] * levels)}',)
 
 
 def write_digits(path) -> None:
@@ -292,12 +278,27 @@ def run(row: Row, places: Places) -> None:
       print(f'{done} has its weights already', flush=True)
       continue
     print(f'$ {shown(arguments)}', flush=True)
-    env = dict(os.environ, PYTHONPATH=str(ROOT))
-    command = [sys.executable, '-m', 'fractal_jax.main', *arguments]
-    code = subprocess.run(command, cwd=ROOT, env=env).returncode
-    if code:
-      sys.exit(code)
-  print(f'published: {listed(row.expected)}')
+    call(arguments)
+  print(f'published: {listed(row.expected)}', flush=True)
+
+
+def call(arguments: list[str]) -> None:
+  """Runs a command of fractal-jax in this process; ends it if that fails."""
+  from fractal_jax import main
+
+  before = set(flags.FLAGS)
+  sys.argv = ['fractal-jax', *arguments]
+  try:
+    main.run()
+  except SystemExit as e:
+    if e.code:
+      raise
+  finally:
+    # Those of libraries that were imported meanwhile stay.
+    for name in set(flags.FLAGS) - before:
+      module = flags.FLAGS.find_module_defining_flag(name) or ''
+      if module.startswith(('fractal_jax', 'ml_collections')):
+        delattr(flags.FLAGS, name)
 
 
 def shown(arguments) -> str:
@@ -347,15 +348,15 @@ def estimate(row: Row) -> str:
     images = config.optim.epochs * 1_281_167
     flops = images * found.total('training') / TRAINING
   elif row.kind == 'samples':
-    iterations = row.sampling[0].partition('=')[2].split(',')
-    flops = cost.sample_flops_per_image(config, True, map(int, iterations))
+    iterations = map(int, row.sampling['iterations'].split(','))
+    flops = cost.sample_flops_per_image(config, True, iterations)
     flops *= 50_000 / SAMPLING
   else:
     flops = 50_000 * found.total('scoring') / TRAINING
   hours = flops / PEAK / 3600
-  return (
-    f'{hours:,.1f} H100 hours' if hours < 100 else f'{hours:,.0f} H100 hours'
-  )
+  if hours < 1:
+    return f'one H100, {60 * hours:.0f} min'
+  return f'{hours:,.0f} hours of an H100'
 
 
 PLACES = Places('/tfds', 'pretrained_models', 'runs/paper')
@@ -407,32 +408,41 @@ def page() -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main(argv):
-  del argv
-  if FLAGS.list:
-    print('\n'.join(r.name for r in ROWS))
+def main():
+  parser = argparse.ArgumentParser(
+    description="The paper's tables, one command a number."
+  )
+  say = parser.add_argument
+  say('--row', help='rows to run, with commas between; none: write paper.md')
+  say('--list', action='store_true', help='print the names of the rows')
+  say('--data', default=PLACES.data, help='prepared ImageNet')
+  say('--weights', default=PLACES.weights, help='MODEL/checkpoint-last.pth')
+  say('--inception', help='as of `fractal-jax evaluate`')
+  say('--ref', help='as of `fractal-jax evaluate`')
+  say('--runs', default=PLACES.runs, help='where the runs go')
+  say('--tiny', action='store_true', help='tiny models on digits')
+  given = parser.parse_args()
+  rows = {r.name: r for r in ROWS}
+  if given.list:
+    print('\n'.join(rows))
     return
-  if FLAGS.row is None:
+  if given.row is None:
     PAGE.write_text(page())
     print(PAGE)
     return
-  rows = {r.name: r for r in ROWS}
-  if FLAGS.row not in rows:
-    sys.exit(f'--row={FLAGS.row}: there are\n  ' + '\n  '.join(rows))
-  evaluation = [
-    f'--{name}={FLAGS[name].value}'
-    for name in ('inception', 'ref')
-    if FLAGS[name].value
-  ]
+  names = given.row.split(',')
+  for name in names:
+    if name not in rows:
+      sys.exit(f'--row={name}: there are\n  ' + '\n  '.join(rows))
+  evaluation = [f'--inception={given.inception}'] if given.inception else []
+  evaluation += [f'--ref={given.ref}'] if given.ref else []
   places = Places(
-    FLAGS.data,
-    FLAGS.weights,
-    str(pathlib.Path(FLAGS.runs).absolute()),
-    evaluation=tuple(evaluation),
+    given.data, given.weights, given.runs, evaluation=tuple(evaluation)
   )
-  row = rows[FLAGS.row]
-  run(row, tiny_places(row, places) if FLAGS.tiny else places)
+  for name in names:
+    row = rows[name]
+    run(row, tiny_places(row, places) if given.tiny else places)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -257,11 +257,12 @@ def call(monkeypatch):
   def one(command, *args):
     before = set(flags.FLAGS)
     command.define_flags()
+    defined = set(flags.FLAGS) - before
     try:
       flags.FLAGS(['fractal-jax', *map(str, args)])
       command.run()
     finally:
-      for name in set(flags.FLAGS) - before:
+      for name in defined:
         delattr(flags.FLAGS, name)
 
   return one
