@@ -7,6 +7,7 @@ give them: S the side, C the channels, V the values a channel (256 for pixels).
 from collections.abc import Callable
 import dataclasses
 
+import jax
 import numpy as np
 
 from fractal_jax import (
@@ -53,6 +54,7 @@ class Model:
     num=None,
     seed=0,
     batch=None,
+    movie: str | None = None,
     watch: Callable[[Progress], None] | None = None,
     **settings,
   ) -> np.ndarray:
@@ -64,22 +66,34 @@ class Model:
       num: how many; as many as labels where None, or config.sample.num.
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
+      movie: a .gif or .mp4 to write, of the images as they grow.
       watch: called several times a second with a Progress.
       **settings: guidance, temperature, schedule, filter_threshold, iterations
         in place of those of config.sample.
 
     Returns:
       Images [num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: labels, settings or a movie that the
+        model can't serve.
     """
+    edit.check_counts(num=num, batch=batch)
+    if movie is not None:
+      sample.check_movie(movie)
     model = self.config.model
     if num is None:
       num = self.config.sample.num if labels is None else np.size(labels)
     if labels is None:
       labels = np.arange(model.classes)
     labels = sample.round_robin(num, edit.check_labels(labels, model))
-    return self._draw(labels, None, seed, batch, watch, settings)
+    settings['record'] = movie is not None
+    drawn = self._draw(labels, None, seed, batch, watch, settings)
+    if movie is not None and jax.process_index() == 0:
+      sample.save_movie(drawn, model, movie)
+    return drawn.values
 
-  def _draw(self, labels, given, seed, batch, watch, settings):
+  def _draw(self, labels, given, seed, batch, watch, settings) -> Drawn:
     sampling, guided = sample.settings(self.config, **settings)
     tell = watch and (
       lambda drawn, done, total: watch(Progress('drawing', done, total, drawn))
@@ -96,7 +110,8 @@ class Model:
       mesh=self.mesh,
       watch=tell,
     )
-    return drawn.values.astype(edit.dtype(self.config.model))
+    values = drawn.values.astype(edit.dtype(self.config.model))
+    return drawn.replace(values=values)
 
   def log_prob(
     self,
@@ -111,7 +126,8 @@ class Model:
     """Log-likelihoods in nats.
 
     Exact for models of ar levels alone. With masked levels it is an unbiased
-    estimate of the mean over orders; with guiding pixels, a lower bound.
+    estimate of the mean over orders; with guiding pixels, a lower bound. With
+    model.colour='ycbcr' it is that of the rounded colours, not of the images.
 
     Args:
       images: [n, S, (S,) C].
@@ -124,7 +140,11 @@ class Model:
 
     Returns:
       [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
+
+    Raises:
+      edit.EditError: images or labels that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(images, self.config.model)
     nats = likelihood.image_nats(
       self.net,
@@ -171,15 +191,22 @@ class Model:
 
     Returns:
       [n, num, S, (S,) C].
+
+    Raises:
+      edit.EditError, sample.SampleError: an image, mask, label or setting that
+        the model can't take.
     """
+    edit.check_counts(num=num, candidates=candidates, batch=batch)
     model = self.config.model
     images = edit.check_images(images, model)
     mask = edit.check_mask(mask, images)
+    edit.check_planes(mask, model)
     labels = edit.labels_of(labels, len(images), model)
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)
     given = Given(repeat(images).astype(np.int32), repeat(~mask))
     drawn = self._draw(repeat(labels), given, seed, batch, watch, settings)
+    drawn = drawn.values
     if candidates > 1:
       scores = self.log_prob(
         drawn, repeat(labels), seed=seed, batch=batch, watch=watch
@@ -189,18 +216,38 @@ class Model:
       drawn = drawn[np.arange(len(best)), best]
     return drawn.reshape((len(images), num) + drawn.shape[1:])
 
-  def explain(self, image, label=None, *, passes=64, seed=0):
+  def explain(
+    self,
+    image,
+    label=None,
+    *,
+    passes=64,
+    seed=0,
+    batch=None,
+    watch: Callable[[Progress], None] | None = None,
+  ) -> explain.Explanation:
     """Where the bits of an image are: see `fractal_jax.explain`.
+
+    Exact for models of ar levels alone. With masked levels, means over random
+    orders, with a standard error.
 
     Args:
       image: [S, (S,) C].
       label: its class; "no class" where None.
       passes: random masks, for masked levels.
       seed: of the masks.
+      batch: masks at a time; config.eval.batch where None.
+      watch: called with a Progress for each condition that is left out.
 
     Returns:
-      An `explain.Explanation`.
+      An `explain.Explanation`: `bits` of each value [S, (S,) C], their sums by
+      patch, what each condition is worth in bits, shares by level.
+      `explain.write` makes pictures and a report of it.
+
+    Raises:
+      edit.EditError: an image or label that the model can't take.
     """
+    edit.check_counts(passes=passes, batch=batch)
     images = edit.check_images(np.asarray(image)[None], self.config.model)
     labels = edit.labels_of(label, 1, self.config.model)
     return explain.explain(
@@ -209,8 +256,11 @@ class Model:
       self.params,
       images[0],
       int(labels[0]),
+      mesh=self.mesh,
+      batch=batch or self.config.eval.batch,
       passes=passes,
       seed=seed,
+      progress=_watched(watch, 'explaining'),
     )
 
 

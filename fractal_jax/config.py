@@ -8,7 +8,7 @@ key is an error that names the nearest one.
 import ml_collections
 from ml_collections import config_dict
 
-from fractal_jax.models import fractal
+from fractal_jax.models import fractal, shared
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,18 +34,31 @@ def default() -> ml_collections.ConfigDict:
   # where the level above gives fewer), or one for each level above pixels.
   m.num_conds = config_dict.FieldReference(5, field_type=object)
   m.guide = False  # predict the mean colour first (mar levels >= 1)
+  # For each level, the level whose blocks (its transformer's parameters) it
+  # uses: its own, or an earlier one's of the same kind of block, width, depth
+  # and heads. (): all their own. (0, 0, 2): level 1 uses those of level 0.
+  m.share = ()
   # What the values are.
   m.rank = 2  # 1: series [S, C]; 2: images [S, S, C]
   m.channels = 3
   m.num_values = 256  # per channel: 0 .. num_values - 1
   m.mean = IMAGENET_MEAN  # of v / (num_values - 1), one per channel
   m.std = IMAGENET_STD
+  # What the levels see of an RGB image: '' its values, 'ycbcr' (rounded: see
+  # models/colour.py), 'ycocg' (one to one). mean, std and channel_weights are
+  # then of these channels.
+  m.colour = ''
+  # The order in which channels are predicted, by number; (): as they are, and
+  # (1, 0, 2): green, red, blue. All else that is per channel, here and in what
+  # comes out, is in the order of the data.
+  m.channel_order = ()
   m.classes = 1000
   # Regularisation and the training loss.
   m.channel_weights = (5.0, 1.0, 1.0)  # training only; likelihood weighs all 1
   m.dropout = 0.1
   m.label_dropout = 0.1
-  m.mask_mean = 1.0  # mar: ratio ~ truncated normal on [0, 1]
+  m.mask_law = 'normal'  # mar: ratio ~ normal truncated to [0, 1]; 'uniform'
+  m.mask_mean = 1.0
   m.mask_std = 0.25
   # How it is computed.
   m.dtype = 'float32'  # 'bfloat16' on TPUs and recent GPUs
@@ -164,6 +177,9 @@ def problems(config) -> list[str]:
     len(set(o.frozen)) <= levels,
     'optim.frozen freezes every level: nothing is left to train',
   )
+  m = config.model
+  out += shared.named_with_owners(m, 'optim.frozen', o.frozen)
+  out += shared.named_with_owners(m, 'model.init_levels', m.init_levels)
   axes = {a: h[a] for a in ('data', 'fsdp', 'tensor')}
   for axis, n in axes.items():
     rule(n == -1 or n >= 1, f'mesh.{axis}={n} must be -1 (the rest) or >= 1')

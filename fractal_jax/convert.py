@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fractal_jax.models import contract, fractal, pixel
+from fractal_jax.models import contract, fractal, pixel, shared
 
 
 class ConvertError(ValueError):
@@ -169,6 +169,12 @@ def from_published(state: dict[str, np.ndarray], model) -> dict:
   Raises:
     ConvertError: naming every missing, extra and misshapen tensor.
   """
+  check_colour(model)
+  if tuple(model.share) not in ((), tuple(range(len(model.sizes)))):
+    raise ConvertError(
+      f'model.share={tuple(model.share)}: published weights have blocks of '
+      'their own at every level; set model.share=().'
+    )
   table = names(fractal.specs(model))
   expected = published_shapes(model)
   check_fit({k: np.shape(v) for k, v in state.items()}, expected)
@@ -180,15 +186,30 @@ def from_published(state: dict[str, np.ndarray], model) -> dict:
 
 
 def to_published(params, model) -> dict[str, np.ndarray]:
-  """Published tensors by name from our parameters; inverts from_published."""
-  flat = traverse_util.flatten_dict(params)
+  """Published tensors by name from our parameters; inverts from_published.
+
+  Blocks that levels share are written to each of them.
+  """
+  check_colour(model)
+  specs = fractal.specs(model)
+  flat = traverse_util.flatten_dict(shared.whole(params, specs))
   out = {}
-  for path, (theirs, layout) in names(fractal.specs(model)).items():
+  for path, (theirs, layout) in names(specs).items():
     ours = np.asarray(flat[path], np.float32)
     parts = ours if stacked(path) else [ours]
     for name, part in zip(theirs, parts, strict=True):
       out[name] = np.ascontiguousarray(layout.theirs(part))
   return out
+
+
+def check_colour(model) -> None:
+  """The published model sees red, then green, then blue."""
+  order = tuple(model.channel_order)
+  if model.colour or order not in ((), (0, 1, 2)):
+    raise ConvertError(
+      f"model.colour='{model.colour}', model.channel_order={order}: the "
+      "published layout is for RGB in this order; set them to '' and ()."
+    )
 
 
 def published_shapes(model) -> dict[str, tuple]:

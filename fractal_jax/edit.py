@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-MODES = ('inpaint', 'outpaint', 'lower')
+MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
 
 
 class EditError(ValueError):
@@ -64,6 +64,16 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
   )
 
 
+def check_planes(mask: np.ndarray, model) -> None:
+  """Refuses masks of single channels where colours mix them."""
+  if model.colour and (mask != mask[..., :1]).any():
+    raise EditError(
+      'a mask with planes that differ by channel: this model draws '
+      f"model.colour='{model.colour}', whose channels mix those of the image; "
+      'give a mask of whole pixels'
+    )
+
+
 def check_labels(labels, model) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
   labels = np.atleast_1d(np.asarray(labels))
@@ -85,6 +95,13 @@ def labels_of(labels, n: int, model) -> np.ndarray:
   if len(labels) not in (1, n):
     raise EditError(f'{len(labels)} labels for {n} images: give 1 or {n}')
   return np.broadcast_to(labels, (n,)).copy()
+
+
+def check_counts(**counts) -> None:
+  """Raises EditError for a number of something that is below 1."""
+  for name, value in counts.items():
+    if value is not None and value < 1:
+      raise EditError(f'{name}={value} must be at least 1')
 
 
 # Files.
@@ -136,8 +153,9 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
   """A mask [S, (S,)].
 
   Args:
-    mode: 'inpaint' generates a box, 'outpaint' (uncropping) all but the middle,
-      'lower' the lower half (of a series: the later).
+    mode: 'inpaint' and 'class' (with another label) generate a box, 'outpaint'
+      and 'uncrop', which are one, all but the middle, 'lower' the lower half
+      (of a series: the later).
     model: the config's section `model`.
     box: (top, left, height, width), of a series (start, length); by default
       the middle half.
@@ -147,7 +165,7 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
   mask = np.zeros((side,) * rank, bool)
   if mode == 'lower':
     mask[side // 2 :] = True
-  elif mode == 'outpaint':
+  elif mode in ('outpaint', 'uncrop'):
     margin = max(side // 4, 1) if margin is None else margin
     if not 1 <= margin < (side + 1) // 2:
       raise EditError(
@@ -156,7 +174,7 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
       )
     mask[:] = True
     mask[(slice(margin, side - margin),) * rank] = False
-  elif mode == 'inpaint':
+  elif mode in ('inpaint', 'class'):
     if box is None:
       box = (side // 4,) * rank + (side - 2 * (side // 4),) * rank
     names = 'top,left,height,width' if rank == 2 else 'start,length'

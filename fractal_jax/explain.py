@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import cost, sample
-from fractal_jax.models import contract
+from fractal_jax import cost, sample, sharding
+from fractal_jax.models import colour, contract, masking
 from fractal_jax.models.contract import Draws
 
 CONDITIONS = {
@@ -41,14 +41,24 @@ class Condition:
 class Explanation:
   """The bits of one image."""
 
-  bits: np.ndarray  # [S, (S,) C] of each value
+  each: np.ndarray  # [passes, S, (S,) C] of each value, by random mask
   guide_bits: tuple[np.ndarray, ...]  # a level: [its squares' grid] or size 0
   stderr: float  # of the total, over random masks; 0 if exact
   conditions: tuple[Condition, ...]
   flops: tuple[float, ...]  # share of each level in a forward pass
   sides: tuple[int, ...]  # of the patches that each level cuts
   exact: bool
-  passes: int
+  dropped: int  # masked patches that did not fit their buffers
+  colour: colour.Colour  # what the channels of `bits` are
+
+  @property
+  def passes(self) -> int:
+    return len(self.each)
+
+  @property
+  def bits(self) -> np.ndarray:
+    """Bits of each value, [S, (S,) C]."""
+    return self.each.mean(0)
 
   @property
   def total(self) -> float:
@@ -68,10 +78,17 @@ class Explanation:
 
   def patches(self, level: int) -> np.ndarray:
     """Bits summed over the patches that a level cuts, a grid of them."""
-    side, rank = self.sides[level], self.bits.ndim - 1
-    n = self.bits.shape[0] // side
-    x = self.bits.sum(-1).reshape((n, side) * rank)
-    return x.sum(tuple(range(1, 2 * rank, 2)))
+    return self._patches(level).mean(0)
+
+  def errors(self, level: int) -> np.ndarray:
+    """Standard errors of `patches`, over random masks; 0 if exact."""
+    return _stderr(self._patches(level))
+
+  def _patches(self, level: int) -> np.ndarray:
+    side, rank = self.sides[level], self.each.ndim - 2
+    n = self.each.shape[1] // side
+    x = self.each.sum(-1).reshape((self.passes,) + (n, side) * rank)
+    return x.sum(tuple(range(2, 2 * rank + 1, 2)))
 
   def ranked(self, level: int, num: int = 10) -> list[tuple]:
     """The most surprising patches of a level: (place in the grid, bits)."""
@@ -83,8 +100,23 @@ class Explanation:
     ]
 
 
+def _stderr(x: np.ndarray) -> np.ndarray:
+  """Of the mean over the first axis; 0 of a single entry, which is exact."""
+  return x.std(0, ddof=len(x) > 1) / np.sqrt(len(x))
+
+
 def explain(
-  config, net, params, image, label: int, *, passes: int = 64, seed: int = 0
+  config,
+  net,
+  params,
+  image,
+  label: int,
+  *,
+  mesh=None,
+  batch: int = 64,
+  passes: int = 64,
+  seed: int = 0,
+  progress=lambda steps: steps,
 ) -> Explanation:
   """Explains one image.
 
@@ -94,101 +126,136 @@ def explain(
     params: its parameters.
     image: [S, (S,) C] values.
     label: its class, -1 for "no class".
+    mesh: the mesh; one of the first device where None.
+    batch: masks at a time, rounded up to what the mesh divides.
     passes: random masks, for masked levels.
     seed: of the masks.
+    progress: wraps the list of steps, a pass over the image each.
 
   Returns:
     An Explanation.
   """
+  mesh = sharding.single_device_mesh() if mesh is None else mesh
   specs = net.specs
   exact = all(s.kind != 'mar' for s in specs)
   passes = 1 if exact else passes
-  images = jnp.asarray(np.repeat(image[None], passes, 0), jnp.int32)
+  parts = sharding.batch_devices(mesh)
+  batch = -(-min(batch, passes) // parts) * parts
+  key = jax.random.key(seed)
+  dropped = 0
 
   def run(label, drop=None):
+    nonlocal dropped
     keep = [np.ones(s.out_conds, np.float32) for s in specs[:-1]]
     if drop is not None:
       keep[drop[0]][drop[1]] = 0
-    labels = jnp.full(passes, label, jnp.int32)
-    found = value_nats(net, params, images, labels, seed, keep)
-    return [np.asarray(x, np.float64) / np.log(2) for x in found]
+    out = []
+    with jax.set_mesh(mesh):
+      for start in range(0, passes, batch):
+        index = start + np.arange(batch)
+        found = value_nats(
+          net, parts, params, np.asarray(image), label, key, index, keep
+        )
+        *maps, lost = jax.device_get(found)
+        dropped += int(lost.sum())
+        out.append(maps)
+    maps = [np.concatenate(x)[:passes] for x in zip(*out)]
+    return [x.astype(np.float64) / np.log(2) for x in maps]
 
   def sums(maps):  # of each pass: [passes]
     return sum(x.reshape(passes, -1).sum(1) for x in maps)
 
-  def error(x):
-    return float(x.std(ddof=1) / np.sqrt(passes)) if passes > 1 else 0.0
-
-  maps = run(label)
-  whole = sums(maps)
-  conditions = []
-
-  def weigh(level, name, **how):
-    more = sums(run(**how)) - whole  # by the same masks
-    conditions.append(Condition(level, name, float(more.mean()), error(more)))
-
-  if label >= 0:
-    weigh(0, 'class', label=-1)
+  # What to leave out: the level that is told, its condition's name, how.
+  leave = [(0, 'class', {'label': -1})] if label >= 0 else []
   for i, spec in enumerate(specs[:-1]):
-    for j in range(spec.out_conds):
-      weigh(i + 1, CONDITIONS[spec.rank][j], label=label, drop=(i, j))
+    names = CONDITIONS[spec.rank][: spec.out_conds]
+    leave += [(i + 1, n, {'drop': (i, j)}) for j, n in enumerate(names)]
+  conditions = []
+  for step in progress([None, *leave]):
+    if step is None:
+      maps = run(label)
+      whole = sums(maps)
+      continue
+    level, name, how = step
+    more = sums(run(**{'label': label} | how)) - whole  # by the same masks
+    worth, error = float(more.mean()), float(_stderr(more))
+    conditions.append(Condition(level, name, worth, error))
   flops = [level.forward for level in cost.cost(config).levels]
   return Explanation(
-    bits=maps[-1].mean(0),
+    each=maps[-1],
     guide_bits=tuple(g.mean(0) for g in maps[:-1]),
-    stderr=error(whole),
+    stderr=float(_stderr(whole)),
     conditions=tuple(conditions),
     flops=tuple(f / sum(flops) for f in flops),
     sides=tuple(s.patch for s in specs[:-1]),
     exact=exact,
-    passes=passes,
+    dropped=dropped,
+    colour=net.colour,
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def value_nats(net, params, images, labels, seed, keep):
-  """Nats at their places: a map of guides for each level, then of values.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_nats(net, parts, params, image, label, key, index, keep):
+  """Nats of an image at their places, under one random mask a pass.
 
   Args:
     net: the model.
+    parts: devices that share the passes; masks are compacted by device.
     params: its parameters.
-    images: [B, S, (S,) C]; each under a random mask of its own.
-    labels: [B].
-    seed: of the masks.
+    image: [S, (S,) C].
+    label: its class.
+    key: of the masks.
+    index: [b] which passes.
     keep: as in Fractal.__call__.
 
   Returns:
-    [[B, squares of level 0, ...], ..., values [B, S, (S,) C]]; a level without
-    a guide has an empty map. Each map has the mean that its sum over orders
-    has: masked values are weighted as in the likelihood.
+    [[b, squares of level 0, ...], ..., values [b, S, (S,) C], dropped]: a map
+    of guides for each level, empty where it has none, then of values. Their
+    mean over passes is that over orders: masked values are weighted as in the
+    likelihood.
   """
-  b = len(images)
-  keys = jax.random.split(jax.random.key(seed), b)
-  draws = Draws(keys, (jnp.arange(b) + 0.5) / b, law='uniform')
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+  # Passes in a row fill the strata evenly.
+  ratio = masking.strata(jax.random.bits(key, (), jnp.uint32), index)
+
+  def split(x):
+    x = x.reshape((parts, -1) + x.shape[1:])
+    return jax.lax.with_sharding_constraint(x, jax.P(sharding.BATCH))
+
+  one = jax.vmap(
+    functools.partial(_value_nats, net, params, image, label, keep),
+    spmd_axis_name=sharding.BATCH,
+  )
+  *maps, dropped = one(Draws(split(keys), split(ratio), law='uniform'))
+  maps = [x.reshape(index.shape + x.shape[2:]) for x in maps]
+  return jax.lax.with_sharding_constraint([*maps, dropped], jax.P())
+
+
+def _value_nats(net, params, image, label, keep, draws):
+  b = len(draws.ratio)
+  images = jnp.repeat(image[None].astype(jnp.int32), b, 0)
+  labels = jnp.full(b, label, jnp.int32)
   result = net.apply(
-    {'params': params}, images, labels, draws, keep=keep, train=False
+    {'params': net.whole(params)}, images, labels, draws, keep=keep, train=False
   )
 
-  def placed(scores, sites):
+  def placed(scores, level):
+    sites = (net.specs[0].side // net.specs[level].side) ** net.specs[0].rank
     out = jnp.zeros((b, sites, scores.nats.shape[-1]))
     nats = scores.nats * scores.weight[:, None]
-    return out.at[scores.image, scores.site].add(nats)
+    out = out.at[scores.image, scores.site].add(nats)
+    raster = raster_of_site(net.specs, level)
+    return jnp.zeros_like(out).at[:, raster].set(out)
 
-  guides, maps, sites = list(result.guides), [], 1
+  guides, maps = list(result.guides), []
   for spec in net.specs[:-1]:
     found = jnp.zeros((b, 0))
     if spec.guide:
-      found = placed(guides.pop(0), sites).sum(-1)
-      raster = raster_of_site(net.specs, spec.index)
       grid = (net.specs[0].side // spec.side,) * spec.rank
-      found = jnp.zeros((b, sites)).at[:, raster].set(found)
-      found = found.reshape((b,) + grid)
+      found = placed(guides.pop(0), spec.index).sum(-1).reshape((b,) + grid)
     maps.append(found)
-    sites *= spec.length
-  raster = raster_of_site(net.specs, len(net.specs) - 1)
-  values = placed(result.pixels, sites)
-  values = jnp.zeros_like(values).at[:, raster].set(values)
-  return maps + [values.reshape(images.shape)]
+  values = placed(result.pixels, len(net.specs) - 1).reshape(images.shape)
+  return [*maps, values, result.dropped]
 
 
 def raster_of_site(specs, level: int) -> np.ndarray:
@@ -232,11 +299,18 @@ def pictures(found: Explanation, image, model) -> dict[str, np.ndarray]:
   for level, side in enumerate(found.sides):
     if side > 1:
       out[f'bits_level_{level}'] = heat(found.patches(level))
+  for level, guides in enumerate(found.guide_bits):
+    if guides.size:
+      out[f'guides_level_{level}'] = heat(guides)
   return out
 
 
 def write(found: Explanation, image, model, folder: str) -> list[str]:
-  """Writes the PNGs and report.html, one self-contained page; their paths."""
+  """Writes PNGs, bits.npy [S, (S,) C], and report.html, one page with all.
+
+  Returns:
+    The paths of the PNGs, then of the page.
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   shots = pictures(found, image, model)
@@ -244,6 +318,7 @@ def write(found: Explanation, image, model, folder: str) -> list[str]:
   for name, shot in shots.items():
     paths.append(str(folder / f'{name}.png'))
     sample.save(shot, paths[-1])
+  np.save(folder / 'bits.npy', found.bits)
   (folder / 'report.html').write_text(report(found, shots))
   return paths + [str(folder / 'report.html')]
 
@@ -269,17 +344,24 @@ def report(found: Explanation, shots: dict[str, np.ndarray]) -> str:
     body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
     return f'<table><tr>{cells("th", head)}</tr>{body}</table>'
 
+  def number(bits, error):
+    return f'{bits:.2f}' + ('' if found.exact else f' ± {error:.2f}')
+
+  names = [
+    f'{i}: {found.patches(i).size} patches of {_by(found, side)}'
+    for i, side in enumerate(found.sides)
+  ] + [f'{len(found.sides)}: the values of a pixel']
   levels = [
-    (i, f'{share:.1%}', f'{flops:.1%}')
-    for i, (share, flops) in enumerate(zip(found.shares, found.flops))
+    (name, f'{share:.1%}', f'{flops:.1%}')
+    for name, share, flops in zip(names, found.shares, found.flops)
   ]
   worth = [
-    (c.level, c.name, f'{c.worth:+.2f}', f'{c.stderr:.2f}')
+    (c.level, c.name, ('+' if c.worth >= 0 else '') + number(c.worth, c.stderr))
     for c in found.conditions
   ]
   ranked = [
-    (level, ', '.join(map(str, at)), f'{bits:.2f}')
-    for level in range(len(found.sides))
+    (level, _place(at, side), number(bits, found.errors(level)[at]))
+    for level, side in enumerate(found.sides)
     for at, bits in found.ranked(level, 5)
   ]
   figures = ''.join(figure(*item) for item in shots.items())
@@ -288,7 +370,7 @@ def report(found: Explanation, shots: dict[str, np.ndarray]) -> str:
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif }}
 body {{ margin: 2em auto; max-width: 60em }}
-figure {{ display: inline-block; margin: 0 1em 1em 0 }}
+figure {{ display: inline-block; vertical-align: top; margin: 0 1em 1em 0 }}
 figcaption {{ max-width: 256px; font-size: 13px; color: #555 }}
 img {{ image-rendering: pixelated; width: 256px }}
 td, th {{ padding: .1em 1em .1em 0; text-align: left }}
@@ -300,13 +382,27 @@ td, th {{ padding: .1em 1em .1em 0; text-align: left }}
 <p>Values cost their bits at the last level; levels above it have bits of their
 own only where they draw a guiding pixel.</p>
 <h2>What the conditions are worth</h2>
-{table(('level told', 'condition', 'bits more without', 'stderr'), worth)}
-<p>The model was trained with all of them: without one it sees zeros, as at
-the edge of an image.</p>
+{table(('level told', 'condition', 'bits more without'), worth)}
+<p>A level is told the class, or what the level above puts out at the patch
+itself and at its neighbours. The model was trained with all of them: without
+one it sees zeros (without the class, "no class").</p>
 <h2>The most surprising patches</h2>
-{table(('level', 'place (row, column)', 'bits'), ranked)}
+{table(('level', 'pixels, from 0', 'bits'), ranked)}
 </html>
 """
+
+
+def _by(found: Explanation, side: int) -> str:
+  """The size of a patch: 2x2, or of a series, 2."""
+  return 'x'.join([str(side)] * (found.bits.ndim - 1))
+
+
+def _place(at: tuple[int, ...], side: int) -> str:
+  """The pixels of a patch, from its place in the grid."""
+  ends = [(i * side, (i + 1) * side - 1) for i in at]
+  spans = [f'{a}' if a == b else f'{a} to {b}' for a, b in ends]
+  names = ('step',) if len(at) == 1 else ('row', 'column')
+  return ', '.join(f'{n} {span}' for n, span in zip(names, spans))
 
 
 def summary(found: Explanation) -> str:
@@ -316,6 +412,10 @@ def summary(found: Explanation) -> str:
     kind = f'± {found.stderr:.2f}, {found.passes} random masks'
   if any(g.size for g in found.guide_bits):
     kind += ', an upper bound'
+  if found.colour.lossy:
+    kind += ', of its rounded colours'
+  if found.dropped:
+    kind += f', {found.dropped} masked patches did not fit and were left out'
   return f'{found.total:.2f} bits ({kind}), {found.bits_per_dim:.4f} bits/dim'
 
 
@@ -325,14 +425,22 @@ def captions(found: Explanation) -> dict[str, str]:
     'image': 'the image',
     'bits': f'bits of each pixel; the brightest has {top:.2f}',
   }
+  names = colour.NAMES[found.colour.space]
   for c in range(found.bits.shape[-1]):
     x = found.bits[..., c]
+    name = f'channel {c}' + (f', {names[c]}' if names else '')
     out[f'bits_channel_{c}'] = (
-      f'channel {c}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
+      f'{name}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
     )
   for level in range(len(found.sides)):
     top = found.patches(level).max()
     out[f'bits_level_{level}'] = (
       f'patches of level {level}; the brightest has {top:.2f}'
     )
+  for level, guides in enumerate(found.guide_bits):
+    if guides.size:
+      out[f'guides_level_{level}'] = (
+        f'guiding pixels of level {level}: {guides.sum():.2f} bits; the '
+        f'brightest has {guides.max():.2f}'
+      )
   return out

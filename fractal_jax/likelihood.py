@@ -6,6 +6,8 @@ mask a sequence and pass: with n masked patches uniform on 1 .. L, the masked
 patches' nats times L / n have the right mean (section 4.2 of the paper, and
 model.md). Guiding pixels are functions of the pixels, so with them the sum of
 pixel and guide nats is an upper bound: it is called one wherever it is shown.
+With model.colour='ycbcr' the bits are those of the rounded colours, fewer than
+the image has: no likelihood of it, and said to be none.
 """
 
 import dataclasses
@@ -32,12 +34,15 @@ class Likelihood:
   passes: int
   exact: bool
   bound: bool
+  rounded: bool  # of colours that several values of the data share
   dropped: int  # masked patches that did not fit their buffers
 
   def __str__(self):
     kind = 'exact' if self.exact else f'{self.passes} passes'
     if self.bound:
       kind += ', upper bound'
+    if self.rounded:
+      kind += ', of rounded colours'
     return (
       f'{self.bits_per_dim:.4f} ± {self.stderr:.4f} ({self.images} images, '
       f'{kind})'
@@ -132,6 +137,7 @@ def evaluate(
     passes=passes,
     exact=exact,
     bound=any(s.guide for s in net.specs),
+    rounded=net.colour.lossy,
     dropped=dropped,
   )
 
@@ -233,7 +239,9 @@ def score_batch(net, parts, params, key, batch, labels, n, i, offset):
 
 def _score_images(net, params, images, labels, draws):
   """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
-  result = net.apply({'params': params}, images, labels, draws, train=False)
+  result = net.apply(
+    {'params': net.whole(params)}, images, labels, draws, train=False
+  )
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))
 
   def per_image(scores):

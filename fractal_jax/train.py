@@ -299,7 +299,7 @@ def loss_fn(config, net, mesh, params, batch, key):
 
   def one_group(images, labels, draws, dropout):
     out = net.apply(
-      {'params': params},
+      {'params': net.whole(params)},
       images,
       labels,
       draws,
@@ -344,6 +344,7 @@ def evaluate(config, net, state, mesh, step: int, writers):
 def report(found) -> str:
   """Validation bits/dim with its standard error."""
   bound = ' (upper bound)' if found.bound else ''
+  bound += ' (of rounded colours)' if found.rounded else ''
   bits, error = found.bits_per_dim, found.stderr
   return f'validation bits/dim: {bits:.3f} ± {error:.3f}{bound}'
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
 
 from fractal_jax.models import ar, contract, fractal, pixel
+from tests import tiny
 
 NO_DRAWS = contract.Draws(None, None)
 

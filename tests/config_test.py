@@ -4,6 +4,9 @@ import pytest
 
 from fractal_jax import config as config_lib
 
+SHARED = dict(
+  share=(0, 0, 2), widths=(512, 512, 128), depths=(8, 8, 3), heads=(8, 8, 4)
+)
 # One value that breaks a rule each: {key: value}, and words of the message.
 BAD = [
   # model: sizes and lists
@@ -49,6 +52,32 @@ BAD = [
   (dict(std=(0.5, 0.0, 0.5)), 'model.std', 'above 0'),
   (dict(channel_weights=(1.0, -1.0, 1.0)), 'model.channel_weights', '>= 0'),
   (dict(channel_weights=(0.0, 0.0, 0.0)), 'model.channel_weights', 'all 0'),
+  # model: colour, blocks that levels share
+  (dict(colour='lab'), "model.colour='lab'", 'ycbcr'),
+  (dict(colour='ycocg', rank=1), "model.colour='ycocg'", 'model.rank=2'),
+  (dict(colour='ycbcr', num_values=17), 'model.colour', 'num_values=256'),
+  (dict(channel_order=(0, 1)), 'model.channel_order=(0, 1)', '3 channels'),
+  (dict(channel_order=(0, 1, 1)), 'model.channel_order', 'once'),
+  (dict(share=(0, 0)), 'model.share=(0, 0)', 'each of the 3'),
+  (dict(share=(0, 2, 2)), 'model.share[1]=2', 'an earlier level'),
+  (dict(share=(0, 0, 1)), 'model.share[2]=1', 'blocks of its own'),
+  (dict(share=(0, 0, 2)), 'model.share[1]=0', 'equal model.widths'),
+  (
+    dict(share=(0, 1, 1), kinds=('mar', 'ar', 'pixel')),
+    'model.share[2]=1',
+    "'pixel' and 'ar' have different blocks",
+  ),
+  (
+    {**SHARED, 'optim.frozen': (1,)},
+    'optim.frozen names level 1',
+    'name level 0, too',
+  ),
+  (
+    {**SHARED, 'init_levels': (1,), 'init_from': 'x'},
+    'model.init_levels names level 1',
+    'name level 0, too',
+  ),
+  (dict(mask_law='cosine'), "model.mask_law='cosine'", 'normal or uniform'),
   # model: regularisation, computation, other checkpoints
   (dict(dropout=1.0), 'model.dropout=1.0', '[0, 1)'),
   (dict(label_dropout=-0.1), 'model.label_dropout=-0.1', '[0, 1)'),
@@ -134,6 +163,10 @@ def test_rule(values, key, words):
 
 GOOD = [
   dict(num_conds=(5, 3)),
+  dict(colour='ycbcr', channel_order=(1, 0, 2)),
+  {**SHARED, 'optim.frozen': (0,)},
+  {**SHARED, 'optim.frozen': (0, 1)},
+  dict(mask_law='uniform'),
   dict(num_conds=1, kinds=('mar', 'ar', 'pixel')),
   dict(depths=(32, 8, 0)),
   dict(sizes=(12, 6, 1), rank=1),

@@ -11,11 +11,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 
 import fractal_jax
 from fractal_jax import convert
 from fractal_jax.models import fractal
+from tests import tiny
 
 AR, MAR = ('ar', 'ar', 'pixel'), ('mar', 'mar', 'pixel')
 MAR4 = ('mar', 'mar', 'mar', 'pixel')

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from configs_test import load
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.special import ndtr
 from fractal_jax import config as config_lib
 from fractal_jax import cost
 from fractal_jax.models import contract, fractal
+from tests.configs_test import load
 
 PARAMS = {
   'fractalar_in64': 442_068_224,

@@ -1,5 +1,9 @@
 """Editing: known values stay, masks of any shape, and the API around it."""
 
+import dataclasses
+import functools
+import itertools
+
 import jax
 import numpy as np
 from PIL import Image
@@ -7,6 +11,7 @@ import pytest
 
 from fractal_jax import api, edit, sample, sharding
 from fractal_jax import config as config_lib
+from fractal_jax.models import mar, pixel
 from fractal_jax.models.contract import Draws, Given, Sampling
 from tests import tiny
 
@@ -37,15 +42,17 @@ def random_masks(n, shape, seed=0):
 @pytest.mark.parametrize('kinds', KINDS)
 def test_known_values_are_kept_and_the_rest_is_drawn(kinds, guidance):
   m = build(kinds, guide='mar' in kinds)
-  images = tiny.images(m.net, 8).astype(np.uint8)
-  masks = random_masks(8, images.shape[1:])
-  assert not masks[0].any() and masks[-1].all()
-  out = m.edit(images, masks, [0, 1, 2, -1] * 2, num=2, guidance=guidance)
-  assert out.shape == (8, 2) + images.shape[1:] and out.dtype == np.uint8
-  for i in range(2):
-    np.testing.assert_array_equal(out[:, i][~masks], images[~masks])
-  assert (out[:, 0][masks] != out[:, 1][masks]).any()
-  assert (out[:, 0][masks] != images[masks]).any()
+  for seed in range(8):
+    images = tiny.images(m.net, 8, seed).astype(np.uint8)
+    masks = random_masks(8, images.shape[1:], seed)
+    assert not masks[0].any() and masks[-1].all()
+    how = {'labels': [0, 1, 2, -1] * 2, 'guidance': guidance, 'seed': seed}
+    out = m.edit(images, masks, num=2, **how)
+    assert out.shape == (8, 2) + images.shape[1:] and out.dtype == np.uint8
+    for i in range(2):
+      np.testing.assert_array_equal(out[:, i][~masks], images[~masks])
+    assert (out[:, 0][masks] != out[:, 1][masks]).any()
+    assert (out[:, 0][masks] != images[masks]).any()
   # What is drawn where nothing is known is what `sample` draws.
   free = m.edit(images, np.ones_like(masks), 1, guidance=guidance)[:, 0]
   np.testing.assert_array_equal(free, m.sample([1] * 8, guidance=guidance))
@@ -53,17 +60,93 @@ def test_known_values_are_kept_and_the_rest_is_drawn(kinds, guidance):
   np.testing.assert_array_equal(whole, images)
 
 
+def test_guides_are_means_that_the_known_values_allow():
+  spec = build(('ar', 'mar', 'pixel'), guide=True).net.specs[1]
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    square = rng.integers(0, 5, (1, 2, 2, 2), np.int32)
+    known = rng.random((1, 2, 2, 2)) < 0.6
+    every = np.array(list(itertools.product(range(5), repeat=4)))
+    every = np.where(
+      known.reshape(4, 2), square.reshape(4, 2), every[:, :, None]
+    )
+    means = np.round(every.mean(1))  # [5^4, C]: of all that it may become
+    least, most = mar.possible_means(Given(square, known), spec)
+    np.testing.assert_array_equal(least[0], means.min(0))
+    np.testing.assert_array_equal(most[0], means.max(0))
+  least, most = mar.possible_means(Given(square, known | True), spec)
+  np.testing.assert_array_equal(least[0], np.round(square[0].mean((0, 1))))
+  np.testing.assert_array_equal(most, least)
+
+
+def test_guides_are_drawn_within_bounds():
+  """By the network's own distribution, given that they lie there."""
+  m = build(('ar', 'mar', 'pixel'), guide=True, spread=0.5)
+  guide = pixel.PixelLevel(pixel.guide_spec(m.net.specs[1]))
+  conds = np.ones((2, 1000, 1, 16), np.float32)
+  conds[1] = -1
+  params, keys = m.params['level_1']['guide'], tiny.keys(1000)
+  flat = Sampling(temperature=0.03)
+
+  @functools.partial(tiny.jit, static_argnames='free')
+  def draw(bounds, free=False):
+    return guide.generate(
+      params, conds, keys, 1.0, flat, bounds=None if free else bounds
+    ).values.reshape(1000, 2)
+
+  both = lambda *ends: tuple(np.full((1000, 2), x) for x in ends)
+  free, inside = draw(both(0, 4), free=True), draw(both(1, 3))
+  np.testing.assert_array_equal(free, draw(both(0, 4)))
+  assert free.min() == 0 and free.max() == 4
+  assert inside.min() == 1 and inside.max() == 3
+  share = lambda x: np.bincount(x[(x >= 1) & (x <= 3)], minlength=5)
+  wanted = share(free[:, 0]) / share(free[:, 0]).sum()
+  found = share(inside[:, 0]) / 1000
+  np.testing.assert_allclose(found, wanted, atol=5 * 0.7 / np.sqrt(500))
+  np.testing.assert_array_equal(draw(both(2, 2)), both(2)[0])
+
+
+def test_a_level_is_told_the_true_mean_of_known_channels():
+  """Whatever its guide would rather draw of them."""
+  m = build(('ar', 'mar', 'pixel'), guide=True, spread=0.5)
+
+  def rather(value):
+    bias = m.params['level_1']['guide']['logit_bias']
+    own = m.params['level_1'] | {
+      'guide': m.params['level_1']['guide']
+      | {'logit_bias': bias.at[0, value].add(100.0)}
+    }
+    return dataclasses.replace(m, params=m.params | {'level_1': own})
+
+  images = tiny.images(m.net, 8)
+  second = np.ones(images.shape, bool)
+  second[..., 0] = False
+  for mask, differs in ((second, False), (second | True, True)):
+    low, high = (rather(x).edit(images, mask, num=2) for x in (0, 4))
+    assert (low != high).any() == differs
+
+
 def test_a_new_mask_and_image_do_not_compile_again():
-  m = build(('mar', 'pixel'), (4, 1))
-  images = tiny.images(m.net, 2)
-  m.edit(images, random_masks(2, images.shape[1:]))
-  before = sample.generate_batch._cache_size()
-  m.edit(images + 0, random_masks(2, images.shape[1:], seed=1), seed=4)
-  m.edit(images[:, ::-1], np.ones((4, 4), bool), 2)
-  assert sample.generate_batch._cache_size() == before
+  m = build(('mar', 'ar', 'pixel'), guide=True)
+  images = tiny.images(m.net, 8)
+  masks = random_masks(8, images.shape[1:])
+  m.edit(images, masks)
+  compiled = []
+  count = lambda name, _, **__: compiled.append(name)
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    m.edit(images + 0, random_masks(8, images.shape[1:], seed=1), seed=4)
+    m.edit(images[:, ::-1], np.ones((4, 4), bool), 2)
+    m.edit(images, masks[..., :1], temperature=1.5)
+    assert not [name for name in compiled if 'compile' in name]
+    jax.jit(lambda x: x + 1)(np.ones(7))  # does it count?
+    assert [name for name in compiled if 'compile' in name]
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_edits_are_the_same_on_any_mesh():
+  """Five images, padded to eight; a mask that cuts through patches."""
   c = config_lib.default()
   c.mesh.update(data=4, fsdp=2)
   one = build(('mar', 'pixel'), (4, 1))
@@ -113,7 +196,8 @@ def test_partly_known_patches_condition_their_other_values():
 def test_log_prob_of_a_completion_by_the_chain_rule():
   """log p(lower | upper) = log p(image) - log p(upper): ar, raster order.
 
-  p(upper) is a sum over all lower halves; the conditional is counted in edits.
+  p(upper) is a sum over all lower halves; the conditional is counted in edits,
+  and computed from the bits of each value.
   """
   m = build(('ar', 'pixel'), (2, 1), channels=1, num_values=3, spread=0.5)
   every = tiny.all_images(m.net)
@@ -127,6 +211,11 @@ def test_log_prob_of_a_completion_by_the_chain_rule():
   counts = [(drawn == x).all((1, 2, 3)).mean() for x in every[upper]]
   assert np.isclose(sum(counts), 1)
   np.testing.assert_allclose(counts, conditional, atol=5 * 0.5 / np.sqrt(4000))
+  # By the chain rule: the bits of the lower values alone.
+  bits = m.explain(every[40], 1).bits[1:].sum()
+  np.testing.assert_allclose(
+    -bits * np.log(2), np.log(p[40]) - np.log(p[upper].sum()), rtol=1e-5
+  )
 
 
 def test_candidates_are_likelier():
@@ -173,8 +262,12 @@ def test_masks_made_for_you():
   box = edit.make_mask('inpaint', model, box=(1, 2, 3, 4))
   assert box[1:4, 2:6].all() and box.sum() == 12
   assert edit.make_mask('inpaint', model).sum() == 16
+  np.testing.assert_array_equal(
+    edit.make_mask('class', model), edit.make_mask('inpaint', model)
+  )
   out = edit.make_mask('outpaint', model, margin=3)
   assert not out[3:5, 3:5].any() and out.sum() == 60
+  np.testing.assert_array_equal(out, edit.make_mask('uncrop', model, margin=3))
   series = tiny.model(('ar', 'pixel'), (8, 1), rank=1)
   assert edit.make_mask('inpaint', series, box=(1, 3)).sum() == 3
   for how in ({'box': (1, 2, 3, 7)}, {'box': (1, 2)}):
@@ -223,6 +316,8 @@ def test_files_are_read_as_they_were_written(tmp_path):
     ({'mask': np.full((4, 4), 7)}, 'must be bool'),
     ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
     ({'labels': [0, 1]}, '2 labels for 1 images'),
+    ({'num': 0}, 'num=0 must be at least 1'),
+    ({'candidates': -1}, 'candidates=-1 must be at least 1'),
   ],
 )
 def test_bad_requests_are_refused_in_words(change, words):

@@ -2,10 +2,13 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax import explain
+from fractal_jax import config as config_lib
+from fractal_jax import explain, sharding
+from fractal_jax.models.contract import Draws
 from tests import tiny
 from tests.edit_test import build
 
@@ -18,7 +21,7 @@ def test_the_map_of_an_ar_model_is_exact():
   assert found.bits.shape == (4, 4, 2)
   wanted = -m.log_prob(image[None], 1)[0] / np.log(2)
   np.testing.assert_allclose(found.bits.sum(), wanted, rtol=1e-5)
-  assert found.total == found.bits.sum()
+  assert found.total == found.bits.sum() and not found.errors(0).any()
   # A value's bits are its own: they depend on it and on values before it.
   other = image.copy()
   other[2, 1, 0] = (other[2, 1, 0] + 1) % 5
@@ -41,8 +44,8 @@ def test_the_map_of_a_masked_model_is_its_likelihood(guide):
   """Within 4 standard errors of the likelihood's own estimate."""
   m = build(('mar', 'mar', 'pixel'), guide=guide)
   image = tiny.images(m.net, 1)[0]
-  found = m.explain(image, passes=512)
-  nats = np.stack([-m.log_prob(image[None], passes=512, seed=1)])
+  found = m.explain(image, passes=128)
+  nats = np.stack([-m.log_prob(image[None], passes=128, seed=1)])
   assert not found.exact and found.stderr > 0
   error = np.sqrt(2) * found.stderr
   assert abs(found.total - nats.mean() / np.log(2)) < 4 * error
@@ -53,6 +56,46 @@ def test_the_map_of_a_masked_model_is_its_likelihood(guide):
   ]
   assert (found.shares[1] > 0) == guide
   assert ('upper bound' in explain.summary(found)) == guide
+
+
+def test_the_map_is_the_mean_over_all_orders():
+  """Two patches, so two orders: each is drawn first, or after the other."""
+  m = build(('mar', 'pixel'), (2, 1), rank=1, channels=1, spread=0.5)
+  image = tiny.images(m.net, 1)[0]
+
+  def bits(*mask):
+    draws, label = Draws(None, None), -np.ones(1, np.int32)
+    score = lambda: m.net.apply(
+      {'params': m.params},
+      jnp.asarray(image[None]),
+      label,
+      draws,
+      [np.array([mask])],
+      train=False,
+    )
+    return np.asarray(tiny.jit(score)().pixels.nats)[:, 0] / np.log(2)
+
+  first, second = bits(True, True)
+  wanted = [
+    (first + bits(True, False)[0]) / 2,
+    (second + bits(False, True)[0]) / 2,
+  ]
+  found = m.explain(image, passes=128)
+  assert found.dropped == 0 and (found.errors(0) > 0).all()
+  assert (abs(found.bits[:, 0] - wanted) < 4 * found.errors(0)).all()
+
+
+def test_the_map_is_the_same_on_any_mesh_and_in_any_batches():
+  c = config_lib.default()
+  c.mesh.update(data=4, fsdp=2)
+  one = build(('mar', 'mar', 'pixel'))
+  eight = build(('mar', 'mar', 'pixel'), mesh=sharding.make_mesh(c))
+  image = tiny.images(one.net, 1)[0]
+  found = one.explain(image, 1, passes=10, batch=4)
+  again = eight.explain(image, 1, passes=10)
+  np.testing.assert_allclose(found.each, again.each, rtol=1e-5, atol=1e-6)
+  worth = lambda x: [c.worth for c in x.conditions]
+  np.testing.assert_allclose(worth(found), worth(again), atol=1e-4)
 
 
 def test_conditions_are_dropped_one_at_a_time():
@@ -82,7 +125,7 @@ def test_places_of_a_series():
 
 
 def test_the_report_is_one_page_with_all_pictures(tmp_path):
-  m = build(('mar', 'mar', 'pixel'))
+  m = build(('mar', 'mar', 'pixel'), guide=True)
   image = tiny.images(m.net, 1)[0]
   found = m.explain(image, 1, passes=4)
   paths = explain.write(found, image, m.config.model, str(tmp_path / 'a'))
@@ -90,5 +133,12 @@ def test_the_report_is_one_page_with_all_pictures(tmp_path):
   assert len(re.findall('src="data:image/png;base64,', page)) == len(paths) - 1
   assert 'http' not in page and '<script' not in page
   assert explain.summary(found) in page
-  for name in ('image', 'bits', 'bits_channel_1', 'bits_level_0'):
+  shots = ('image', 'bits', 'bits_channel_1', 'bits_level_0', 'guides_level_1')
+  for name in shots:
     assert (tmp_path / 'a' / f'{name}.png').exists()
+  # The maps' sum is what is reported, to the last digit shown.
+  total = np.load(tmp_path / 'a' / 'bits.npy').sum() + found.guide_bits[1].sum()
+  assert re.findall(r'<h1>(\S+) bits', page) == [f'{total:.2f}']
+  (place, bits), *_ = found.ranked(0)
+  rows = f'row {2 * place[0]} to {2 * place[0] + 1}'
+  assert f'{rows}, column' in page and f'{bits:.2f} ± ' in page

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from fractal_jax.models import contract, fractal
+from tests import tiny
 
 NO_DRAWS = contract.Draws(None, None)
 MIXED = dict(

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from fractal_jax import config as config_lib
 from fractal_jax import convert
 from fractal_jax.models import contract, fractal
+from tests import tiny
 
 FOLDER = pathlib.Path(
   os.environ.get('FRACTAL_GOLDENS', '')

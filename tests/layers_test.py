@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from fractal_jax.models import layers
+from tests import tiny
 
 FIELDS = dict(
   width=16, heads=2, causal=True, dropout=0.0, dtype=jnp.dtype('float32')

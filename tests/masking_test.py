@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
 
 from fractal_jax.models import contract, fractal, masking
+from tests import tiny
 
 
 def spec(level=0, **changes):
@@ -37,6 +37,15 @@ def test_training_counts_follow_the_truncated_normal(mean, std):
     np.testing.assert_allclose(share, want, atol=2e-4)
     # The mean ratio that the truncated normal has, rounded up to patches.
     assert 0 < n.mean() / 16 - law.mean() < 1 / 16
+
+
+def test_training_counts_can_be_uniform():
+  s, u = spec(mask_law='uniform'), middle(1600)
+  n = masking.counts(u, s, 'train', np)
+  np.testing.assert_array_equal(np.bincount(n), [0] + 16 * [100])
+  assert masking.capacity(s, 'train', 64, 64) < masking.capacity(
+    spec(), 'train', 64, 64
+  )
 
 
 def test_likelihood_counts_are_uniform():

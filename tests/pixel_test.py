@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-import tiny
 
 from fractal_jax.models import contract, pixel
+from tests import tiny
 
 
 def level(channels=1, **changes):

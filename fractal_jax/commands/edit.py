@@ -11,13 +11,18 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  from fractal_jax import edit
+
   common.image_flags()
   flags.DEFINE_string('mask', None, 'White (or True, in a .npy): generate.')
   flags.DEFINE_enum(
-    'mode', None, ['inpaint', 'outpaint', 'lower'], 'A mask made for you.'
+    'mode',
+    None,
+    edit.MODES,
+    'A mask made for you. class: a box or --mask, drawn as another --label.',
   )
-  flags.DEFINE_list('box', None, 'Of inpaint: top,left,height,width.')
-  flags.DEFINE_integer('margin', None, 'Of outpaint, in pixels.')
+  flags.DEFINE_list('box', None, 'Of inpaint, class: top,left,height,width.')
+  flags.DEFINE_integer('margin', None, 'Of outpaint or uncrop, in pixels.')
   flags.DEFINE_integer('num', 8, 'Completions.')
   flags.DEFINE_integer('candidates', 1, 'Draws of which the likeliest is kept.')
   flags.DEFINE_integer('batch', None, 'Images at a time.')
@@ -35,12 +40,11 @@ def run():
   for name, least in (('num', 1), ('candidates', 1), ('batch', 1)):
     common.at_least(name, least)
   edit.check_out(FLAGS.out, '.png', '.npy')
-  if bool(FLAGS.mask) == bool(FLAGS.mode):
-    raise common.UsageError(
-      'give --mask=FILE, or --mode to have one made: one of them'
-    )
+  check_mask_flags()
   config = common.load_config()
   image, label = common.the_image(config)
+  if FLAGS.mode == 'class' and label is None:
+    raise common.UsageError('--mode=class needs --label: the class to draw')
   if FLAGS.mask:
     mask = edit.read_mask(FLAGS.mask, config.model)
   else:
@@ -84,3 +88,23 @@ def run():
     shown = sample.pictures(shown, config.model)
     sample.save(sample.grid(shown), FLAGS.out)
   common.say(f'{FLAGS.num} completions: {os.path.abspath(FLAGS.out)}')
+
+
+def check_mask_flags():
+  """One mask, and no flag that would go unused."""
+  if not (FLAGS.mask or FLAGS.mode):
+    raise common.UsageError('give --mask=FILE, or --mode to have one made')
+  if FLAGS.mask and FLAGS.mode not in (None, 'class'):
+    raise common.UsageError(
+      f'--mode={FLAGS.mode} makes a mask: give it or --mask, not both'
+    )
+  for name, modes in (
+    ('box', ('inpaint', 'class')),
+    ('margin', ('outpaint', 'uncrop')),
+  ):
+    if FLAGS[name].value is not None and (
+      FLAGS.mask or FLAGS.mode not in modes
+    ):
+      raise common.UsageError(
+        f'--{name} goes with --mode={" or ".join(modes)}, and no --mask'
+      )

@@ -29,6 +29,9 @@ def run():
     return
   common.say(explain.summary(found))
   for c in found.conditions:
-    common.say(f'  level {c.level} without {c.name}: {c.worth:+.2f} bits')
+    error = '' if found.exact else f' ± {c.stderr:.2f}'
+    common.say(
+      f'  level {c.level} without {c.name}: {c.worth:+.2f}{error} bits'
+    )
   paths = explain.write(found, image, config.model, FLAGS.out)
   common.say(f'report: {os.path.abspath(paths[-1])}')

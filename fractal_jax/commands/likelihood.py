@@ -52,5 +52,11 @@ def run():
       'log-likelihood: (pixel nats + guide nats) / values. The published '
       'number is the sum of the two mean losses, and no likelihood.'
     )
+  if found.rounded:
+    common.say(
+      "These are bits of the images' YCbCr colours (model.colour), to which "
+      'several RGB values are rounded each: no likelihood of the images, and '
+      'not to be compared with those of RGB models.'
+    )
   if found.dropped:
     common.say(f'{found.dropped} masked patches did not fit and were left out.')

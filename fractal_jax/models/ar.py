@@ -28,6 +28,8 @@ class ARLevel(nn.Module):
 
   spec: Spec
 
+  BLOCK = layers.LlamaBlock
+
   @staticmethod
   def emits(rank: int) -> int:
     """Conditions that it can give to the level below."""
@@ -62,7 +64,7 @@ class ARLevel(nn.Module):
     )
     self.norm_in = layers.layer_norm(s.dtype)
     self.blocks = layers.stack(
-      layers.LlamaBlock, self.block_fields(), s.depth, s.remat, s.unroll
+      self.BLOCK, self.block_fields(), s.depth, s.remat, s.unroll
     )
     self.norm_out = layers.layer_norm(s.dtype)
 

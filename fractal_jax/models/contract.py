@@ -40,11 +40,13 @@ class Spec:
   out_conds: int  # conditions given to the level below
   # structure
   kind: str
+  shares: int  # the level whose blocks it uses: its own index, or a lower one
   guide: bool
   mean: tuple[float, ...]  # of v / (values - 1), per channel
   std: tuple[float, ...]
   # regularisation
   dropout: float
+  mask_law: str
   mask_mean: float
   mask_std: float
   # computation

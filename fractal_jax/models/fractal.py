@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
-from fractal_jax.models import ar, contract, layers, mar, pixel
+from fractal_jax.models import (
+  ar,
+  colour,
+  contract,
+  layers,
+  mar,
+  masking,
+  pixel,
+  shared,
+)
+from fractal_jax.models.colour import Colour
 from fractal_jax.models.contract import (
   Array,
   Drawn,
@@ -47,6 +57,7 @@ class Fractal(nn.Module):
   specs: tuple[Spec, ...]  # outermost first; the last is the pixel level
   classes: int
   label_dropout: float
+  colour: Colour = Colour()
 
   def setup(self):
     self.labels = Labels(self.classes, self.specs[0].width)
@@ -90,7 +101,8 @@ class Fractal(nn.Module):
     """Scores images: the negative log-likelihoods of their values.
 
     Args:
-      images: [B, S, (S,) C], values 0 .. V - 1.
+      images: [B, S, (S,) C], values 0 .. V - 1 (of RGB, whatever the colour
+        space of the model).
       labels: [B], -1 for "no class".
       draws: the random draws of masked levels, and of dropped labels.
       masks: masks to use in place of random ones, one entry a level (None at
@@ -101,30 +113,41 @@ class Fractal(nn.Module):
 
     Returns:
       A Result. For ar levels all values are scored; masked levels score those
-      of masked patches.
+      of masked patches. Channels are those of the colour space, in its order.
     """
-    rows = self.rows(images, labels, draws, train)
+    rows = self.rows(self.colour.encode(images), labels, draws, train)
     guides, dropped = [], jnp.zeros((), jnp.int32)
     for i, level in enumerate(self.levels[:-1]):
       mask = None if masks is None else masks[i]
       rows, guide, lost = level(rows, draws, mask, train=train)
       if keep is not None:
         rows = rows.replace(conds=rows.conds * keep[i][:, None])
-      guides += [] if guide is None else [guide]
+      guides += [] if guide is None else [self.named(guide)]
       dropped += lost
     values = rows.squares.reshape(len(rows.squares), -1)  # [N, C]
     nats = self.levels[-1](rows.conds, values, train=train)
     pixels = Scores(nats, rows.weight, rows.image, rows.site)
-    return Result(pixels, tuple(guides), dropped)
+    return Result(self.named(pixels), tuple(guides), dropped)
+
+  @nn.nowrap
+  def named(self, scores: Scores) -> Scores:
+    """Scores with channels as they are named, not as they are predicted."""
+    return scores.replace(nats=self.colour.unordered(scores.nats))
 
   def pixel_logits(self, images, labels, draws, masks=None) -> Array:
     """Logits [N, C, V] of the pixels that reach the pixel level."""
-    rows = self.rows(images, labels, draws, False)
+    rows = self.rows(self.colour.encode(images), labels, draws, False)
     for i, level in enumerate(self.levels[:-1]):
       mask = None if masks is None else masks[i]
       rows, _, _ = level(rows, draws, mask, train=False)
     values = rows.squares.reshape(len(rows.squares), -1)
-    return self.levels[-1].logits(rows.conds, values)
+    logits = self.levels[-1].logits(rows.conds, values)
+    return self.colour.unordered(logits, 1)
+
+  @nn.nowrap
+  def whole(self, params: dict) -> dict:
+    """Parameters as `apply` reads them: every level with its blocks."""
+    return shared.whole(params, self.specs)
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
@@ -161,6 +184,7 @@ class Fractal(nn.Module):
     self, params, labels, keys, sampling, *, guided, orders=None, given=None
   ) -> Loop:
     """Level 0's steps of `generate`, of which one can run some at a time."""
+    params = self.whole(params)
     levels = [
       level(spec, parent=None)
       for level, spec in zip(self.level_classes(), self.specs)
@@ -193,10 +217,11 @@ class Fractal(nn.Module):
     streams = [labels, jnp.full_like(labels, -1)] if guided else [labels]
     conds = embed.apply({'params': params['labels']}, jnp.stack(streams))
     conds = jnp.repeat(conds[:, :, None], self.specs[0].num_conds, 2)
-    whole = loop(0, conds, keys, sampling.guidance, given)
+    known = None if given is None else self.colour.encode_given(given)
+    whole = loop(0, conds, keys, sampling.guidance, known)
 
     def drawn(state):
-      found = whole.drawn(state)
+      found = self.colour.decode_drawn(whole.drawn(state), given)
       if sampling.record and given is not None:  # there before the first draw
         found = found.replace(when=jnp.where(given.known, -1, found.when))
       return found
@@ -228,7 +253,9 @@ class Labels(nn.Module):
 
 def from_config(model) -> Fractal:
   """The model of a config's section `model`."""
-  return Fractal(specs(model), model.classes, model.label_dropout)
+  return Fractal(
+    specs(model), model.classes, model.label_dropout, colour.from_config(model)
+  )
 
 
 def init(net: Fractal, key):
@@ -238,12 +265,14 @@ def init(net: Fractal, key):
   images = jnp.zeros((1,) + side + (spec.channels,), jnp.int32)
   draws = Draws(jax.random.split(key, 1), jnp.zeros(1))
   labels = jnp.zeros(1, jnp.int32)
-  return net.init(key, images, labels, draws, train=False)['params']
+  params = net.init(key, images, labels, draws, train=False)['params']
+  return shared.once(params, net.specs)
 
 
 def specs(model) -> tuple[Spec, ...]:
   """The levels of a config's section `model`, outermost first."""
   last = len(model.sizes) - 1
+  order = tuple(model.channel_order) or range(model.channels)
   out = []
   offered = None  # conditions that the level above can give
   for i, kind in enumerate(model.kinds):
@@ -269,10 +298,12 @@ def specs(model) -> tuple[Spec, ...]:
         num_conds=takes,
         out_conds=0,
         kind=kind,
+        shares=shared.owners(model)[i],
         guide=bool(model.guide and kind == 'mar' and i > 0),
-        mean=tuple(model.mean),
-        std=tuple(model.std),
+        mean=tuple(model.mean[c] for c in order),
+        std=tuple(model.std[c] for c in order),
         dropout=model.dropout,
+        mask_law=model.mask_law,
         mask_mean=model.mask_mean,
         mask_std=model.mask_std,
         dtype=jnp.dtype(model.dtype),
@@ -381,6 +412,10 @@ def problems(model) -> list[str]:
   )
   for name in ('dropout', 'label_dropout'):
     rule(0 <= model[name] < 1, f'model.{name}={model[name]} must be in [0, 1)')
+  rule(
+    model.mask_law in masking.LAWS,
+    f"model.mask_law='{model.mask_law}' must be {' or '.join(masking.LAWS)}",
+  )
   rule(model.mask_std > 0, f'model.mask_std={model.mask_std} must be above 0')
   dtypes = ('float32', 'bfloat16', 'float16')
   rule(
@@ -401,6 +436,10 @@ def problems(model) -> list[str]:
     bool(model.init_from) == bool(model.init_levels),
     'model.init_from and model.init_levels go together: set both or neither',
   )
+  out += colour.problems(model)
+  if shapes:
+    blocks = [KINDS[kind].BLOCK for kind in model.kinds[:-1]]
+    out += shared.problems(model, [*blocks, pixel.PixelLevel.BLOCK])
   if not out:
     for spec in specs(model)[:-1]:
       out += KINDS[spec.kind].problems(spec)

@@ -18,6 +18,7 @@ from fractal_jax.models import contract, layers, masking, pixel
 from fractal_jax.models.contract import (
   Array,
   Draws,
+  Given,
   Loop,
   Rows,
   Sampling,
@@ -32,6 +33,20 @@ OFFSETS = {
 }
 # What an image's key is folded with for draws that are not masks.
 NOISE, OVERFLOW = 1 << 20, 1 << 21
+
+
+def mean_colour(squares: Array, spec: Spec) -> Array:
+  """The mean of squares [N, s, (s,) C] over their pixels, [N, C]."""
+  return squares.astype(jnp.float32).mean(tuple(range(1, spec.rank + 1)))
+
+
+def possible_means(given: Given, spec: Spec) -> tuple[Array, Array]:
+  """The least and the largest guide, [N, C] int32, of partly known squares."""
+  ends = (
+    mean_colour(jnp.where(given.known, given.values, unknown), spec)
+    for unknown in (0, spec.values - 1)
+  )
+  return tuple(jnp.round(x).astype(jnp.int32) for x in ends)
 
 
 def block_fields(spec: Spec) -> dict:
@@ -49,6 +64,8 @@ class MARLevel(nn.Module):
   """A masked level."""
 
   spec: Spec
+
+  BLOCK = layers.ViTBlock
 
   @staticmethod
   def emits(rank: int) -> int:
@@ -149,7 +166,7 @@ class MARLevel(nn.Module):
 
     guide = scores = None
     if s.guide:
-      guide, target = self.mean_colour(rows, draws, train)
+      guide, target = self.guide_target(rows, draws, train)
       nats = self.guide(rows.conds, target, train=train)
       scores = Scores(nats, rows.weight, rows.image, rows.site)
     outputs = self.outputs(patches, mask, rows.conds, guide, train=train)
@@ -169,12 +186,10 @@ class MARLevel(nn.Module):
     )
     return below, scores, dropped
 
-  def mean_colour(self, rows: Rows, draws: Draws, train: bool):
+  def guide_target(self, rows: Rows, draws: Draws, train: bool):
     """What the guide is told, and what it predicts: [N, C], [N, C] int."""
     s = self.spec
-    axes = tuple(range(1, s.rank + 1))
-    mean = rows.squares.astype(jnp.float32).mean(axes)
-    noisy = mean
+    mean = noisy = mean_colour(rows.squares, s)
     if train and draws.keys is not None:
       # So that means of exactly n + 1/2 go either way.
       keys = contract.fold(draws.keys[rows.image], rows.site + NOISE)
@@ -256,7 +271,8 @@ class MARLevel(nn.Module):
     level = self.clone(spec=generating)
     streams, n = conds.shape[:2]
     linear = s.index == 0 and sampling.schedule == 'linear'
-    # A guide draws its colour first, for the square as a whole.
+    # A guide draws its colour first, for the square as a whole: one that the
+    # known values allow, so the true one where all of them are known.
     guide = None
     if s.guide:
       guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
@@ -265,6 +281,7 @@ class MARLevel(nn.Module):
         contract.fold(keys, jnp.asarray(NOISE)),
         guidance,
         sampling.replace(record=False),
+        bounds=None if given is None else possible_means(given, s),
       )
       guide = guide.values.reshape(n, s.channels)
     conds = conds.reshape((streams * n,) + conds.shape[2:])

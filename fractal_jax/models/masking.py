@@ -22,6 +22,7 @@ from fractal_jax.models.contract import Array, Draws, Rows, Spec
 # 2^32 divided by the golden ratio: i times this, modulo 2^32, fills the
 # circle evenly for every i, and so does every run of consecutive i.
 GOLDEN = 2654435769
+LAWS = ('normal', 'uniform')  # of model.mask_law
 
 
 def strata(shift: Array, index: Array) -> Array:
@@ -34,11 +35,11 @@ def counts(u, spec: Spec, law: str, xp=jnp):
   """Masked patches of sequences whose strata are u in [0, 1).
 
   law 'train': ceil(ratio L) with ratio from the normal distribution
-  (mask_mean, mask_std) truncated to [0, 1]. law 'uniform': uniform on 1 .. L,
-  which makes likelihoods unbiased.
+  (mask_mean, mask_std) truncated to [0, 1], or as mask_law says. law 'uniform':
+  uniform on 1 .. L, which makes likelihoods unbiased.
   """
   special = scipy.special if xp is np else jax.scipy.special
-  if law == 'uniform':
+  if 'uniform' in (law, spec.mask_law):
     return 1 + xp.floor(u * spec.length).astype(xp.int32)
   mean, std = spec.mask_mean, spec.mask_std
   low, high = scipy.special.ndtr([-mean / std, (1 - mean) / std])

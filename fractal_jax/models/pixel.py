@@ -22,6 +22,8 @@ class PixelLevel(nn.Module):
 
   spec: Spec
 
+  BLOCK = layers.ViTBlock
+
   def setup(self):
     s = self.spec
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
@@ -99,6 +101,7 @@ class PixelLevel(nn.Module):
     guidance,
     sampling: Sampling,
     given: Given | None = None,
+    bounds: tuple[Array, Array] | None = None,
   ) -> Drawn:
     """Draws pixels, channel by channel, with cached keys and values.
 
@@ -109,6 +112,7 @@ class PixelLevel(nn.Module):
       guidance: scalar; not used where G = 1.
       sampling: temperature, filter threshold.
       given: values that are known, of squares of side 1.
+      bounds: the least and the largest value that may be drawn, [N, C] each.
 
     Returns:
       Squares of side 1: values [N, 1, (1,) C].
@@ -128,18 +132,20 @@ class PixelLevel(nn.Module):
 
     def channel(carry, step):
       x, cache = carry
-      k, uniform, given = step
+      k, uniform, given, bounds = step
       if s.depth:
         x, cache = layers.step_stack(block, params['blocks'], x, cache, k, None)
       logits = call('head', x, k).reshape(streams, n, s.values)
-      values = draw(logits, uniform, guidance, sampling)  # [N]
+      values = draw(logits, uniform, guidance, sampling, bounds)  # [N]
       if given is not None:
         values = jnp.where(given.known, given.values, values)
       x = jnp.tile(call('next', k, values), (streams, 1, 1))
       return (x, cache), values
 
-    given = jax.tree.map(lambda x: x.reshape(n, s.channels).T, given)
-    steps = (jnp.arange(s.channels), uniforms.T, given)
+    given, bounds = jax.tree.map(
+      lambda x: x.reshape(n, s.channels).T, (given, bounds)
+    )
+    steps = (jnp.arange(s.channels), uniforms.T, given, bounds)
     _, values = jax.lax.scan(channel, (first, cache), steps)  # [C, N]
     shape = (n,) + (1,) * s.rank + (s.channels,)
     values = values.T.reshape(shape)
@@ -202,9 +208,17 @@ def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
   return uncond + guidance * (cond - uncond)
 
 
-def draw(logits: Array, uniform: Array, guidance, sampling: Sampling) -> Array:
-  """Values [N], int32, from logits [G, N, V] by inverting the distribution."""
+def draw(logits, uniform, guidance, sampling: Sampling, bounds=None) -> Array:
+  """Values [N], int32, from logits [G, N, V] by inverting the distribution.
+
+  With bounds, the least and the largest value [N], from what the distribution
+  is given that the value lies between.
+  """
   logits = guided_logits(logits, guidance, sampling)
+  if bounds is not None:
+    least, most = (x[:, None] for x in bounds)
+    value = jnp.arange(logits.shape[-1])
+    logits = jnp.where((value >= least) & (value <= most), logits, -jnp.inf)
   if sampling.greedy:
     return logits.argmax(-1).astype(jnp.int32)
   cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)

@@ -1,0 +1,56 @@
+"""The tour runs top to bottom, and is stored without outputs."""
+
+import base64
+import io
+import pathlib
+import re
+
+import nbclient
+import nbformat
+from PIL import Image
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+FLAGS = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true '
+  '--xla_cpu_use_fusion_emitters=false'
+)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
+def test_no_outputs_are_committed(path):
+  notebook = nbformat.read(path, 4)
+  nbformat.validate(notebook)
+  cells = [c for c in notebook.cells if c.cell_type == 'code']
+  assert cells
+  for cell in cells:
+    assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_the_tour_runs_top_to_bottom(tmp_path, monkeypatch):
+  """After a few steps of training: what it draws then is noise."""
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  monkeypatch.setenv('XLA_FLAGS', FLAGS)
+  monkeypatch.setenv('TOUR_STEPS', '4')
+  monkeypatch.setenv('TOUR_WORKDIR', str(tmp_path / 'run'))
+  notebook = nbformat.read(ROOT / 'notebooks' / 'tour.ipynb', 4)
+  where = {'metadata': {'path': str(ROOT / 'notebooks')}}
+  nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
+  shown, text = [], ''
+  for cell in notebook.cells:
+    for output in cell.get('outputs', ()):
+      text += output.get('text', '')
+      shown += [
+        (kind, data)
+        for kind, data in output.get('data', {}).items()
+        if kind.startswith('image/')
+      ]
+  kinds = [kind for kind, _ in shown]
+  assert kinds.count('image/gif') == 1 and kinds.count('image/png') == 11
+  for _, data in shown:
+    Image.open(io.BytesIO(base64.b64decode(data))).verify()
+  assert re.search(r'level 1 without itself: [+-]\d', text)
+  assert re.search(r'validation bits/dim: \d\.\d+ ± .*297 images, exact', text)
+  assert (tmp_path / 'run_files' / 'report.html').exists()
