@@ -81,7 +81,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         from safetensors import numpy as safetensors
       except ImportError as e:
         raise MetricsError(
-          f'reading {path} needs pip install safetensors; an .npz does not'
+          f"reading {path} needs pip install 'fractal_jax[safetensors]'; an "
+          '.npz does not'
         ) from e
       return safetensors.load_file(path)
     if path.suffix in ('.pth', '.pt'):
