@@ -313,7 +313,7 @@ def call(arguments: list[str]) -> None:
     # Those of libraries that were imported meanwhile stay.
     for name in set(flags.FLAGS) - before:
       module = flags.FLAGS.find_module_defining_flag(name) or ''
-      if module.startswith(('fractal_jax', 'ml_collections')):
+      if module.startswith('fractal_jax') or name.startswith('config'):
         delattr(flags.FLAGS, name)
 
 
