@@ -139,14 +139,20 @@ def read_mask(path: str, model) -> np.ndarray:
   """
   if path.endswith('.npy'):
     return _load(path)
-  pixels = _open(path, 'RGB') >= 128
-  grey = (pixels == pixels[..., :1]).all()
-  if not grey and model.channels != 3:
+  return mask_of(_open(path, 'RGB'), model, path)
+
+
+def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
+  """A mask from pixels [S, S, 3] of the image `name`, as in `read_mask`."""
+  planes = pixels >= 128
+  if (planes == planes[..., :1]).all():
+    return planes[..., 0]
+  if model.channels != 3:
     raise EditError(
-      f'{path} is coloured, one plane a channel, but this model has '
+      f'{name} is coloured, one plane a channel, but this model has '
       f'{model.channels} channels: make it black and white, or a .npy file'
     )
-  return pixels[..., 0] if grey else pixels
+  return planes
 
 
 def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:

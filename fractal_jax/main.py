@@ -34,6 +34,7 @@ COMMANDS = {
   'sweep': 'the same over guidance and temperature',
   'reference': 'statistics of a data set, for evaluate',
   'convert': 'published weights to a run, and back',
+  'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }
 
@@ -59,6 +60,7 @@ def known_errors() -> tuple:
     checkpoint,
     convert,
     data,
+    demo,
     edit,
     health,
     metrics,
@@ -73,6 +75,7 @@ def known_errors() -> tuple:
     checkpoint.CheckpointError,
     convert.ConvertError,
     data.DataError,
+    demo.DemoError,
     edit.EditError,
     sample.SampleError,
     sharding.ShardingError,

@@ -151,6 +151,7 @@ def test_cost_prints_the_papers_total():
       ['3 does not divide 8', 'heads[0]=5'],
     ),
     (2, ['likelihood', '--workdir=X'], ['X', 'config.json']),
+    (2, ['demo', '--workdir=X'], ['X', 'config.json']),
     (2, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'at least 1']),
     (2, ['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
   ],

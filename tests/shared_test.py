@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax import config as config_lib
 from fractal_jax import (
+  checkpoint,
   convert,
   cost,
   optim,
@@ -14,6 +14,7 @@ from fractal_jax import (
   train,
   train_state,
 )
+from fractal_jax import config as config_lib
 from fractal_jax.models import contract, fractal
 from tests import tiny
 
@@ -127,6 +128,26 @@ def test_levels_that_share_train_alike_on_any_mesh():
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), mine, wanted
   )
   assert metrics['grad_norm/level_1'] > 0
+
+
+def test_levels_begin_as_in_another_run_that_shares_them(tmp_path):
+  runs = {(0, 0): str(tmp_path / 'shared'), (): str(tmp_path / 'apart')}
+  for seed, (share, workdir) in enumerate(runs.items()):
+    c = config(share=share)
+    net = fractal.from_config(c.model)
+    params = sharding.unbox(fractal.init(net, jax.random.key(seed + 5)))
+    checkpoint.save_params(workdir, c, params)
+    if share:
+      wanted = params
+  c = config(init_from=runs[0, 0], init_levels=(0, 1))
+  mesh = sharding.single_device_mesh()
+  net, tx = fractal.from_config(c.model), optim.optimizer(c, 2)
+  state = train_state.create(c, net, tx, mesh)
+  found = train.initialise_levels(c, state)
+  jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
+  c.model.init_from = runs[()]
+  with pytest.raises(checkpoint.CheckpointError, match='extra: level_1/blocks'):
+    train.initialise_levels(c, state)
 
 
 def test_convert():

@@ -28,10 +28,14 @@ def distributed_flags():
   )
 
 
-def workdir_flags():
+def run_flags():
   flags.DEFINE_string('workdir', None, 'The run: config and checkpoints.')
   flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
   flags.mark_flag_as_required('workdir')
+
+
+def workdir_flags():
+  run_flags()
   distributed_flags()
 
 

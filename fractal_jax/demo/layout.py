@@ -1,0 +1,208 @@
+"""What the page looks like: its components, by name."""
+
+import pathlib
+
+import gradio as gr
+
+from fractal_jax.demo import uploads, views
+
+HERE = pathlib.Path(__file__).parent
+EACH = 'each'  # in place of a class: each in turn
+
+
+class Layout:
+  """The components, made inside `gr.Blocks`; page.py says what they do."""
+
+  def __init__(self, config, name: str, classes, num_data: int, canvas: dict):
+    """Makes them.
+
+    Args:
+      config: the run's config.
+      name: of the run.
+      classes: [(name, class)].
+      num_data: images of the validation split; 0: none are at hand.
+      canvas: what the painter shows at first.
+    """
+    self.config, self.classes = config, classes
+    self.num_data, self.canvas = num_data, canvas
+    gr.Markdown(f'# {name}')
+    gr.Markdown(self._facts(), elem_classes='facts')
+    self.drawn = gr.State(time_to_live=3600)  # the last Drawn
+    self.image = gr.State(time_to_live=3600)  # values [S, S, C]
+    with gr.Tabs() as self.tabs:
+      with gr.Tab('Generate', id='generate'):
+        self._generate_tab()
+      with gr.Tab('Edit', id='edit'):
+        self._edit_tab()
+      with gr.Tab('Bits', id='bits'):
+        self._bits_tab()
+
+  def _facts(self) -> str:
+    m = self.config.model
+    levels = ' → '.join(
+      f'{kind}, {side}x{side}' if side > 1 else 'pixel'
+      for kind, side in zip(m.kinds, m.sizes)
+    )
+    colour = 'grey' if m.channels == 1 else 'RGB'
+    return (
+      f'{m.sizes[0]}x{m.sizes[0]} pixels, {colour}, {m.num_values} values a '
+      f'channel, {m.classes} classes. Levels: {levels}.'
+    )
+
+  def _settings(self) -> list:
+    """Of drawing: guidance, temperature, iterations, seed."""
+    s, masked = self.config.sample, 'mar' in self.config.model.kinds
+    with gr.Row():
+      guidance = gr.Slider(
+        0,
+        30,
+        min(s.guidance, 30),
+        step=0.1,
+        label='Guidance',
+        info='1: none',
+      )
+      temperature = gr.Slider(
+        0.1,
+        3,
+        min(max(s.temperature, 0.1), 3),
+        step=0.05,
+        label='Temperature',
+        info='Above 1 sharpens',
+      )
+    with gr.Row():
+      iterations = gr.Textbox(
+        ','.join(map(str, s.iterations)),
+        label='Iterations',
+        info='Steps of each level, say 8,4. Empty: one a patch',
+        visible=masked,
+        max_length=40,
+      )
+      seed = gr.Number(
+        0,
+        label='Seed',
+        info='The same seed and settings: the same images',
+        precision=0,
+      )
+    return [guidance, temperature, iterations, seed]
+
+  def _buttons(self, text: str) -> tuple:
+    with gr.Row():
+      go = gr.Button(text, variant='primary', elem_classes='go')
+      stop = gr.Button('Cancel', variant='stop', interactive=False)
+    return go, stop
+
+  def _generate_tab(self):
+    with gr.Row():
+      with gr.Column(scale=2, min_width=300):
+        label = gr.Dropdown(
+          [('each in turn', EACH), ('no class', -1), *self.classes],
+          value=EACH,
+          label='Class',
+          elem_id='class',
+        )
+        num = gr.Radio([1, 4, 8, 16], value=4, label='Images')
+        self.how = [label, num, *self._settings()]
+        self.go, self.stop = self._buttons('Generate')
+      with gr.Column(scale=3, min_width=300):
+        self.status = gr.HTML(views.status('Nothing drawn yet.'))
+        self.view = gr.HTML(views.tiles([]), elem_id='view')
+        with gr.Row(visible=False, elem_classes='after') as self.after:
+          self.which = gr.Number(
+            1, label='Image', precision=0, minimum=1, min_width=80
+          )
+          self.to_edit = gr.Button('Edit it', min_width=80)
+          self.to_bits = gr.Button('See its bits', min_width=80)
+          self.play = gr.Button('Movie, value by value', min_width=160)
+        self.movie = gr.HTML(elem_id='movie')
+
+  def _source(self) -> tuple:
+    """Where an image comes from: (upload, number, button, note)."""
+    limit = f'{uploads.MAX_BYTES >> 20} MB'
+    gr.Markdown(f'### Image\nUp to {limit}, cut and resized to fit.')
+    upload = gr.UploadButton(
+      'Upload an image', file_types=list(uploads.ENDINGS), size='md'
+    )
+    here = self.num_data > 0
+    number = gr.Number(
+      0,
+      label='Or one of the validation split',
+      info=f'0 to {self.num_data - 1}',
+      precision=0,
+      visible=here,
+    )
+    button = gr.Button('Take it', size='md', visible=here)
+    return upload, number, button, gr.HTML()
+
+  def _edit_tab(self):
+    with gr.Row():
+      with gr.Column(scale=2, min_width=300):
+        self.edit_source = self._source()
+        gr.Markdown(
+          '### Mask\nPaint over what is to be generated, or upload a mask: '
+          'white is generated.'
+        )
+        self.painter = gr.HTML(
+          self.canvas,
+          html_template=(HERE / 'painter.html').read_text(),
+          js_on_load=(HERE / 'painter.js').read_text(),
+          elem_id='painter',
+          elem_classes='painter',
+        )
+        with gr.Row():
+          self.ready = [
+            (gr.Button(text, size='sm', min_width=90), mode)
+            for text, mode in (
+              ('Lower half', 'lower'),
+              ('Middle', 'inpaint'),
+              ('Border', 'outpaint'),
+              ('Clear', None),
+            )
+          ]
+          self.mask_upload = gr.UploadButton(
+            'Upload a mask',
+            file_types=list(uploads.ENDINGS),
+            size='sm',
+            min_width=120,
+          )
+        label = gr.Dropdown(
+          [('no class', -1), *self.classes], value=-1, label='Class'
+        )
+        with gr.Row():
+          num = gr.Radio([1, 2, 4, 8], value=4, label='Completions')
+          candidates = gr.Radio(
+            [1, 2, 4, 8],
+            value=1,
+            label='Candidates',
+            info='Of so many draws each, the likeliest',
+          )
+        with gr.Accordion('Settings', open=False):
+          settings = self._settings()
+        self.edit_how = [label, num, candidates, *settings]
+        self.edit_go, self.edit_stop = self._buttons('Complete')
+      with gr.Column(scale=3, min_width=300):
+        self.edit_status = gr.HTML(views.status('Nothing completed yet.'))
+        self.edit_view = gr.HTML(views.tiles([]), elem_id='edit_view')
+
+  def _bits_tab(self):
+    with gr.Row():
+      with gr.Column(scale=2, min_width=300):
+        self.bits_source = self._source()
+        self.preview = gr.HTML(elem_id='preview')
+        masked = 'mar' in self.config.model.kinds
+        label = gr.Dropdown(
+          [('no class', -1), *self.classes], value=-1, label='Class'
+        )
+        passes = gr.Slider(
+          2,
+          256,
+          64,
+          step=2,
+          label='Random orders',
+          info='More: a smaller standard error',
+          visible=masked,
+        )
+        self.bits_how = [label, passes]
+        self.bits_go, self.bits_stop = self._buttons('Explain')
+      with gr.Column(scale=3, min_width=300):
+        self.bits_status = gr.HTML(views.status('Nothing explained yet.'))
+        self.bits_view = gr.HTML(views.tiles([]), elem_id='bits_view')

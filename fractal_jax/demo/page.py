@@ -1,0 +1,387 @@
+"""The page: what visitors see, and what happens when they press its buttons.
+
+Handlers are generators of {component: its new value}.
+"""
+
+import functools
+import pathlib
+import tempfile
+import time
+import traceback
+
+import gradio as gr
+import numpy as np
+
+from fractal_jax import data, edit, explain, sample
+from fractal_jax.demo import DemoError, jobs, layout, uploads, views
+
+LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
+MOVIE = 4  # images of a movie, at most
+VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
+# No telemetry; what visitors left behind is deleted after an hour.
+BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))
+PACE = 0.08  # seconds that each picture of a growing image is seen, at least
+KNOWN = (DemoError, data.DataError, edit.EditError, sample.SampleError)
+
+
+def check(model) -> None:
+  """Raises DemoError for a model whose images the page can't show."""
+  m = model.config.model
+  if m.rank != 2 or m.channels not in (1, 3):
+    kind = 'series' if m.rank == 1 else f'images of {m.channels} channels'
+    raise DemoError(
+      f'this is a model of {kind}: the page shows grey and RGB images. Use '
+      'fractal-jax sample, edit and explain, or fractal_jax.load in Python'
+    )
+
+
+class Page:
+  """The page of one model; `blocks` is what Gradio serves."""
+
+  def __init__(self, model, name: str):
+    check(model)
+    self.model, self.jobs = model, jobs.Jobs()
+    self.split, names = None, []
+    if model.config.data.name in LOCAL:
+      try:
+        self.split = data.open_split(model.config, model.config.data.val_split)
+        names = self.split.class_names
+      except data.DataError as e:
+        print(f'No images from the data on the page: {e}', flush=True)
+    self.classes = [
+      (
+        str(i) if i >= len(names) or names[i] == str(i) else f'{i}: {names[i]}',
+        i,
+      )
+      for i in range(model.config.model.classes)
+    ]
+    with gr.Blocks(title=f'fractal_jax: {name}', **BLOCKS) as self.blocks:
+      num_data = self.split.size if self.split else 0
+      self.ui = layout.Layout(
+        model.config, name, self.classes, num_data, self._canvas(None)
+      )
+      self._wire()
+      self.blocks.unload(self.leave)
+
+  def _wire(self):
+    ui = self.ui
+    quiet = dict(api_visibility='private', show_progress='hidden')
+    job = dict(trigger_mode='once', concurrency_limit=8, **quiet)
+    for (go, stop, status), run, inputs, outputs in (
+      (
+        (ui.go, ui.stop, ui.status),
+        self.generate,
+        ui.how,
+        [ui.view, ui.drawn, ui.after, ui.movie],
+      ),
+      (
+        (ui.edit_go, ui.edit_stop, ui.edit_status),
+        self.complete,
+        [ui.image, ui.painter, *ui.edit_how],
+        [ui.edit_view],
+      ),
+      (
+        (ui.bits_go, ui.bits_stop, ui.bits_status),
+        self.bits,
+        [ui.image, *ui.bits_how],
+        [ui.bits_view],
+      ),
+    ):
+      go.click(run, inputs, [go, stop, status, *outputs], **job)
+      stop.click(self.cancel, None, status, queue=False, **quiet)
+    ui.play.click(self.replay, ui.drawn, [ui.movie, ui.status], **job)
+    shown = [ui.image, ui.painter, ui.preview]
+    for upload, number, button, note in (ui.edit_source, ui.bits_source):
+      upload.upload(self.upload, upload, [*shown, note], **quiet)
+      button.click(self.take, number, [*shown, note], **quiet)
+    for button, tab in ((ui.to_edit, 'edit'), (ui.to_bits, 'bits')):
+      button.click(
+        functools.partial(self.use, tab),
+        [ui.drawn, ui.which],
+        [*shown, ui.tabs, ui.status],
+        **quiet,
+      )
+    for button, mode in ui.ready:
+      button.click(
+        functools.partial(self.ready_mask, mode),
+        ui.painter,
+        ui.painter,
+        **quiet,
+      )
+    ui.mask_upload.upload(
+      self.upload_mask,
+      [ui.mask_upload, ui.painter],
+      [ui.painter, ui.edit_source[-1]],
+      **quiet,
+    )
+
+  # Jobs.
+
+  def generate(self, request: gr.Request, label, num, *settings):
+    labels = sample.round_robin(
+      num, np.arange(len(self.classes)) if label == layout.EACH else label
+    )
+
+    def work(report):
+      how = self._drawing(*settings)
+      last = None
+
+      def watch(progress):
+        nonlocal last
+        last = progress.drawn
+        report(progress)
+
+      self.model.sample(labels, watch=watch, **how)
+      return last
+
+    def shown(progress):
+      return {self.ui.view: self._grown(progress.drawn, labels)}
+
+    def finished(drawn):
+      return {
+        self.ui.view: self._grown(drawn, labels),
+        self.ui.drawn: drawn,
+        self.ui.after: gr.update(visible=True),
+      }
+
+    yield {self.ui.after: gr.update(visible=False), self.ui.movie: ''}
+    buttons = (self.ui.go, self.ui.stop, self.ui.status)
+    yield from self._follow(request, work, buttons, shown, finished)
+
+  def complete(
+    self, request: gr.Request, image, canvas, label, num, candidates, *settings
+  ):
+    known = None
+
+    def work(report):
+      nonlocal known
+      how = self._drawing(*settings)
+      if image is None:
+        raise DemoError('Choose an image first: upload one, or take one.')
+      mask = self._mask(canvas)
+      if not mask.any():
+        raise DemoError('Paint over what is to be generated first.')
+      known = self._known(image, mask)
+      (drawn,) = self.model.edit(
+        image[None],
+        mask,
+        label,
+        num=num,
+        candidates=candidates,
+        watch=report,
+        **how,
+      )
+      return drawn
+
+    def show(pictures, name):
+      captions = [f'{name} {i + 1}' for i in range(len(pictures))]
+      return {
+        self.ui.edit_view: views.tiles(
+          [*known, *pictures], ['image', 'known', *captions]
+        )
+      }
+
+    def shown(progress):
+      if progress.drawn is None:
+        return {}
+      pictures = sample.so_far(progress.drawn, self.model.config.model)
+      return show(pictures, 'candidate' if candidates > 1 else 'completion')
+
+    def finished(drawn):
+      pictures = sample.pictures(drawn, self.model.config.model)
+      return show(pictures, 'completion')
+
+    buttons = (self.ui.edit_go, self.ui.edit_stop, self.ui.edit_status)
+    yield from self._follow(request, work, buttons, shown, finished)
+
+  def bits(self, request: gr.Request, image, label, passes):
+    def work(report):
+      if image is None:
+        raise DemoError('Choose an image first: upload one, or take one.')
+      return self.model.explain(image, label, passes=passes, watch=report)
+
+    def finished(found):
+      pictures = explain.pictures(found, image, self.model.config.model)
+      captions = explain.captions(found)
+      worth = views.table(
+        ('level told', 'condition', 'bits more without', 'standard error'),
+        [
+          (c.level, c.name, f'{c.worth:+.2f}', f'{c.stderr:.2f}')
+          for c in found.conditions
+        ],
+      )
+      return {
+        self.ui.bits_status: views.status(explain.summary(found)),
+        self.ui.bits_view: views.tiles(
+          pictures.values(), [captions.get(n, n) for n in pictures], 200
+        )
+        + '<h3>What the conditions are worth</h3>'
+        + worth,
+      }
+
+    buttons = (self.ui.bits_go, self.ui.bits_stop, self.ui.bits_status)
+    yield from self._follow(request, work, buttons, lambda _: {}, finished)
+
+  def _follow(self, request, work, buttons, shown, finished):
+    """Runs a job, and shows how far it is and what becomes of it."""
+    go, stop, status = buttons
+    yield {
+      go: gr.update(interactive=False),
+      stop: gr.update(interactive=True),
+      status: views.status('Starting ...', 0),
+    }
+    end = {
+      go: gr.update(interactive=True),
+      stop: gr.update(interactive=False),
+    }
+    try:
+      for kind, what in self.jobs.run(request.session_hash, work):
+        if kind == 'report':
+          text = f'{what.doing.capitalize()}: {what.done} of {what.total} steps'
+          if not what.done:  # a new shape of work, of which it can't know
+            text += '. What is new is compiled first: that takes a while.'
+          seen = shown(what)
+          yield {status: views.status(text, what.share)} | seen
+          if seen:
+            time.sleep(PACE)
+        else:
+          yield end | {status: views.status('Done.')} | finished(what)
+    except jobs.Cancelled:
+      yield end | {status: views.status('Cancelled.')}
+    except KNOWN as e:
+      yield end | {status: views.error(str(e))}
+    except Exception as e:
+      traceback.print_exc()
+      text = f'This failed: {type(e).__name__}: {e}\nThe terminal has more.'
+      yield end | {status: views.error(text)}
+
+  def cancel(self, request: gr.Request):
+    """Ends the visitor's job after the step that it is at."""
+    if self.jobs.cancel(request.session_hash):
+      return views.status('Stopping after this step ...')
+    return gr.skip()
+
+  def leave(self, request: gr.Request):
+    """The visitor has closed the page."""
+    self.jobs.cancel(request.session_hash)
+
+  def replay(self, drawn):
+    if drawn is None:
+      return '', views.error('Generate something first.')
+    some = type(drawn)(drawn.values[:MOVIE], drawn.when[:MOVIE])
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / 'movie.gif'
+      sample.save_movie(some, self.model.config.model, str(path))
+      return views.movie(path.read_bytes()), gr.skip()
+
+  # Images and masks.
+
+  def upload(self, path):
+    model = self.model.config.model
+    return self._chosen(lambda: uploads.read_image(path, model))
+
+  def take(self, number):
+    def read():
+      if number is None or not 0 <= number < self.split.size:
+        raise DemoError(f'Validation images are 0 to {self.split.size - 1}.')
+      image, label = self.split.read(int(number))
+      return image, f'Class {dict(map(reversed, self.classes))[label]}'
+
+    return self._chosen(read)
+
+  def use(self, tab, drawn, which):
+    number = len(drawn.values) if drawn is not None else 0
+    if which is None or not 1 <= which <= number:
+      text = f'Images are 1 to {number}.'
+      return [gr.skip()] * 4 + [views.error(text)]
+    image = drawn.values[int(which) - 1]
+    return [*self._shown(image), gr.update(selected=tab), gr.skip()]
+
+  def ready_mask(self, mode, canvas):
+    model = self.model.config.model
+    mask = np.zeros(edit.shape(model), bool)
+    if mode is not None:
+      mask |= edit.make_mask(mode, model)[..., None]
+    return canvas | {'mask': self._digits(mask)}
+
+  def upload_mask(self, path, canvas):
+    try:
+      mask = uploads.read_mask(path, self.model.config.model)
+    except KNOWN as e:
+      return gr.skip(), views.error(str(e))
+    return canvas | {'mask': self._digits(mask)}, ''
+
+  def _chosen(self, read):
+    """Outputs of an image that `read` gives, with a note, or why it doesn't."""
+    try:
+      image, note = read()
+    except KNOWN as e:
+      return [gr.skip()] * 3 + [views.error(str(e))]
+    return [*self._shown(image), views.status(note)]
+
+  def _shown(self, image):
+    """An image, on the canvas and in the preview."""
+    image = image.astype(edit.dtype(self.model.config.model))
+    (picture,) = sample.pictures(image[None], self.model.config.model)
+    return image, self._canvas(picture), views.tiles([picture], size=240)
+
+  def _grown(self, drawn, labels) -> str:
+    pictures = sample.so_far(drawn, self.model.config.model)
+    names = {-1: 'no class'} | {i: f'class {n}' for n, i in self.classes}
+    captions = [f'{i + 1}: {names[n]}' for i, n in enumerate(labels.tolist())]
+    size = {1: 320, 4: 200}.get(len(pictures), 110)
+    return views.tiles(pictures, captions, size)
+
+  def _known(self, image, mask) -> np.ndarray:
+    """Pictures of an image, and of what is known of it."""
+    model = self.model.config.model
+    grey = round(sample.GREY * (model.num_values - 1) / 255)
+    values = np.stack([image, np.where(mask, grey, image)])
+    pictures = sample.pictures(values, model)
+    pictures[1][mask.all(-1)] = VEIL
+    return pictures
+
+  def _canvas(self, picture) -> dict:
+    """What the painter shows: see painter.js."""
+    shape = edit.shape(self.model.config.model)
+    return {
+      'image': None if picture is None else views.data_url(picture),
+      'side': shape[0],
+      'channels': shape[-1],
+      'mask': self._digits(np.zeros(shape, bool)),
+    }
+
+  def _digits(self, mask: np.ndarray) -> str:
+    """A mask [S, S, C] as a digit a pixel, a bit a channel."""
+    return ''.join(map(str, (mask << np.arange(mask.shape[-1])).sum(-1).flat))
+
+  def _mask(self, canvas) -> np.ndarray:
+    """The inverse of `_digits`, of what a browser sent."""
+    side, _, channels = shape = edit.shape(self.model.config.model)
+    text = canvas.get('mask') if isinstance(canvas, dict) else None
+    digits = [str(i) for i in range(2**channels)]
+    if (
+      not isinstance(text, str)
+      or len(text) != side**2
+      or not set(text) <= set(digits)
+    ):
+      raise DemoError('The mask got lost: reload the page.')
+    found = np.array(list(text), int).reshape(side, side, 1)
+    return (found >> np.arange(channels) & 1).astype(bool).reshape(shape)
+
+  def _drawing(self, guidance, temperature, iterations, seed) -> dict:
+    """Settings of drawing, as `Model.sample` takes them."""
+    try:
+      steps = tuple(int(x) for x in iterations.split(',') if x.strip())
+    except ValueError as e:
+      raise DemoError(
+        f'Iterations "{iterations}" must be whole numbers with commas between.'
+      ) from e
+    if seed is None or not 0 <= seed < 2**31:
+      raise DemoError(f'The seed must be a whole number, 0 to {2**31 - 1}.')
+    return dict(
+      guidance=guidance,
+      temperature=temperature,
+      iterations=steps,
+      seed=int(seed),
+    )

@@ -1,0 +1,102 @@
+"""Serves the page on this machine, and to no other."""
+
+import os
+import pathlib
+import socket
+
+from fractal_jax.demo import DemoError, uploads
+
+HOST = '127.0.0.1'
+
+
+def check_gradio() -> None:
+  """Before anything else is done: raises DemoError if gradio is missing."""
+  os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read by its import
+  os.environ['HF_HUB_OFFLINE'] = '1'
+  try:
+    import gradio  # noqa: F401
+  except ModuleNotFoundError as e:
+    if e.name != 'gradio':
+      raise
+    raise DemoError(
+      "the page needs gradio: pip install 'fractal_jax[demo]'"
+    ) from e
+
+
+def listen(port: int) -> socket.socket:
+  """A socket on a port of this machine; 0: any that is free."""
+  sock = socket.socket()
+  sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    sock.bind((HOST, port))
+  except (OSError, OverflowError) as e:
+    sock.close()
+    raise DemoError(
+      f'--port={port} of {HOST} cannot be used ({e}): is another demo running? '
+      'Give another --port, or 0 for any that is free'
+    ) from e
+  return sock
+
+
+def serve(page, sock: socket.socket) -> None:
+  """Serves the page until the process is told to stop."""
+  import uvicorn
+
+  config = uvicorn.Config(
+    app(page), log_level='warning', timeout_graceful_shutdown=2
+  )
+  uvicorn.Server(config).run(sockets=[sock])
+
+
+def app(page):
+  """The page as an ASGI app.
+
+  Other hosts' pages can't reach it under a name of their own (DNS rebinding),
+  and browsers are told to load nothing from elsewhere.
+  """
+  import fastapi
+  import gradio as gr
+  from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+  out = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+  out.add_middleware(ContentPolicy)
+  out.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, 'localhost'])
+  font = ['system-ui', 'sans-serif']
+  return gr.mount_gradio_app(
+    out,
+    page.blocks,
+    path='/',
+    server_name=HOST,
+    footer_links=[],
+    run_history=False,
+    show_error=True,
+    max_file_size=uploads.MAX_BYTES,
+    ssr_mode=False,
+    enable_monitoring=False,
+    mcp_server=False,
+    theme=gr.themes.Soft(font=font, font_mono=['ui-monospace', 'monospace']),
+    css=(pathlib.Path(__file__).parent / 'page.css').read_text(),
+  )
+
+
+class ContentPolicy:
+  """Adds the header that says where a page may load from: here alone."""
+
+  POLICY = (
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    b"frame-ancestors 'self'"
+  )
+
+  def __init__(self, app):
+    self.app = app
+
+  async def __call__(self, scope, receive, send):
+    async def with_policy(message):
+      if message['type'] == 'http.response.start':
+        message['headers'] = [
+          *message['headers'],
+          (b'content-security-policy', self.POLICY),
+        ]
+      await send(message)
+
+    await self.app(scope, receive, with_policy)

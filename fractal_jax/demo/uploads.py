@@ -1,0 +1,89 @@
+"""What visitors upload: images and masks, within limits, as values."""
+
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fractal_jax import edit
+from fractal_jax.datasets import common
+from fractal_jax.demo import DemoError
+
+MAX_BYTES = 5 * 2**20
+MAX_PIXELS = 16_000_000  # 48 MB of RGB
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP')
+ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
+
+
+def open_image(path: str) -> Image.Image:
+  """An image file, decoded; deleted from the disk, whatever becomes of it.
+
+  Its size in bytes, its format and its size in pixels are checked before any of
+  its pixels is decoded.
+
+  Raises:
+    DemoError: naming what is wrong, and the rule.
+  """
+  try:
+    name, size = pathlib.Path(path).name, os.path.getsize(path)
+    if size > MAX_BYTES:
+      raise DemoError(
+        f'{name} has {size / 2**20:.1f} MB: the limit is '
+        f'{MAX_BYTES / 2**20:.0f} MB'
+      )
+    try:
+      with Image.open(path, formats=FORMATS) as image:
+        w, h = image.size
+        if w * h > MAX_PIXELS:
+          raise DemoError(
+            f'{name} has {w}x{h} pixels: the limit is {MAX_PIXELS:,} in all'
+          )
+        image = ImageOps.exif_transpose(image)  # decodes it
+    except Image.DecompressionBombError as e:
+      raise DemoError(
+        f'{name} has too many pixels: the limit is {MAX_PIXELS:,} in all'
+      ) from e
+    except DemoError:
+      raise
+    except Exception as e:  # a broken file makes PIL raise nearly anything
+      raise DemoError(
+        f'{name} is not an image that can be read: upload one of '
+        f'{", ".join(FORMATS)}'
+      ) from e
+    return image
+  finally:
+    pathlib.Path(path).unlink(missing_ok=True)
+
+
+def read_image(path: str, model) -> tuple[np.ndarray, str]:
+  """An upload as values [S, S, C], and a note on what was done to it.
+
+  Images of another size are cropped and resized as in training.
+  """
+  image, side = open_image(path), model.sizes[0]
+  if image.mode[0] in 'IF':  # PIL would cut off at 255
+    raise DemoError(
+      f'{pathlib.Path(path).name} has more than 8 bits a value (mode '
+      f'{image.mode}): convert it to 8 bits'
+    )
+  note = ''
+  if image.size != (side, side):
+    note = (
+      f'{image.width}x{image.height} pixels: cut to the square in the middle, '
+      f'resized to {side}x{side}'
+    )
+  shades = common.to_array(image, side, model.channels)
+  return edit.to_values(shades, model), note
+
+
+def read_mask(path: str, model) -> np.ndarray:
+  """An upload as a mask [S, S, C], True (white) where to generate.
+
+  A coloured image is one plane a channel, for models of three channels.
+  """
+  name = pathlib.Path(path).name
+  shades = common.to_array(open_image(path), model.sizes[0], 3)
+  mask = edit.mask_of(shades, model, name)
+  mask = mask if mask.ndim == 3 else mask[..., None]
+  return np.broadcast_to(mask, edit.shape(model)).copy()
