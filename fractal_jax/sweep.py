@@ -24,7 +24,7 @@ def row(found: dict) -> dict:
 
 
 def line(row: dict) -> str:
-  shown = lambda x: '-' if x is None else f'{x:.4g}'
+  shown = lambda x: '-' if x is None else f'{x:.6g}'
   return '  '.join(f'{k} {shown(v)}' for k, v in row.items())
 
 

@@ -343,5 +343,7 @@ def test_sweep_draws_curves_from_what_is_kept(
   assert len(drawn) == 4  # nothing is generated again
   with pytest.raises(common.UsageError, match='must be numbers'):
     call(sweep_command, *args, '--guidance=3,x')
+  with pytest.raises(common.UsageError, match='x.bmp must end in .png'):
+    call(sweep_command, *args, '--plot=x.bmp')
   with pytest.raises(sample.SampleError, match='temperature=-1.0 must be'):
     call(sweep_command, *args, '--temperature=1,-1')

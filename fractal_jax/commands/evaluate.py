@@ -53,10 +53,11 @@ def run():
   only_save = FLAGS.save and not (
     FLAGS.out or FLAGS.inception or os.environ.get(weights.VARIABLE)
   )
+  loaded = None if only_save else load_weights()
   if FLAGS.images:
     images = evaluate.of_files(FLAGS.images, FLAGS.batch or BATCH)
     mesh = sharding.any_mesh(common.default_config())
-    extractor = make_extractor(mesh, images.num)
+    extractor = make_extractor(loaded, mesh, images.num)
     ref = reference.read(FLAGS.ref, extractor)
   else:
     changes = common.sampling_changes()
@@ -70,7 +71,7 @@ def run():
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )
       return
-    extractor = make_extractor(model.mesh, images.num)
+    extractor = make_extractor(loaded, model.mesh, images.num)
     ref = the_reference(model.config, extractor)
   with bar(images.num) as progress:
     found = evaluate.evaluate(images, ref, extractor, progress)
@@ -131,9 +132,9 @@ def images_of(model, step, num, changes):
   )
 
 
-def make_extractor(mesh, num):
-  """Of --inception; says so where the file is known to be another."""
-  from fractal_jax.metrics import features, weights
+def load_weights():
+  """Those of --inception; says so where they are known to be others."""
+  from fractal_jax.metrics import weights
 
   found = weights.load(FLAGS.inception)
   if found.published is False:
@@ -141,7 +142,13 @@ def make_extractor(mesh, num):
       f'These weights are not the published {weights.FILE}: compare the '
       'numbers only with those of the same weights.'
     )
-  return features.Extractor(found, mesh, min(features.BATCH, num))
+  return found
+
+
+def make_extractor(loaded, mesh, num):
+  from fractal_jax.metrics import features
+
+  return features.Extractor(loaded, mesh, min(features.BATCH, num))
 
 
 def the_reference(config, extractor):

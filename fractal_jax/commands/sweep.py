@@ -30,6 +30,8 @@ def run():
     common.at_least(name, least)
   if not FLAGS.out.endswith('.csv'):
     raise common.UsageError(f'--out={FLAGS.out} must end in .csv')
+  if not FLAGS.plot.endswith(('.png', '.pdf', '.svg')):
+    raise common.UsageError(f'--plot={FLAGS.plot} must end in .png, .pdf, .svg')
   config = common.load_config()
   others = common.sampling_changes(('schedule', 'filter_threshold'))
   settings = [
@@ -39,8 +41,9 @@ def run():
   ]
   for each in settings:
     sample.settings(config, **each)  # all are checked before the first is run
+  loaded = evaluate.load_weights()
   model, step = evaluate.load()
-  extractor = evaluate.make_extractor(model.mesh, FLAGS.num)
+  extractor = evaluate.make_extractor(loaded, model.mesh, FLAGS.num)
   reference = evaluate.the_reference(model.config, extractor)
   rows = []
   for i, each in enumerate(settings):
