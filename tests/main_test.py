@@ -139,6 +139,12 @@ def test_cost_prints_the_papers_total():
       ['stepz', '"steps"'],
     ),
     (1, ['cost', '--config=configs/none.py'], ['configs/none.py']),
+    (2, ['cost', DIGITS, '--mesh=fsdp=8'], ['--device=None', 'v5e', 'H100']),
+    (
+      2,
+      ['cost', DIGITS, '--mesh=data=-1,fsdp=8', '--device=v5e'],
+      ['-1 needs --devices'],
+    ),
     (
       2,
       [
