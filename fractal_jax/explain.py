@@ -401,10 +401,13 @@ def _by(found: Explanation, side: int) -> str:
 
 def _place(at: tuple[int, ...], side: int) -> str:
   """The pixels of a patch, from its place in the grid."""
-  ends = [(i * side, (i + 1) * side - 1) for i in at]
-  spans = [f'{a}' if a == b else f'{a} to {b}' for a, b in ends]
   names = ('step',) if len(at) == 1 else ('row', 'column')
-  return ', '.join(f'{n} {span}' for n, span in zip(names, spans))
+  return ', '.join(
+    f'{name} {i}'
+    if side == 1
+    else f'{name}s {i * side} to {(i + 1) * side - 1}'
+    for name, i in zip(names, at)
+  )
 
 
 def summary(found: Explanation) -> str:

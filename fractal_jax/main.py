@@ -18,6 +18,7 @@ import sys
 
 from absl import app, flags, logging
 
+from fractal_jax import malloc
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -30,6 +31,9 @@ COMMANDS = {
   'sample': 'generate images',
   'edit': 'generate what is under a mask',
   'explain': 'the bits of each value of an image',
+  'evaluate': 'FID, Inception Score, precision, recall, diversity',
+  'sweep': 'the same over guidance and temperature',
+  'reference': 'statistics of a data set, for evaluate',
   'convert': 'published weights to a run, and back',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
@@ -37,7 +41,8 @@ COMMANDS = {
 
 
 def start() -> None:
-  """Sets JAX up: the compilation cache, and the other hosts if asked."""
+  """Sets JAX up: compilation cache, other hosts if asked, a CPU's memory."""
+  malloc.keep()
   import jax
 
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
@@ -60,6 +65,7 @@ def known_errors() -> tuple:
     demo,
     edit,
     health,
+    metrics,
     sample,
     sharding,
   )
@@ -76,6 +82,7 @@ def known_errors() -> tuple:
     sample.SampleError,
     sharding.ShardingError,
     health.TrainingError,
+    metrics.MetricsError,
   )
 
 
