@@ -237,7 +237,7 @@ class Model:
       passes: random masks, for masked levels.
       seed: of the masks.
       batch: masks at a time; config.eval.batch where None.
-      watch: called with a Progress for each condition that is left out.
+      watch: called with a Progress after each batch of masks.
 
     Returns:
       An `explain.Explanation`: `bits` of each value [S, (S,) C], their sums by

@@ -25,7 +25,9 @@ from fractal_jax.train_state import TrainState
 
 # Keys of config.model that may change between runs on one work directory:
 # they change how the model is computed, or where it began.
-MAY_CHANGE = ('dtype', 'remat', 'unroll', 'init_from', 'init_levels')
+MAY_CHANGE = (
+  'dtype', 'remat', 'unroll', 'chunks', 'init_from', 'init_levels',
+)  # fmt: skip
 
 SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
 

@@ -64,6 +64,9 @@ def default() -> ml_collections.ConfigDict:
   m.dtype = 'float32'  # 'bfloat16' on TPUs and recent GPUs
   m.remat = 'full'  # what to recompute in the backward pass: see layers.py
   m.unroll = 0  # layers: stacks of so many or fewer are not looped over
+  # Parts in which each level goes through its rows in training and likelihood,
+  # one number a level; (): all at once. `cost --mesh` says how many it takes.
+  m.chunks = ()
   # Other checkpoints to start from: a work directory, and which levels.
   m.init_from = ''
   m.init_levels = ()

@@ -130,7 +130,7 @@ def explain(
     batch: masks at a time, rounded up to what the mesh divides.
     passes: random masks, for masked levels.
     seed: of the masks.
-    progress: wraps the list of steps, a pass over the image each.
+    progress: wraps the list of steps, a batch of masks each.
 
   Returns:
     An Explanation.
@@ -144,22 +144,22 @@ def explain(
   key = jax.random.key(seed)
   dropped = 0
 
-  def run(label, drop=None):
+  def run(start, label, drop=None):  # one batch of passes
     nonlocal dropped
     keep = [np.ones(s.out_conds, np.float32) for s in specs[:-1]]
     if drop is not None:
       keep[drop[0]][drop[1]] = 0
-    out = []
+    index = start + np.arange(batch)
     with jax.set_mesh(mesh):
-      for start in range(0, passes, batch):
-        index = start + np.arange(batch)
-        found = value_nats(
-          net, parts, params, np.asarray(image), label, key, index, keep
-        )
-        *maps, lost = jax.device_get(found)
-        dropped += int(lost.sum())
-        out.append(maps)
-    maps = [np.concatenate(x)[:passes] for x in zip(*out)]
+      found = value_nats(
+        net, parts, params, np.asarray(image), label, key, index, keep
+      )
+    *maps, lost = jax.device_get(found)
+    dropped += int(lost.sum())
+    return maps
+
+  def bits(batches):
+    maps = [np.concatenate(x)[:passes] for x in zip(*batches)]
     return [x.astype(np.float64) / np.log(2) for x in maps]
 
   def sums(maps):  # of each pass: [passes]
@@ -170,14 +170,16 @@ def explain(
   for i, spec in enumerate(specs[:-1]):
     names = CONDITIONS[spec.rank][: spec.out_conds]
     leave += [(i + 1, n, {'drop': (i, j)}) for j, n in enumerate(names)]
+  asks = [{'label': label}] + [{'label': label} | how for *_, how in leave]
+  found = [[] for _ in asks]
+  starts = range(0, passes, batch)
+  for i, start in progress([(i, x) for i in range(len(asks)) for x in starts]):
+    found[i].append(run(start, **asks[i]))
+  maps, *without = map(bits, found)
+  whole = sums(maps)
   conditions = []
-  for step in progress([None, *leave]):
-    if step is None:
-      maps = run(label)
-      whole = sums(maps)
-      continue
-    level, name, how = step
-    more = sums(run(**{'label': label} | how)) - whole  # by the same masks
+  for (level, name, _), x in zip(leave, without):
+    more = sums(x) - whole  # by the same masks
     worth, error = float(more.mean()), float(_stderr(more))
     conditions.append(Condition(level, name, worth, error))
   flops = [level.forward for level in cost.cost(config).levels]
@@ -399,10 +401,13 @@ def _by(found: Explanation, side: int) -> str:
 
 def _place(at: tuple[int, ...], side: int) -> str:
   """The pixels of a patch, from its place in the grid."""
-  ends = [(i * side, (i + 1) * side - 1) for i in at]
-  spans = [f'{a}' if a == b else f'{a} to {b}' for a, b in ends]
   names = ('step',) if len(at) == 1 else ('row', 'column')
-  return ', '.join(f'{n} {span}' for n, span in zip(names, spans))
+  return ', '.join(
+    f'{name} {i}'
+    if side == 1
+    else f'{name}s {i * side} to {(i + 1) * side - 1}'
+    for name, i in zip(names, at)
+  )
 
 
 def summary(found: Explanation) -> str:

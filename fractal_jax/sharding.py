@@ -11,7 +11,13 @@ import dataclasses
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 import numpy as np
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -58,25 +64,36 @@ def make_mesh(config, devices=None) -> Mesh:
     ShardingError: the axes don't multiply to the number of devices, or the
       batch or its groups don't divide over the devices.
   """
-  m = config.mesh
   devices = list(jax.devices() if devices is None else devices)
-  shape = [m[axis] for axis in AXES]
-  asked = ' x '.join(f'{axis}={m[axis]}' for axis in AXES)
-  known = int(np.prod([n for n in shape if n != -1]))
-  if len(devices) % known or (-1 not in shape and known != len(devices)):
-    raise ShardingError(
-      f'mesh {asked} does not fit {len(devices)} devices: make the axes '
-      f'multiply to {len(devices)}, or set one of them to -1 (the rest).'
-    )
-  shape = [len(devices) // known if n == -1 else n for n in shape]
-  if m.slices > 1:
-    mesh = _hybrid_mesh(shape, m.slices, devices)
+  shape = mesh_shape(config, len(devices))
+  if config.mesh.slices > 1:
+    mesh = _hybrid_mesh(shape, config.mesh.slices, devices)
   else:
     mesh = jax.make_mesh(
       shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
     )
   check_batch(config, mesh)
   return mesh
+
+
+def abstract_mesh(config, devices: int) -> AbstractMesh:
+  """The mesh of config.mesh over so many devices that need not be here."""
+  mesh = AbstractMesh(mesh_shape(config, devices), AXES)
+  check_batch(config, mesh)
+  return mesh
+
+
+def mesh_shape(config, devices: int) -> tuple[int, ...]:
+  """How many devices each axis of config.mesh has, of so many in all."""
+  shape = [config.mesh[axis] for axis in AXES]
+  asked = ' x '.join(f'{axis}={n}' for axis, n in zip(AXES, shape))
+  known = int(np.prod([n for n in shape if n != -1]))
+  if devices % known or (-1 not in shape and known != devices):
+    raise ShardingError(
+      f'mesh {asked} does not fit {devices} devices: make the axes multiply to '
+      f'{devices}, or set one of them to -1 (the rest).'
+    )
+  return tuple(devices // known if n == -1 else n for n in shape)
 
 
 def _hybrid_mesh(shape, slices: int, devices) -> Mesh:

@@ -141,7 +141,7 @@ def test_latest_every_and_best_are_kept(tmp_path):
   assert checkpoint.steps(tmp_path) == [2, 4, 6]
 
 
-def test_state_and_position_come_back_onto_another_mesh(run):
+def test_state_and_position_come_back_onto_another_mesh_and_type(run):
   mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, P('x'))
   state = make_state()
@@ -150,7 +150,7 @@ def test_state_and_position_come_back_onto_another_mesh(run):
   )
   wanted = wanted.replace(
     params=jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=split),
       wanted.params,
     )
   )
@@ -164,7 +164,8 @@ def test_state_and_position_come_back_onto_another_mesh(run):
     (found.params, found.opt_state),
     (make_state(10).params, state.opt_state),
   )
-  assert found.params['level_0']['a'].sharding == split
+  a = found.params['level_0']['a']
+  assert a.sharding == split and a.dtype == jnp.bfloat16
   assert jax.tree.structure(found) == jax.tree.structure(state)
 
 

@@ -84,6 +84,8 @@ BAD = [
   (dict(mask_std=0.0), 'model.mask_std=0.0', 'above 0'),
   (dict(dtype='float8'), "model.dtype='float8'", 'bfloat16'),
   (dict(remat='some'), "model.remat='some'", 'full'),
+  (dict(chunks=(1, 2)), 'model.chunks=(1, 2)', '3 levels'),
+  (dict(chunks=(1, 0, 1)), 'model.chunks=(1, 0, 1)', 'at least 1'),
   (dict(init_levels=(3,), init_from='x'), 'model.init_levels', '0 to 2'),
   (dict(init_levels=(0,)), 'model.init_from', 'both or neither'),
   (dict(init_from='x'), 'model.init_levels', 'both or neither'),

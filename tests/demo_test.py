@@ -255,8 +255,8 @@ def test_completions_keep_what_is_known(page):
 
 def test_the_bits_are_those_of_explain(page):
   image = tiny.images(page.model.net, 1)[0].astype(np.uint8)
-  last, texts = follow(page, page.bits(VISITOR, image, 1, 8))
-  found = page.model.explain(image, 1, passes=8)
+  last, texts = follow(page, page.bits(VISITOR, image, 1, 40))
+  found = page.model.explain(image, 1, passes=40, batch=32)
   assert explain.summary(found) in texts[-1]
   shown = pictures(last[page.ui.bits_view])
   np.testing.assert_array_equal(
@@ -264,7 +264,8 @@ def test_the_bits_are_those_of_explain(page):
   )
   html = last[page.ui.bits_view]
   assert all(f'{c.worth:+.2f}' in html for c in found.conditions)
-  assert f'Explaining: 2 of {1 + len(found.conditions)}' in ''.join(texts)
+  steps = 2 * (1 + len(found.conditions))  # 40 masks, 32 at a time
+  assert f'Explaining: 3 of {steps}' in ''.join(texts)
 
 
 def test_bad_requests_are_answered_in_words(page, tmp_path):
@@ -429,10 +430,16 @@ class Visitor:
     self.until(lambda: self.all('#class input'), 30)
 
   def until(self, found, seconds=40):
-    end = time.monotonic() + seconds
-    while not (out := found()):
+    from selenium.common import exceptions
+
+    end, out = time.monotonic() + seconds, None
+    while not out:
       assert time.monotonic() < end, self.texts()
       time.sleep(0.03)
+      try:
+        out = found()
+      except exceptions.StaleElementReferenceException:
+        pass  # the page has just put another in its place
     return out
 
   def all(self, css):
@@ -453,15 +460,16 @@ class Visitor:
     )
 
   def press(self, text, css='button:not([role=tab]):not([tabindex="-1"])'):
-    button = self.until(
-      lambda: next(
-        (x for x in self.seen(css) if x.text == text and x.is_enabled()),
-        None,
-      )
-    )
     middle = 'arguments[0].scrollIntoView({block: "center"})'
-    self.browser.execute_script(middle, button)
-    button.click()
+
+    def found():
+      for x in self.seen(css):
+        if x.text == text and x.is_enabled():
+          self.browser.execute_script(middle, x)
+          x.click()
+          return True
+
+    self.until(found)
 
   def tiles(self, place):
     js = 'return document.querySelector(arguments[0]).innerHTML'
@@ -486,7 +494,7 @@ class Visitor:
     return [x['message'] for x in self.browser.get_log(kind)]
 
 
-def test_all_of_the_page_in_a_browser(url, browser, tmp_path):
+def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
   from selenium.webdriver import ActionChains
 
   you = Visitor(browser, url)

@@ -140,5 +140,5 @@ def test_the_report_is_one_page_with_all_pictures(tmp_path):
   total = np.load(tmp_path / 'a' / 'bits.npy').sum() + found.guide_bits[1].sum()
   assert re.findall(r'<h1>(\S+) bits', page) == [f'{total:.2f}']
   (place, bits), *_ = found.ranked(0)
-  rows = f'row {2 * place[0]} to {2 * place[0] + 1}'
-  assert f'{rows}, column' in page and f'{bits:.2f} ± ' in page
+  rows = f'rows {2 * place[0]} to {2 * place[0] + 1}'
+  assert f'{rows}, columns' in page and f'{bits:.2f} ± ' in page

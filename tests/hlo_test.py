@@ -47,11 +47,17 @@ def test_every_parameter_of_the_huge_model_lies_where_it_did():
   assert specs_of_huge() == json.loads(SPECS.read_text())
 
 
-def compiled_step(kinds, axes):
+def compiled_step(kinds, axes, **changes):
   """HLO of the step, and the shapes that parameters have, whole or a layer."""
   c = config_lib.default()
   c.model = tiny.model(
-    kinds, (8, 1), widths=(32, 16), num_values=17, num_conds=1, classes=16
+    kinds,
+    (8, 1),
+    widths=(32, 16),
+    num_values=17,
+    num_conds=1,
+    classes=16,
+    **changes,
   )
   c.optim.update(batch=5 * 8, steps=4)
   c.mesh.update(dict(zip(sharding.AXES, axes)))
@@ -105,9 +111,9 @@ def test_data_parallel_steps_sum_gradients_and_nothing_else(kind):
   assert found['all-reduce'] <= params
 
 
-@pytest.mark.parametrize('kind', ['ar', 'mar'])
-def test_fsdp_gathers_parameters_and_never_activations(kind):
-  text, params = compiled_step((kind, 'pixel'), (2, 4, 1))
+@pytest.mark.parametrize('kind, chunks', [('ar', ()), ('mar', (2, 3))])
+def test_fsdp_gathers_parameters_and_never_activations(kind, chunks):
+  text, params = compiled_step((kind, 'pixel'), (2, 4, 1), chunks=chunks)
   found = collectives(text)
   assert {'all-gather', 'all-reduce'} <= set(found)
   assert set(found) <= {'all-gather', 'all-reduce', 'reduce-scatter'}

@@ -6,6 +6,7 @@ gcloud, srun, scontrol and kubectl are stand-ins that note how they are called.
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -603,3 +604,30 @@ def test_validation_sees_mistakes(kind, machine):
   broken(lambda spec, job, box: job['template']['spec'].update(paralelism=2))
   broken(lambda spec, job, box: box.update(args='train'))
   broken(lambda spec, job, box: box['ports'][0].update(containerPort='1'))
+
+
+@pytest.mark.parametrize(
+  'user, has, calls',
+  [
+    ('0', ('chromium', 'chromedriver'), []),
+    ('0', ('chromium',), ['update', 'install']),
+    ('1000', ('chromium',), None),
+  ],
+)
+def test_browser_is_installed_where_it_is_missing(machine, user, has, calls):
+  """On Debian as root; elsewhere the message says what to install."""
+  folder = machine.path / 'bin'
+  for tool in (*has, 'apt-get'):
+    machine.tool(folder / tool)
+  for tool in ('bash', 'dirname', 'env'):
+    (folder / tool).symlink_to(shutil.which(tool))
+  executable(folder / 'id', f'echo {user}')
+  executable(folder / 'grep', '')  # /etc/os-release says that it is Debian
+  found = machine.launch('browser.sh', PATH=str(folder))
+  if calls is None:
+    assert found.returncode == 1
+    assert 'apt-get install chromium chromium-driver' in found.stderr
+    calls = []
+  else:
+    assert found.returncode == 0, found.stderr
+  assert [x.split()[1].strip("'") for x in machine.calls] == calls

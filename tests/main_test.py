@@ -139,6 +139,12 @@ def test_cost_prints_the_papers_total():
       ['stepz', '"steps"'],
     ),
     (1, ['cost', '--config=configs/none.py'], ['configs/none.py']),
+    (2, ['cost', DIGITS, '--mesh=fsdp=8'], ['--device=None', 'v5e', 'H100']),
+    (
+      2,
+      ['cost', DIGITS, '--mesh=data=-1,fsdp=8', '--device=v5e'],
+      ['-1 needs --devices'],
+    ),
     (
       2,
       [
@@ -154,6 +160,12 @@ def test_cost_prints_the_papers_total():
     (2, ['demo', '--workdir=X'], ['X', 'config.json']),
     (2, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'at least 1']),
     (2, ['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
+    (
+      2,
+      ['edit', '--workdir=X', '--mode=lower', '--box=1,1,2,2'],
+      ['--box goes with --mode=inpaint or class'],
+    ),
+    (2, ['edit', '--workdir=X', '--mode=class'], ['--label']),
   ],
 )
 def test_bad_input_is_named_with_the_way_out(code, args, words):

@@ -22,16 +22,17 @@ def test_an_image_depends_on_seed_and_index_alone(net_and_params):
   labels = sample.round_robin(5, [0, 1, 2])
   sampling = Sampling(guidance=2.0, iterations=(3,))
 
-  def generate(**how):
+  def generate(params=params, **how):
     return sample.generate(net, params, labels, sampling, guided=True, **how)
 
   once = generate(batch=8).values
   assert once.shape == (5, 4, 4, 2) and once.min() >= 0 and once.max() <= 4
   np.testing.assert_array_equal(once, generate(batch=2).values)
-  c = config_lib.default()
-  c.mesh.update(data=4, fsdp=2)
-  mesh = sharding.make_mesh(c)
-  np.testing.assert_array_equal(once, generate(mesh=mesh).values)
+  for axes in tiny.MESHES:
+    mesh, split = tiny.on_mesh(net, params, axes)
+    qkv = split['level_0']['blocks']['attention']['qkv']
+    assert qkv.sharding.spec == tiny.QKV
+    np.testing.assert_array_equal(once, generate(split, mesh=mesh).values)
   assert (once != generate(batch=8, seed=1).values).any()
 
 

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from fractal_jax import config
+from fractal_jax import config, sharding, train_state
 from fractal_jax.models import fractal
 
 # The compiler's optimiser would take most of the tests' time.
@@ -61,6 +62,18 @@ def build(kinds=('ar', 'pixel'), sizes=(2, 1), seed=0, spread=0.3, **changes):
     return jnp.asarray(value, jnp.float32)
 
   return net, jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
+QKV = P(None, 'fsdp', None, 'tensor')  # of a stack's qkv, on any mesh
+
+
+def on_mesh(net, params, axes):
+  """A mesh of (data, fsdp, tensor), and the parameters where they lie there."""
+  c = config.default()
+  c.mesh.update(dict(zip(sharding.AXES, axes)))
+  mesh = sharding.make_mesh(c)
+  return mesh, jax.device_put(params, train_state.param_shardings(net, mesh))
 
 
 def keys(n, seed=1):

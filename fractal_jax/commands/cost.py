@@ -1,4 +1,4 @@
-"""`cost`: parameters and FLOPs of a config."""
+"""`cost`: parameters and FLOPs of a config; memory and hours on a mesh."""
 
 from absl import flags
 
@@ -7,12 +7,66 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-define_flags = common.config_flag
+def define_flags():
+  common.config_flag()
+  flags.DEFINE_list(
+    'mesh',
+    None,
+    'Memory and hours on it: data=1,fsdp=8,tensor=1. Axes left out are 1; one '
+    'may be -1, the rest of --devices.',
+  )
+  flags.DEFINE_integer('devices', None, 'How many; the product of --mesh.')
+  flags.DEFINE_string('device', None, 'v4, v5e, v5p, v6e, A100, H100, H200.')
+  flags.DEFINE_float('mfu', 0.4, 'Share of the peak that model FLOPs reach.')
+  flags.DEFINE_integer('images', 1_281_167, "An epoch; ImageNet's if unset.")
 
 
 def run():
   from fractal_jax import config as config_lib
-  from fractal_jax import cost
+  from fractal_jax import cost, memory
 
-  config_lib.check(FLAGS.config)
-  common.say(cost.table(FLAGS.config))
+  config = FLAGS.config
+  config_lib.check(config)
+  devices = None
+  if FLAGS.mesh is not None:
+    if FLAGS.device not in memory.DEVICES:
+      raise common.UsageError(
+        f'--device={FLAGS.device}: --mesh needs one of '
+        f'{", ".join(memory.DEVICES)}'
+      )
+    if not 0 < FLAGS.mfu <= 1:
+      raise common.UsageError(f'--mfu={FLAGS.mfu} must be above 0, at most 1')
+    common.at_least('images', 1)
+    common.at_least('devices', 1)
+    devices = set_mesh(config)
+  common.say(cost.table(config))
+  if devices:
+    common.say(
+      '\n'
+      + memory.table(config, devices, FLAGS.device, FLAGS.mfu, FLAGS.images)
+    )
+
+
+def set_mesh(config) -> int:
+  """Sets config.mesh from --mesh. Returns the number of devices."""
+  import math
+
+  from fractal_jax import sharding
+
+  axes = dict.fromkeys(sharding.AXES, 1)
+  for part in FLAGS.mesh:
+    name, _, number = part.partition('=')
+    if name not in axes:
+      raise common.UsageError(
+        f"--mesh: no axis '{name}' in {part!r}; write data=1,fsdp=8,tensor=1"
+      )
+    (axes[name],) = common.integers(f'mesh: {name}', [number])
+  if any(n < 1 and n != -1 for n in axes.values()):
+    raise common.UsageError(
+      f'--mesh={",".join(FLAGS.mesh)}: axes are 1 or more, or -1 (the rest)'
+    )
+  if FLAGS.devices is None and -1 in axes.values():
+    raise common.UsageError('--mesh: an axis of -1 needs --devices')
+  with config.unlocked():
+    config.mesh.update(axes)
+  return FLAGS.devices or math.prod(axes.values())

@@ -43,8 +43,6 @@ def run():
   check_mask_flags()
   config = common.load_config()
   image, label = common.the_image(config)
-  if FLAGS.mode == 'class' and label is None:
-    raise common.UsageError('--mode=class needs --label: the class to draw')
   if FLAGS.mask:
     mask = edit.read_mask(FLAGS.mask, config.model)
   else:
@@ -86,7 +84,8 @@ def run():
     hidden = np.where(mask[0], grey, image)
     shown = np.concatenate([image[None], hidden[None], drawn])
     shown = sample.pictures(shown, config.model)
-    sample.save(sample.grid(shown), FLAGS.out)
+    columns = int(np.ceil(np.sqrt(2 * len(shown))))
+    sample.save(sample.grid(shown, columns), FLAGS.out)
   common.say(f'{FLAGS.num} completions: {os.path.abspath(FLAGS.out)}')
 
 
@@ -98,6 +97,8 @@ def check_mask_flags():
     raise common.UsageError(
       f'--mode={FLAGS.mode} makes a mask: give it or --mask, not both'
     )
+  if FLAGS.mode == 'class' and FLAGS.label in (None, 'none'):
+    raise common.UsageError('--mode=class needs --label: the class to draw')
   for name, modes in (
     ('box', ('inpaint', 'class')),
     ('margin', ('outpaint', 'uncrop')),

@@ -16,6 +16,7 @@ from fractal_jax import data, edit, explain, sample
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
 
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
+MASKS = 32  # at a time, so that a job can be ended soon
 MOVIE = 4  # images of a movie, at most
 VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
 # No telemetry; what visitors left behind is deleted after an hour.
@@ -198,7 +199,10 @@ class Page:
     def work(report):
       if image is None:
         raise DemoError('Choose an image first: upload one, or take one.')
-      return self.model.explain(image, label, passes=passes, watch=report)
+      batch = min(self.model.config.eval.batch, MASKS)
+      return self.model.explain(
+        image, label, passes=passes, batch=batch, watch=report
+      )
 
     def finished(found):
       pictures = explain.pictures(found, image, self.model.config.model)

@@ -24,11 +24,12 @@ def check_gradio() -> None:
 
 
 def listen(port: int) -> socket.socket:
-  """A socket on a port of this machine; 0: any that is free."""
+  """A socket that listens on a port of this machine; 0: any that is free."""
   sock = socket.socket()
   sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     sock.bind((HOST, port))
+    sock.listen()  # who comes before the page is ready waits
   except (OSError, OverflowError) as e:
     sock.close()
     raise DemoError(

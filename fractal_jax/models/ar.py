@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fractal_jax import sharding
 from fractal_jax.models import contract, layers
+from fractal_jax.models.chunked import chunked
 from fractal_jax.models.contract import (
   Array,
   Draws,
@@ -110,7 +111,8 @@ class ARLevel(nn.Module):
     del draws, mask
     s = self.spec
     patches = contract.patchify(rows.squares, s)
-    conds = self.outputs(patches, rows.conds, train=train)  # [N, L, D]
+    outputs = lambda level, *rows: level.outputs(*rows, train=train)
+    conds = chunked(outputs, self, patches, rows.conds)  # [N, L, D]
     n = len(patches) * s.length
     site = rows.site[:, None] * s.length + jnp.arange(s.length)
     below = Rows(

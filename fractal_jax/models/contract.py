@@ -53,6 +53,7 @@ class Spec:
   dtype: jnp.dtype
   remat: str
   unroll: bool = False  # write the layers out rather than loop over them
+  chunks: int = 1  # parts of the rows, one after another: see chunked.py
 
   @property
   def grid(self) -> tuple[int, ...]:

@@ -309,6 +309,7 @@ def specs(model) -> tuple[Spec, ...]:
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
         unroll=model.depths[i] <= model.unroll,
+        chunks=model.chunks[i] if model.chunks else 1,
       )
     )
   below = [s.num_conds for s in out[1:]] + [0]
@@ -427,6 +428,14 @@ def problems(model) -> list[str]:
     f"model.remat='{model.remat}' must be one of {', '.join(layers.REMAT)}",
   )
   rule(model.unroll >= 0, f'model.unroll={model.unroll} must be 0 or more')
+  chunks = tuple(model.chunks)
+  good = len(chunks) in (0, levels) and all(n >= 1 for n in chunks)
+  shapes &= good
+  rule(
+    good,
+    f'model.chunks={chunks} must have one number, at least 1, for each of the '
+    f'{levels} levels (or none)',
+  )
   for level in model.init_levels:
     rule(
       0 <= level < levels,

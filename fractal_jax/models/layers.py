@@ -178,24 +178,26 @@ class Dropout(nn.Module):
 
 def drop_out(x: Array, words: Array, rate: float) -> Array:
   """Zeros a share `rate` of x, and scales the rest by 1 / (1 - rate)."""
-  place = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    here = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    place = place * jnp.uint32(size) + here
-  keep = hash_bits(place, words) >= jnp.uint32(round(rate * 2**32))
+  # The place in memory, counted from words[0]. Not from 0: that would be the
+  # same in each layer, and XLA would keep it, as large as x, for all of them.
+  place, stride = words[0], x.size
+  for size in x.shape:
+    stride //= size
+    here = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(stride % 2**32)
+    place = place[..., None] + here
+  keep = hash_bits(place, words[1]) >= jnp.uint32(round(rate * 2**32))
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def hash_bits(place: Array, words: Array) -> Array:
-  """uint32 bits of counters, two random words [2] as the seed.
+def hash_bits(x: Array, word: Array) -> Array:
+  """uint32 bits of counters that start at a random word, and of another word.
 
   Each multiplication by an odd constant carries low bits up, each shifted
   exclusive or brings high bits down; both are one to one, so that a seed's
   2^32 counters have different bits.
   """
-  x = place + words[0]
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) + words[1]
+  x = (x ^ (x >> 15)) + word
   x = (x ^ (x >> 16)) * jnp.uint32(0x846CA68B)
   return x ^ (x >> 16)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from fractal_jax import sharding
 from fractal_jax.models import contract, layers, masking, pixel
+from fractal_jax.models.chunked import chunked
 from fractal_jax.models.contract import (
   Array,
   Draws,
@@ -169,7 +170,8 @@ class MARLevel(nn.Module):
       guide, target = self.guide_target(rows, draws, train)
       nats = self.guide(rows.conds, target, train=train)
       scores = Scores(nats, rows.weight, rows.image, rows.site)
-    outputs = self.outputs(patches, mask, rows.conds, guide, train=train)
+    outputs = lambda level, *rows: level.outputs(*rows, train=train)
+    outputs = chunked(outputs, self, patches, mask, rows.conds, guide)
 
     index, filled, dropped = masking.compact(
       (mask & (rows.weight > 0)[:, None]).reshape(-1), room, overflow

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fractal_jax import sharding
 from fractal_jax.models import layers
+from fractal_jax.models.chunked import chunked
 from fractal_jax.models.contract import Array, Drawn, Given, Sampling, Spec
 
 
@@ -73,6 +74,10 @@ class PixelLevel(nn.Module):
 
   def __call__(self, conds: Array, values: Array, *, train: bool) -> Array:
     """Conditions [N, n, Dc], values [N, C] to their nats [N, C], float32."""
+    nats = lambda level, *rows: level.nats(*rows, train=train)
+    return chunked(nats, self, conds, values)
+
+  def nats(self, conds: Array, values: Array, *, train: bool) -> Array:
     outputs = self.outputs(conds, values, train=train)
     # The logits are V / D times larger than what they are computed from.
     nats = jax.checkpoint(cross_entropy)

@@ -1,0 +1,167 @@
+"""What a training step takes on a device: as counted, and as compiled.
+
+  python benchmarks/memory.py
+
+compares fractal_jax/memory.py with XLA's own memory_analysis() over configs,
+kinds of levels, `remat`, chunks and meshes of fake CPU devices. Or one:
+
+  python benchmarks/memory.py --config=configs/fractalmar_huge_in256.py \\
+    --config.mesh.data=1 --config.mesh.fsdp=64 --devices=64
+
+Nothing is run, and no array is made: the step is compiled for shapes. LLVM's
+optimisation is off, which leaves the buffers as they are (--llvm turns it on).
+XLA's total is arguments + temporaries + outputs that share no argument.
+"""
+
+import os
+import platform
+import time
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Its mesh is used.')
+DEVICES = flags.DEFINE_integer('devices', 8, 'Fake CPU devices.')
+LLVM = flags.DEFINE_bool('llvm', False, 'Compile with all optimisation.')
+ONLY = flags.DEFINE_list('only', None, 'Rows of the table: 0,3.')
+
+QUICK = {
+  'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+
+# Config, changes of its model, mesh (data, fsdp, tensor), images a device.
+MAR, AR = 'mini:mar', 'mini:ar'
+CASES = [
+  (AR, dict(remat='none'), (1, 1, 1), 16),
+  (AR, dict(remat='dots'), (1, 1, 1), 16),
+  (AR, dict(remat='full'), (1, 1, 1), 16),
+  (MAR, dict(remat='none'), (1, 1, 1), 16),
+  (MAR, dict(remat='dots'), (1, 1, 1), 16),
+  (MAR, dict(remat='full'), (1, 1, 1), 16),
+  (MAR, dict(remat='full'), (8, 1, 1), 4),
+  (AR, dict(remat='none'), (1, 8, 1), 4),
+  (MAR, dict(remat='full'), (1, 8, 1), 4),
+  (MAR, dict(remat='dots'), (2, 2, 2), 4),
+  (MAR, dict(remat='none', chunks=(1, 4, 8)), (1, 1, 1), 16),
+]
+
+
+def load(name):
+  import importlib
+
+  module, _, option = name.partition(':')
+  config = importlib.import_module(f'configs.{module}').get_config(
+    *([option] if option else [])
+  )
+  config.model.unroll = 0
+  return config
+
+
+def compiled(config, mesh, options=None):
+  """XLA's memory_analysis of the training step, and seconds to compile."""
+  import jax
+
+  from fractal_jax import memory, optim, sharding, train, train_state
+  from fractal_jax.models import fractal
+
+  net = fractal.from_config(config.model)
+  tx = optim.optimizer(config, 1000)
+  state = train_state.abstract(config, net, tx, mesh)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.over_batch(mesh)
+    ),
+    memory.batch_of(config),
+  )
+  step = train.jitted_step(config, net, tx, mesh, state)
+  start = time.monotonic()
+  with jax.set_mesh(mesh):
+    program = step.lower(state, batch).compile(options)
+  return program.memory_analysis(), time.monotonic() - start
+
+
+def total(analysis) -> int:
+  return (
+    analysis.argument_size_in_bytes
+    + analysis.temp_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+  )
+
+
+def compare(name, config, mesh) -> tuple[str, ...]:
+  """A row of the table."""
+  from fractal_jax import memory
+
+  counted = memory.memory(config, mesh)
+  analysis, seconds = compiled(config, mesh, None if LLVM.value else QUICK)
+  found = total(analysis)
+  m = config.model
+  return (
+    name,
+    m.remat,
+    ','.join(map(str, m.chunks)) or '-',
+    m.dtype,
+    'x'.join(str(n) for n in mesh.shape.values()),
+    str(config.optim.batch),
+    f'{counted.params / memory.GIB:.3f}',
+    f'{counted.optimizer / memory.GIB:.3f}',
+    f'{counted.gradients / memory.GIB:.3f}',
+    f'{counted.activations / memory.GIB:.3f}',
+    f'{counted.total / memory.GIB:.3f}',
+    f'{found / memory.GIB:.3f}',
+    f'{counted.total / found - 1:+.1%}',
+    f'{seconds:.0f}',
+  )
+
+
+HEAD = (
+  'config', 'remat', 'chunks', 'dtype', 'mesh', 'images', 'parameters',
+  'optimizer', 'gradients', 'activations', 'total', "XLA's total", 'off by',
+  'compile s',
+)  # fmt: skip
+
+
+def main(argv):
+  del argv
+  os.environ['XLA_FLAGS'] = (
+    f'--xla_force_host_platform_device_count={DEVICES.value} '
+    + os.environ.get('XLA_FLAGS', '')
+  )
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  import jax
+  import numpy as np
+
+  from fractal_jax import sharding
+
+  jax.config.update('jax_enable_compilation_cache', False)
+  print(
+    f'jax {jax.__version__}, jaxlib {jax.lib.__version__}, Python '
+    f'{platform.python_version()}, {time.strftime("%Y-%m-%d")}; GiB a device'
+  )
+  print(f'| {" | ".join(HEAD)} |\n|{"---|" * len(HEAD)}')
+
+  def show(row):
+    print(f'| {" | ".join(row)} |', flush=True)
+
+  if CONFIG.value is not None:
+    mesh = sharding.make_mesh(CONFIG.value)
+    name = flags.FLAGS['config'].config_filename
+    show(compare(os.path.basename(name), CONFIG.value, mesh))
+    return
+  chosen = map(int, ONLY.value or range(len(CASES)))
+  for i in chosen:
+    name, changes, axes, images = CASES[i]
+    config = load(name)
+    config.model.update(changes)
+    config.mesh.update(dict(zip(sharding.AXES, axes)))
+    config.optim.batch = images * axes[0] * axes[1]
+    devices = jax.devices()[: int(np.prod(axes))]
+    mesh = sharding.make_mesh(config, devices)
+    show(compare(name, config, mesh))
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,85 @@
+"""Memory as counted, against what XLA says of the compiled step."""
+
+import math
+
+import jax
+import pytest
+
+from benchmarks import memory as benchmark
+from configs import digits
+from fractal_jax import cost, memory, optim, sharding, train_state
+from fractal_jax.models import fractal
+
+# As by default, and not as conftest.py has it; the schedule for least memory,
+# as accelerators have it.
+NORMAL = {
+  'xla_cpu_use_fusion_emitters': True,
+  'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+}
+
+
+def configure(kind, axes=(1, 1, 1), batch=256, **model):
+  c = digits.get_config(kind)
+  c.model.unroll = 0
+  c.model.update(model)
+  c.mesh.update(dict(zip(sharding.AXES, axes)))
+  c.optim.batch = batch
+  return c
+
+
+@pytest.mark.parametrize(
+  'kind, axes, remat',
+  [('ar', (1, 1, 1), 'none'), ('mar', (1, 8, 1), 'full')],
+)
+def test_counted_is_what_xla_says(kind, axes, remat):
+  """Within 15%; benchmarks/memory.py has more, and larger, configs."""
+  c = configure(kind, axes, 128 * math.prod(axes), remat=remat)
+  mesh = sharding.make_mesh(c, jax.devices()[: math.prod(axes)])
+  analysis, _ = benchmark.compiled(c, mesh, NORMAL)
+  counted = memory.memory(c, mesh)
+  assert counted.total == pytest.approx(benchmark.total(analysis), rel=0.15)
+
+
+def test_parts_are_the_bytes_that_lie_on_a_device():
+  c = configure('ar', (2, 2, 2), 64)
+  mesh = sharding.make_mesh(c)
+  net = fractal.from_config(c.model)
+  state = train_state.abstract(c, net, optim.optimizer(c, 4), mesh)
+
+  def local(tree):
+    return sum(
+      x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+      for x in jax.tree.leaves(tree)
+      if x.ndim
+    )
+
+  found = memory.memory(c, mesh)
+  assert found.params == found.gradients == local(state.params)
+  assert found.optimizer == local(state.opt_state)
+  c.optim.frozen = (0,)
+  less = memory.memory(c, mesh)
+  assert less.params == found.params
+  assert less.optimizer < found.optimizer
+  assert less.activations < found.activations
+
+
+def test_chunks_are_found_that_fit():
+  c = configure('mar')
+  mesh = sharding.abstract_mesh(c, 1)
+  whole = memory.memory(c, mesh)
+  chunks, found = memory.fitting_chunks(c, mesh, 0.7 * whole.total)
+  assert found.total <= 0.7 * whole.total and max(chunks) <= 16
+  assert found.params == whole.params
+  assert memory.fitting_chunks(c, mesh, 2 * whole.params) is None
+  assert c.model.chunks == ()
+
+
+def test_table():
+  c = configure('ar', (2, 4, 1), 64)
+  text = memory.table(c, 8, 'v5e', 0.4, 1_500)
+  assert '8 x v5e (16 GiB, 197 TFLOP/s), mesh data=2 fsdp=4 tensor=1.' in text
+  flops = 64 * cost.train_flops_per_image(c)
+  second = flops / (8 * 197e12 * 0.4)
+  assert f'a step takes {second:.3g} s' in text
+  assert f'all {1000 * 64 / 1500:.4g} epochs' in text
+  assert max(map(len, text.splitlines())) <= 80
