@@ -25,6 +25,7 @@ from fractal_jax import config as config_lib
 from fractal_jax import (
   cost,
   likelihood,
+  malloc,
   optim,
   sample,
   sharding,
@@ -201,6 +202,7 @@ def table(rows: list[dict]) -> str:
 def main(argv):
   del argv
   jax.config.update('jax_enable_compilation_cache', False)
+  malloc.keep()  # as the command line does
   config = CONFIG.value
   with config.unlocked():
     config.optim.batch = BATCH.value

@@ -18,6 +18,7 @@ import sys
 
 from absl import app, flags, logging
 
+from fractal_jax import malloc
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -40,7 +41,8 @@ COMMANDS = {
 
 
 def start() -> None:
-  """Sets JAX up: the compilation cache, and the other hosts if asked."""
+  """Sets JAX up: compilation cache, other hosts if asked, a CPU's memory."""
+  malloc.keep()
   import jax
 
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
