@@ -11,11 +11,10 @@ with more seeds adds to what is there. `--notrain` writes the report of what is
 there.
 
 Studies that change a model's size try their peak learning rates on seed 0, from
-the lowest up to the first that scores worse than the one before; a variant's
-other seeds have the best of these. Data: digits
-come with scikit-learn; the other studies read --data, an .npz of emoji of 64x64
-(`images`, `labels`, `label_names`; README.md says where they come from), halved
-twice by averaging; a fixed tenth is held out.
+the lowest up to the first that is not clearly better than the one before, and
+report all seeds with the best. Data: digits come with scikit-learn; the other
+studies read --data, an .npz of emoji of 64x64 (`images`, `labels`,
+`label_names`), halved twice by averaging; a fixed tenth is held out.
 """
 
 import csv
@@ -35,6 +34,9 @@ from fractal_jax import config as config_lib
 from fractal_jax.datasets.common import DataError
 
 TUNING_SEED = 0  # its runs choose the learning rate
+# Bits/dim by which a higher learning rate must be better: less is noise, and
+# the lower one is the steadier of the two.
+CLEARLY = 0.005
 MATCH = 0.1  # relative distance of training FLOPs that counts as equal
 
 
@@ -130,15 +132,15 @@ class Runs:
     return json.loads(path.read_text()) if path.exists() else None
 
   def peak(self, variant: str) -> float | None:
-    """The learning rate to use: that of the best run of the tuning seed."""
+    """The learning rate to use, from the tuning seed; None: not known yet."""
     peaks = self.study.peaks
     best = None
     for peak in peaks if len(peaks) > 1 else ():
       result = self.result(variant, TUNING_SEED, peak)
       if result is None:
-        return None  # not known yet
+        return None
       bits = score(result)['bits_per_dim']
-      if best is not None and bits > best[0]:
+      if best is not None and bits > best[0] - CLEARLY:
         break
       best = bits, peak
     return best[1] if best else peaks[0]

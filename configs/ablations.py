@@ -32,7 +32,7 @@ class Study:
       folder of the runs.
     variants: changes {'section.key': value} to the base, by name. The first
       is what the others are compared with.
-    peaks: learning rates; of several, each variant's best is used.
+    peaks: learning rates, the lowest first; each variant has its own of them.
     equal: whether training FLOPs an image must agree within MATCH.
   """
 
@@ -121,7 +121,7 @@ STUDIES = {
         ),
       }.items()
     },
-    peaks=(3e-3, 6e-3, 1.2e-2),
+    peaks=(1.5e-3, 3e-3, 6e-3, 1.2e-2),
     equal=True,
   ),
   'levels_emoji': Study(

@@ -31,6 +31,9 @@ COMMANDS = {
   'sample': 'generate images',
   'edit': 'generate what is under a mask',
   'explain': 'the bits of each value of an image',
+  'evaluate': 'FID, Inception Score, precision, recall, diversity',
+  'sweep': 'the same over guidance and temperature',
+  'reference': 'statistics of a data set, for evaluate',
   'convert': 'published weights to a run, and back',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
@@ -61,6 +64,7 @@ def known_errors() -> tuple:
     demo,
     edit,
     health,
+    metrics,
     sample,
     sharding,
   )
@@ -77,6 +81,7 @@ def known_errors() -> tuple:
     sample.SampleError,
     sharding.ShardingError,
     health.TrainingError,
+    metrics.MetricsError,
   )
 
 

@@ -69,6 +69,7 @@ def generate(
   *,
   guided: bool,
   seed: int = 0,
+  first: int = 0,
   given: Given | None = None,
   batch: int = 64,
   mesh=None,
@@ -84,6 +85,7 @@ def generate(
     sampling: how values are drawn.
     guided: whether the unconditional stream runs.
     seed: of the request.
+    first: the number of the first image, where these are a part of a request.
     given: values that are known, [num, S, (S,) C] each.
     batch: images at a time, rounded up to what the mesh divides; the last
       batch is filled up, so that one program serves any number of images.
@@ -112,7 +114,7 @@ def generate(
       some = jax.tree.map(lambda x, at=at: x[at], (labels, given))
       what = (
         *(net, guided, mesh, params, key),
-        *(*some, jnp.asarray(index), sampling),
+        *(*some, jnp.asarray(first + index), sampling),
       )
       if watch is None:
         drawn = jax.device_get(generate_batch(*what))

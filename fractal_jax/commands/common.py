@@ -39,6 +39,41 @@ def workdir_flags():
   distributed_flags()
 
 
+def sampling_flags():
+  """How values are drawn; `sample` in the config where unset."""
+  flags.DEFINE_float('guidance', None, '1: none.')
+  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  drawing_flags()
+
+
+def drawing_flags():
+  """Those of sampling_flags that a sweep does not sweep."""
+  flags.DEFINE_enum(
+    'schedule', None, ['linear', 'constant'], 'Of guidance at level 0.'
+  )
+  flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
+  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+
+
+def sampling_changes(
+  names=('guidance', 'temperature', 'schedule', 'filter_threshold'),
+) -> dict:
+  """What the sampling flags change, for `sample.settings`."""
+  found = {name: FLAGS[name].value for name in names}
+  if FLAGS.iterations is not None:
+    found['iterations'] = integers('iterations', FLAGS.iterations)
+  return {k: v for k, v in found.items() if v is not None}
+
+
+def metrics_flags():
+  flags.DEFINE_string(
+    'inception',
+    None,
+    'Weights of the FID Inception net: a .pth, .npz or .safetensors. Unset: '
+    'what $FRACTAL_JAX_INCEPTION names.',
+  )
+
+
 def config_flag():
   config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/.', lock_config=True
@@ -104,6 +139,12 @@ def load_config():
   from fractal_jax import checkpoint
 
   return checkpoint.load_config(FLAGS.workdir)
+
+
+def default_config():
+  from fractal_jax import config
+
+  return config.default()
 
 
 def load_run(config=None):

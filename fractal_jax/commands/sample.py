@@ -18,13 +18,7 @@ def define_flags():
   flags.DEFINE_list(
     'labels', None, "Classes, repeated as needed, or 'none'; all if unset."
   )
-  flags.DEFINE_float('guidance', None, '1: none.')
-  flags.DEFINE_enum(
-    'schedule', None, ['linear', 'constant'], 'Of guidance at level 0.'
-  )
-  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
-  flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
-  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+  common.sampling_flags()
   flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
   flags.DEFINE_string('movie', None, 'A .gif or .mp4 of images growing.')
 
@@ -42,15 +36,12 @@ def run():
   if not FLAGS.out.endswith(('.png', '.npz')):
     raise common.UsageError(f'--out={FLAGS.out} must end in .png or .npz')
   config = common.load_config()
-  with config.unlocked():
-    for name in ('guidance', 'schedule', 'temperature', 'filter_threshold'):
-      if FLAGS[name].value is not None:
-        config.sample[name] = FLAGS[name].value
-    if FLAGS.iterations is not None:
-      config.sample.iterations = common.integers('iterations', FLAGS.iterations)
+  changes = common.sampling_changes()
+  sampling, guided = sample.settings(
+    config, record=bool(FLAGS.movie), **changes
+  )
   labels = classes(config.model)
   config, net, params, mesh = common.load_run(config)
-  sampling, guided = sample.settings(config, record=bool(FLAGS.movie))
   num = FLAGS.num or config.sample.num
   drawn = sample.generate(
     net,

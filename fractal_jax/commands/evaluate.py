@@ -1,0 +1,194 @@
+"""`evaluate`: FID, Inception Score, precision, recall, diversity."""
+
+import json
+import os
+
+from absl import flags
+
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  flags.DEFINE_string('workdir', None, 'The run that generates the images.')
+  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  flags.DEFINE_string(
+    'images',
+    None,
+    'In place of --workdir, images of any model: a folder, or an .npz in the '
+    "format of ADM's suite.",
+  )
+  flags.DEFINE_integer('num', 50_000, 'Images, a multiple of the classes.')
+  run_flags()
+  common.sampling_flags()
+  flags.DEFINE_string(
+    'save', None, "An .npz for the images, in the format of ADM's suite."
+  )
+  flags.DEFINE_string('out', None, 'A .json file for the numbers.')
+  common.distributed_flags()
+
+
+def run_flags():
+  """What `sweep` takes, too."""
+  common.metrics_flags()
+  flags.DEFINE_string(
+    'ref',
+    None,
+    'Reference statistics, an .npz; unset: of the training split of the run, '
+    'made once.',
+  )
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
+  flags.DEFINE_bool('unconditional', False, 'Generate without classes.')
+
+
+def run():
+  from fractal_jax import evaluate, sample, sharding
+  from fractal_jax.metrics import reference, weights
+  from fractal_jax.metrics.features import BATCH
+
+  check_flags()
+  # Images alone, for another's suite, need no weights.
+  only_save = FLAGS.save and not (
+    FLAGS.out or FLAGS.inception or os.environ.get(weights.VARIABLE)
+  )
+  loaded = None if only_save else load_weights()
+  if FLAGS.images:
+    images = evaluate.of_files(FLAGS.images, FLAGS.batch or BATCH)
+    mesh = sharding.any_mesh(common.default_config())
+    extractor = make_extractor(loaded, mesh, images.num)
+    ref = reference.read(FLAGS.ref, extractor)
+  else:
+    changes = common.sampling_changes()
+    sample.settings(common.load_config(), **changes)  # checked at once
+    model, step = load()
+    images = images_of(model, step, FLAGS.num, changes)
+    if only_save:
+      evaluate.save(images, FLAGS.save)
+      common.say(f'{images.num} images: {os.path.abspath(FLAGS.save)}')
+      common.say(
+        f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
+      )
+      return
+    extractor = make_extractor(loaded, model.mesh, images.num)
+    ref = the_reference(model.config, extractor)
+  with bar(images.num) as progress:
+    found = evaluate.evaluate(images, ref, extractor, progress)
+  common.say(evaluate.summary(found))
+  if FLAGS.save:
+    evaluate.save(images, FLAGS.save)
+    common.say(f'images: {os.path.abspath(FLAGS.save)}')
+  if FLAGS.out:
+    write_json(FLAGS.out, found)
+    common.say(f'numbers: {os.path.abspath(FLAGS.out)}')
+
+
+def check_flags():
+  for name, least in (('num', 1), ('batch', 1)):
+    common.at_least(name, least)
+  if bool(FLAGS.workdir) == bool(FLAGS.images):
+    raise common.UsageError(
+      'give --workdir of a run, or --images=DIR or FILE.npz: one of them'
+    )
+  if FLAGS.images:
+    if not FLAGS.ref:
+      raise common.UsageError(
+        '--images needs --ref=FILE.npz; `fractal-jax reference` makes one'
+      )
+    given = [n for n in ('save', 'step') if FLAGS[n].value is not None]
+    given += list(common.sampling_changes())
+    if given:
+      raise common.UsageError(
+        f'--{given[0]} is for images that a --workdir generates, not for '
+        '--images'
+      )
+  for name, ending in (('save', '.npz'), ('out', '.json')):
+    value = FLAGS[name].value
+    if value and not value.endswith(ending):
+      raise common.UsageError(f'--{name}={value} must end in {ending}')
+
+
+def load():
+  """The model of --workdir, and the step of its checkpoint."""
+  from fractal_jax import checkpoint
+
+  model = common.load_model()
+  return model, FLAGS.step or checkpoint.steps(FLAGS.workdir)[-1]
+
+
+def images_of(model, step, num, changes):
+  from fractal_jax import evaluate
+
+  return evaluate.of_run(
+    model,
+    FLAGS.workdir,
+    step,
+    num,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch,
+    unconditional=FLAGS.unconditional,
+    **changes,
+  )
+
+
+def load_weights():
+  """Those of --inception; says so where they are known to be others."""
+  from fractal_jax.metrics import weights
+
+  found = weights.load(FLAGS.inception)
+  if found.published is False:
+    common.say(
+      f'These weights are not the published {weights.FILE}: compare the '
+      'numbers only with those of the same weights.'
+    )
+  return found
+
+
+def make_extractor(loaded, mesh, num):
+  from fractal_jax.metrics import features
+
+  return features.Extractor(loaded, mesh, min(features.BATCH, num))
+
+
+def the_reference(config, extractor):
+  """--ref, or statistics of the run's training split."""
+  import tqdm
+
+  from fractal_jax import evaluate
+  from fractal_jax.metrics import reference
+
+  if FLAGS.ref:
+    return reference.read(FLAGS.ref, extractor)
+  found, path = evaluate.own_reference(
+    config,
+    FLAGS.workdir,
+    extractor,
+    lambda x: tqdm.tqdm(x, unit='batch', disable=None, desc='reference'),
+  )
+  common.say(f'reference: {os.path.abspath(path)}')
+  return found
+
+
+def bar(num):
+  """A progress bar, as a function of the images that are done."""
+  import contextlib
+
+  import tqdm
+
+  @contextlib.contextmanager
+  def shown():
+    with tqdm.tqdm(total=num, unit='image', disable=None) as found:
+      yield lambda done: found.update(done - found.n)
+
+  return shown()
+
+
+def write_json(path, found):
+  import jax
+
+  from fractal_jax.metrics import files
+
+  if jax.process_index() == 0:
+    with files.whole(path) as file:
+      file.write((json.dumps(found, indent=2) + '\n').encode())

@@ -1,0 +1,89 @@
+"""`reference`: statistics of a data set, for `evaluate --ref`."""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  config_flags.DEFINE_config_file(
+    'config', None, 'Whose data set and shape of images.', lock_config=True
+  )
+  flags.DEFINE_string(
+    'data', None, 'In its place: a folder of folders of images, or an .npz.'
+  )
+  flags.DEFINE_integer('size', None, 'With --data: the side of the images.')
+  flags.DEFINE_integer('channels', 3, 'With --data: 3, or 1 for grey.')
+  flags.DEFINE_integer('values', 256, 'With --data: values are 0 to this - 1.')
+  flags.DEFINE_string('split', None, 'Split; the training split if unset.')
+  flags.DEFINE_integer('num', 0, 'Images; 0: the whole split.')
+  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  flags.DEFINE_string('out', None, 'The .npz file to write.')
+  flags.mark_flag_as_required('out')
+  common.metrics_flags()
+  common.distributed_flags()
+
+
+def run():
+  import jax
+  import tqdm
+
+  from fractal_jax import sharding
+  from fractal_jax.metrics import features, reference, weights
+
+  common.at_least('num', 0)
+  common.at_least('batch', 1)
+  if not FLAGS.out.endswith('.npz'):
+    raise common.UsageError(f'--out={FLAGS.out} must end in .npz')
+  config = the_config()
+  features.check_model(config.model)
+  extractor = features.Extractor(
+    weights.load(FLAGS.inception),
+    sharding.any_mesh(config),
+    FLAGS.batch or features.BATCH,
+  )
+  made = reference.make(
+    config,
+    FLAGS.split or config.data.train_split,
+    extractor,
+    num=FLAGS.num,
+    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+  )
+  if jax.process_index() == 0:
+    reference.write(FLAGS.out, made)
+  common.say(
+    f'{made.num} images of {made.name}, {len(made.features)} of them for '
+    f'precision and recall: {os.path.abspath(FLAGS.out)}'
+  )
+
+
+def the_config():
+  """That of --config, or one that reads --data."""
+  if (FLAGS.config is None) == (FLAGS.data is None):
+    raise common.UsageError(
+      'give --config=FILE, or --data=DIR or FILE.npz: one of them'
+    )
+  if FLAGS.config is not None:
+    return FLAGS.config
+  if FLAGS.size is None:
+    raise common.UsageError(
+      '--data needs --size, the side that images are cropped to'
+    )
+  for name, least in (('size', 1), ('channels', 1), ('values', 2)):
+    common.at_least(name, least)
+  config = common.default_config()
+  with config.unlocked():
+    name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
+    config.data.update(name=name, dir=FLAGS.data)
+    config.model.update(
+      sizes=(FLAGS.size, 1),
+      channels=FLAGS.channels,
+      num_values=FLAGS.values,
+      classes=2**31 - 1,  # as many as there are
+    )
+  return config

@@ -1,0 +1,194 @@
+"""Files that are there whole or not at all, and images of any origin."""
+
+import contextlib
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+from fractal_jax.datasets import common
+from fractal_jax.datasets.folder import EXTENSIONS
+from fractal_jax.metrics import MetricsError
+from fractal_jax.metrics.features import check_pictures
+
+
+@contextlib.contextmanager
+def whole(path):
+  """Yields a binary file that takes the name `path` once all is written.
+
+  A process that dies before that leaves a file `.NAME.PID`, which nothing
+  reads.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  torn = path.with_name(f'.{path.name}.{os.getpid()}')
+  with open(torn, 'wb') as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+  torn.replace(path)
+
+
+def save_npz(path, **arrays) -> None:
+  with whole(path) as file:
+    np.savez(file, **arrays)
+
+
+def load_npz(path, what: str) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file.
+
+  Raises:
+    MetricsError: there is none, or it is no .npz file. `what` was expected.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise MetricsError(f'there is no file {path}; expected {what}.')
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except Exception as e:  # zipfile, numpy and the system each have their own
+    raise MetricsError(
+      f'{path} cannot be read as an .npz file of plain arrays ({e}); expected '
+      f'{what}.'
+    ) from e
+
+
+def listing(arrays: dict) -> str:
+  """'`mu` float64 [2048], `x` ...': what a file holds, for errors."""
+  return (
+    ', '.join(
+      f'`{k}` {v.dtype} {list(v.shape)}' for k, v in list(arrays.items())[:8]
+    )
+    or 'nothing'
+  )
+
+
+# Samples.
+
+
+def save_samples(path, num: int, shape: tuple, chunks, labels=None) -> None:
+  """Writes samples as ADM's suite reads them, without holding them all.
+
+  Args:
+    path: an .npz file, of `arr_0` uint8 [num, H, W, 3] and, if there are
+      labels, `arr_1` int64 [num].
+    num: images.
+    shape: of an image, (H, W, 3).
+    chunks: their pictures, in order, some at a time.
+    labels: [num] or None.
+  """
+  with whole(path) as file, zipfile.ZipFile(file, 'w') as archive:
+    with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
+      header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.uint8))
+      header['shape'] = (num, *shape)
+      np.lib.format.write_array_header_1_0(member, header)
+      for pictures in chunks:
+        member.write(np.ascontiguousarray(pictures, np.uint8).data)
+    if labels is not None:
+      with archive.open('arr_1.npy', 'w') as member:
+        np.lib.format.write_array(member, np.asarray(labels, np.int64))
+
+
+class Samples:
+  """Pictures at a path, by slice: uint8 [n, H, W, 3].
+
+  Attributes:
+    labels: int [n], or None.
+    side: the height of the pictures.
+  """
+
+  def __init__(self, path: str):
+    """Looks at what is there.
+
+    Args:
+      path: an .npz file as ADM's suite reads, with `arr_0` and perhaps labels
+        `arr_1`; a folder of images; or one with a folder of images a class.
+
+    Raises:
+      MetricsError: it is something else.
+    """
+    self._path = pathlib.Path(path).expanduser()
+    self._files, self._pictures, self.labels = None, None, None
+    if self._path.is_dir():
+      self._find_files()
+    else:
+      self._read_npz()
+    self.side = self[0:1].shape[1]
+
+  def __len__(self) -> int:
+    return len(self._pictures if self._files is None else self._files)
+
+  def __getitem__(self, at: slice) -> np.ndarray:
+    if self._files is None:
+      return self._pictures[at]
+    out = [_read_image(file) for file in self._files[at]]
+    for file, x in zip(self._files[at], out):
+      first = out[0] if at.start == 0 else self[0:1][0]
+      if x.shape != first.shape:
+        raise MetricsError(
+          f'{file} has {x.shape[1]}x{x.shape[0]} pixels, the first image of '
+          f'{self._path} has {first.shape[1]}x{first.shape[0]}: all must be '
+          'equal.'
+        )
+    return np.stack(out)
+
+  def _find_files(self):
+    def images(folder):
+      return sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS
+      )
+
+    folders = sorted(
+      p for p in self._path.iterdir() if p.is_dir() and p.name[0] != '.'
+    )
+    self._files = images(self._path)
+    if self._files and folders:
+      raise MetricsError(
+        f'{self._path} holds images and folders: make it one or the other.'
+      )
+    if folders:
+      found = [images(folder) for folder in folders]
+      self._files = sum(found, [])
+      self.labels = np.repeat(np.arange(len(found)), [len(x) for x in found])
+    if not self._files:
+      raise MetricsError(
+        f'{self._path} holds no images ({" ".join(EXTENSIONS)}), nor folders '
+        'of them.'
+      )
+
+  def _read_npz(self):
+    what = (
+      "samples as ADM's suite reads them, `arr_0` uint8 [n, H, W, 3] and "
+      'perhaps labels `arr_1` [n] (`fractal-jax evaluate --save` writes '
+      'such), or a folder of images'
+    )
+    arrays = load_npz(self._path, what)
+    if 'arr_0' not in arrays:
+      raise MetricsError(
+        f'{self._path} holds {listing(arrays)}; expected {what}.'
+      )
+    self._pictures = arrays['arr_0']
+    check_pictures(self._pictures, f'{self._path}: arr_0')
+    self.labels = arrays.get('arr_1')
+    if self.labels is None:
+      return
+    if (
+      self.labels.shape != self._pictures.shape[:1]
+      or self.labels.dtype.kind not in 'ui'
+      or self.labels.min() < 0
+    ):
+      raise MetricsError(
+        f'{self._path}: arr_1 is {self.labels.dtype} '
+        f'{list(self.labels.shape)}; expected a class, 0 or more, for each of '
+        f'the {len(self._pictures)} images.'
+      )
+
+
+def _read_image(path: pathlib.Path) -> np.ndarray:
+  try:
+    with Image.open(path) as image:
+      return np.asarray(common.on_white(image).convert('RGB'))
+  except Exception as e:  # a broken file makes PIL raise nearly anything
+    raise MetricsError(f'{path} cannot be read as an image ({e}).') from e

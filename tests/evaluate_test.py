@@ -1,0 +1,349 @@
+"""Evaluations: resumed, on any mesh, never mixed; the commands around them.
+
+The Inception net is replaced by a few random projections of the pictures;
+tests/inception_test.py has the real one, and tests/paper_test.py both.
+"""
+
+import csv
+import json
+import os
+import types
+
+from absl import flags
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax import api, checkpoint, evaluate, sample, sharding, train_state
+from fractal_jax import config as config_lib
+from fractal_jax.commands import common
+from fractal_jax.commands import evaluate as evaluate_command
+from fractal_jax.commands import reference as reference_command
+from fractal_jax.commands import sweep as sweep_command
+from fractal_jax.metrics import (
+  MetricsError,
+  features,
+  inception,
+  reference,
+  weights,
+)
+from tests import tiny
+
+D = 6
+
+
+class Fake:
+  """An extractor of random projections, in place of the Inception net."""
+
+  fingerprint = 'fake'
+  host, hosts = 0, 1
+
+  def __init__(self, *_):
+    self.batch = 10
+
+  def __call__(self, pictures):
+    flat = pictures.reshape(len(pictures), -1) / 255
+    matrix = np.random.default_rng(0).standard_normal((flat.shape[1], D))
+    found = np.abs(flat @ matrix)
+    return found, found
+
+  def rows(self, batch):
+    found = self(batch['pictures'])[0]
+    return {k: v for k, v in batch.items()} | {'features': found}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  c = config_lib.default()
+  c.model = tiny.model()  # 2x2, one channel, five values, three classes
+  path = tmp_path_factory.mktemp('data') / 'data.npz'
+  images = np.random.default_rng(0).integers(0, 5, (60, 2, 2, 1), np.uint8)
+  np.savez(path, images=images, labels=np.arange(60) % 3)
+  c.data.update(name='npz', dir=str(path))
+  c.sample.update(batch=4)
+  return c
+
+
+@pytest.fixture(scope='module')
+def model(config):
+  net, params = tiny.build()
+  return api.Model(config, net, params, sharding.single_device_mesh())
+
+
+@pytest.fixture
+def real(config, monkeypatch):
+  monkeypatch.setattr(inception, 'FEATURES', D)
+  return reference.make(config, 'train', Fake())
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The first image of each batch that is generated."""
+  found = []
+  generate = sample.generate
+
+  def counted(*args, first, **kwargs):
+    found.append(first)
+    return generate(*args, first=first, **kwargs)
+
+  monkeypatch.setattr(sample, 'generate', counted)
+  return found
+
+
+def run(model, workdir, real, extractor=None, **how):
+  images = evaluate.of_run(model, workdir, 1, 12, guidance=2.0, **how)
+  return images, evaluate.evaluate(images, real, extractor or Fake())
+
+
+def saved(images, path):
+  evaluate.save(images, path)
+  with np.load(path) as file:
+    return file['arr_0'], file['arr_1']
+
+
+def on_eight_devices(model):
+  c = config_lib.default()
+  c.mesh.update(data=4, fsdp=2)
+  mesh = sharding.make_mesh(c)
+  where = train_state.param_shardings(model.net, mesh)
+  return api.Model(
+    model.config, model.net, jax.device_put(model.params, where), mesh
+  )
+
+
+def test_interrupted_is_uninterrupted(
+  model, real, drawn, tmp_path, monkeypatch
+):
+  images, wanted = run(model, tmp_path / 'straight', real)
+  assert drawn == [0, 4, 8]
+  all_of_it = saved(images, tmp_path / 'straight.npz')
+  assert drawn == [0, 4, 8]  # they were kept
+  np.testing.assert_array_equal(all_of_it[1], np.arange(12) % 3)
+  assert len(np.unique(all_of_it[0], axis=0)) > 4
+  drawn.clear()
+
+  # Killed between chunks, when the features of the second are not there yet.
+  workdir = tmp_path / 'killed'
+
+  class Killed(Fake):
+    def __call__(self, pictures):
+      if len(drawn) == 2:
+        raise KeyboardInterrupt
+      return super().__call__(pictures)
+
+  with pytest.raises(KeyboardInterrupt):
+    run(model, workdir, real, Killed())
+  assert drawn == [0, 4]
+
+  # Killed in the middle of a write: a part of the file has been written.
+  def torn(handle):
+    if len(drawn) == 3:
+      os.ftruncate(handle, 10)
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', torn)
+    with pytest.raises(KeyboardInterrupt):
+      run(model, workdir, real)
+  assert drawn == [0, 4, 8]
+  left = [p.name for p in workdir.rglob('*.npz*') if p.parent.name == 'images']
+  assert sorted(left) == [
+    f'.0000008-0000012.npz.{os.getpid()}',
+    '0000000-0000004.npz',
+    '0000004-0000008.npz',
+  ]
+
+  # It goes on with other chunks, on eight devices.
+  images, found = run(on_eight_devices(model), workdir, real, batch=5)
+  assert drawn == [0, 4, 8, 8]
+  for ours, theirs in zip(saved(images, tmp_path / 'x.npz'), all_of_it):
+    np.testing.assert_array_equal(ours, theirs)
+  assert found == wanted
+
+
+def test_eight_devices_draw_what_one_does(model, real, drawn, tmp_path):
+  images, wanted = run(model, tmp_path / 'one', real)
+  others, found = run(on_eight_devices(model), tmp_path / 'eight', real)
+  assert drawn == [0, 4, 8, 0, 8]
+  assert images.folder.name == others.folder.name and found == wanted
+  one, eight = (saved(x, tmp_path / 'x.npz')[0] for x in (images, others))
+  np.testing.assert_array_equal(one, eight)
+
+
+def test_more_images_begin_with_the_same(model, drawn, tmp_path):
+  few = evaluate.of_run(model, tmp_path, 1, 6, seed=1)
+  first = saved(few, tmp_path / 'a.npz')[0]
+  more = evaluate.of_run(model, tmp_path, 1, 12, seed=1)
+  np.testing.assert_array_equal(saved(more, tmp_path / 'a.npz')[0][:6], first)
+  assert drawn == [0, 4, 8]
+
+
+def test_settings_never_mix(model, tmp_path):
+  key = lambda m=model, **how: (
+    evaluate.of_run(m, tmp_path, how.pop('step', 1), 3, **how).folder.name
+  )
+  changed = api.Model(
+    model.config,
+    model.net,
+    jax.tree.map(lambda x: x, model.params) | {},
+    model.mesh,
+  )
+  assert key() == key(changed) == key(guidance=1.0)
+  table = dict(changed.params['labels'])
+  table['none'] = table['none'].at[0].add(1e-6)
+  changed.params['labels'] = table
+  ways = [
+    key(),
+    key(changed),
+    key(guidance=2.0),
+    key(temperature=1.1),
+    key(iterations=(2,)),
+    key(schedule='constant'),
+    key(filter_threshold=0.0),
+    key(seed=1),
+    key(unconditional=True),
+    key(step=2),
+  ]
+  assert len(set(ways)) == len(ways)
+  assert 'guidance2-temperature1-' in key(guidance=2.0)
+  swapped = {'a': np.float32([1, 2, 3, 4]).reshape(2, 2)}
+  other = {'a': swapped['a'].T}
+  assert evaluate.fingerprint(swapped) != evaluate.fingerprint(other)
+
+
+def test_what_can_not_be_evaluated_is_said_first(model, real, tmp_path):
+  with pytest.raises(MetricsError, match='--num=10 .* 3 classes: .* 9 or 12'):
+    evaluate.of_run(model, tmp_path, 1, 10)
+  with pytest.raises(MetricsError, match='set it to 3.$'):
+    evaluate.of_run(model, tmp_path, 1, 1)
+  assert not list(tmp_path.iterdir())
+  images = evaluate.of_run(model, tmp_path, 1, 9)
+  with pytest.raises(MetricsError, match='9 images: at least 10'):
+    evaluate.evaluate(images, real, Fake())
+  big = reference.Reference('ref.npz', real.mu, real.sigma, side=64)
+  images = evaluate.of_run(model, tmp_path, 1, 12)
+  with pytest.raises(MetricsError, match='2 pixels a side, .* ref.npz have 64'):
+    evaluate.evaluate(images, big, Fake())
+  evaluate.evaluate(images, real, Fake())
+  chunk = next(images.folder.rglob('images/*4.npz'))
+  chunk.write_bytes(b'')
+  again = evaluate.of_run(model, tmp_path, 1, 12)
+  with pytest.raises(MetricsError, match='cannot be read.*remove it'):
+    evaluate.save(again, tmp_path / 'x.npz')
+
+
+def test_without_labels_or_images_less_is_said(model, real, tmp_path):
+  images = evaluate.of_run(model, tmp_path, 1, 10, unconditional=True)
+  found = evaluate.evaluate(images, real, Fake())
+  assert found['recall'] is not None and found['class_recall'] is None
+  assert 'needs labels' in evaluate.summary(found)
+  bare = reference.Reference('ref.npz', real.mu, real.sigma)
+  found = evaluate.evaluate(images, bare, Fake())
+  assert found['fid'] > 0 and found['precision'] is None
+  assert 'statistics alone' in evaluate.summary(found)
+
+
+# The commands.
+
+
+@pytest.fixture
+def call(monkeypatch):
+  monkeypatch.setattr(inception, 'FEATURES', D)
+  monkeypatch.setattr(features, 'Extractor', Fake)
+  loaded = types.SimpleNamespace(published=False)
+  monkeypatch.setattr(weights, 'load', lambda path: loaded)
+
+  def one(command, *args):
+    before = set(flags.FLAGS)
+    command.define_flags()
+    defined = set(flags.FLAGS) - before
+    try:
+      flags.FLAGS(['fractal-jax', *map(str, args)])
+      command.run()
+    finally:
+      for name in defined:
+        delattr(flags.FLAGS, name)
+
+  return one
+
+
+@pytest.fixture(scope='module')
+def workdir(model, tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp('run'))
+  checkpoint.save_params(folder, model.config, model.params)
+  return folder
+
+
+def test_evaluate_and_reference_from_the_command_line(
+  call, workdir, config, tmp_path, capsys
+):
+  out, npz = tmp_path / 'new' / 'm.json', tmp_path / 'samples.npz'
+  args = (f'--workdir={workdir}', '--num=12', '--inception=x')
+  call(evaluate_command, *args, f'--out={out}', f'--save={npz}')
+  text = capsys.readouterr().out
+  assert 'not the published' in text and 'reference-' in text
+  assert 'FID  ' in text and 'recall within classes' in text
+  found = json.loads(out.read_text())
+  assert found['num'] == 12 and len(found['recall_by_class']) == 3
+  assert found['reference']['name'].endswith('data.npz train')
+
+  # The same images from the file, against the same reference by hand.
+  ref = tmp_path / 'ref.npz'
+  data = f'--data={config.data.dir}'
+  made = (data, '--size=2', '--channels=1', '--values=5', f'--out={ref}')
+  call(reference_command, *made)
+  again = tmp_path / 'again.json'
+  call(evaluate_command, f'--images={npz}', f'--ref={ref}', f'--out={again}')
+  again = json.loads(again.read_text())
+  for name in ('fid', 'inception_score', 'precision', 'recall_by_class'):
+    assert again[name] == found[name]
+  assert again['intra_class_diversity'] == found['intra_class_diversity']
+  assert again['fid'] > 0
+
+  for args, words in (
+    ([], '--workdir of a run, or --images'),
+    (['--images=x'], '--images needs --ref'),
+    (['--images=x', '--ref=y', '--guidance=2'], '--guidance is for images'),
+    ([f'--workdir={workdir}', '--out=m.csv'], 'must end in .json'),
+  ):
+    with pytest.raises(common.UsageError, match=words):
+      call(evaluate_command, *args)
+  with pytest.raises(common.UsageError, match='--data needs --size'):
+    call(reference_command, data, f'--out={ref}')
+
+
+def test_images_alone_need_no_weights(
+  call, workdir, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.delenv(weights.VARIABLE, raising=False)
+  path = tmp_path / 's.npz'
+  call(evaluate_command, f'--workdir={workdir}', '--num=3', f'--save={path}')
+  assert 'No metrics: they need --inception' in capsys.readouterr().out
+  with np.load(path) as file:
+    assert file['arr_0'].shape == (3, 2, 2, 3)
+
+
+def test_sweep_draws_curves_from_what_is_kept(
+  call, workdir, drawn, tmp_path, capsys
+):
+  out, plot = tmp_path / 'sweep.csv', tmp_path / 'new' / 'sweep.png'
+  args = (f'--workdir={workdir}', '--num=12', f'--out={out}', f'--plot={plot}')
+  call(sweep_command, *args, '--guidance=3,1.5', '--temperature=1.2')
+  assert '2/2  guidance 3' in capsys.readouterr().out
+  with open(out) as file:
+    rows = list(csv.DictReader(file))
+  assert [r['guidance'] for r in rows] == ['1.5', '3.0']
+  assert [r['temperature'] for r in rows] == ['1.2', '1.2']
+  assert rows[0]['fid'] != rows[1]['fid'] and float(rows[0]['recall']) <= 1
+  with Image.open(plot) as image:
+    assert np.asarray(image.convert('L')).std() > 10
+  assert len(drawn) == 4
+  call(sweep_command, *args, '--guidance=3', '--temperature=1.2')
+  assert len(drawn) == 4  # nothing is generated again
+  with pytest.raises(common.UsageError, match='must be numbers'):
+    call(sweep_command, *args, '--guidance=3,x')
+  with pytest.raises(common.UsageError, match='x.bmp must end in .png'):
+    call(sweep_command, *args, '--plot=x.bmp')
+  with pytest.raises(sample.SampleError, match='temperature=-1.0 must be'):
+    call(sweep_command, *args, '--temperature=1,-1')
