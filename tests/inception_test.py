@@ -20,7 +20,7 @@ from fractal_jax import sharding
 from fractal_jax.metrics import MetricsError, features, inception, weights
 from tests import tiny
 
-GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'inception.npz'
+GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'inception' / 'fidelity.npz'
 
 
 @pytest.fixture(scope='module')
