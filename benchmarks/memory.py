@@ -8,8 +8,12 @@ kinds of levels, `remat`, chunks and meshes of fake CPU devices. Or one:
   python benchmarks/memory.py --config=configs/fractalmar_huge_in256.py \\
     --config.mesh.data=1 --config.mesh.fsdp=64 --devices=64
 
-Nothing is run, and no array is made: the step is compiled for shapes. LLVM's
-optimisation is off, which leaves the buffers as they are (--llvm turns it on).
+--topology=v5e:8x8 compiles it for TPUs that are not there, which takes libtpu
+(`pip install libtpu`, of the version that jax[tpu] names) and minutes.
+
+Nothing is run, and no array is made: the step is compiled for shapes. On CPUs
+the buffers are scheduled for least memory, as accelerators do, and LLVM's
+optimisation is off, which leaves them as they are (--normal: as a run does).
 XLA's total is arguments + temporaries + outputs that share no argument.
 """
 
@@ -22,7 +26,8 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Its mesh is used.')
 DEVICES = flags.DEFINE_integer('devices', 8, 'Fake CPU devices.')
-LLVM = flags.DEFINE_bool('llvm', False, 'Compile with all optimisation.')
+TOPOLOGY = flags.DEFINE_string('topology', None, 'Of --config: v5e:8x8.')
+NORMAL = flags.DEFINE_bool('normal', False, 'Compile as a run does.')
 ONLY = flags.DEFINE_list('only', None, 'Rows of the table: 0,3.')
 
 QUICK = {
@@ -96,7 +101,8 @@ def compare(name, config, mesh) -> tuple[str, ...]:
   from fractal_jax import memory
 
   counted = memory.memory(config, mesh)
-  analysis, seconds = compiled(config, mesh, None if LLVM.value else QUICK)
+  default = NORMAL.value or TOPOLOGY.value
+  analysis, seconds = compiled(config, mesh, None if default else QUICK)
   found = total(analysis)
   m = config.model
   return (
@@ -132,6 +138,7 @@ def main(argv):
   )
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import jax
+  from jax.experimental import topologies
   import numpy as np
 
   from fractal_jax import sharding
@@ -147,7 +154,11 @@ def main(argv):
     print(f'| {" | ".join(row)} |', flush=True)
 
   if CONFIG.value is not None:
-    mesh = sharding.make_mesh(CONFIG.value)
+    devices = jax.devices()
+    if TOPOLOGY.value:
+      found = topologies.get_topology_desc(TOPOLOGY.value, 'tpu')
+      devices = found.devices
+    mesh = sharding.make_mesh(CONFIG.value, devices)
     name = flags.FLAGS['config'].config_filename
     show(compare(os.path.basename(name), CONFIG.value, mesh))
     return

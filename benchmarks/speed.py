@@ -25,6 +25,7 @@ from fractal_jax import config as config_lib
 from fractal_jax import (
   cost,
   likelihood,
+  malloc,
   optim,
   sample,
   sharding,
@@ -224,4 +225,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+  malloc.use_huge_pages()  # as the command line does
   app.run(main)

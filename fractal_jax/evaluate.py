@@ -325,7 +325,10 @@ def evaluate(
   out = {
     'num': images.num,
     'fid': scores.frechet_distance(
-      *total.result(), reference.mu, reference.sigma
+      *total.result(),
+      reference.mu,
+      reference.sigma,
+      scores.root_of(pool),
     ),
     'inception_score': score,
     'inception_score_std': deviation,

@@ -43,6 +43,20 @@ def test_frechet_distance_of_flat_gaussians():
   np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
+def test_frechet_distance_of_few_images_needs_no_root_of_a_matrix():
+  rng = np.random.default_rng(0)
+  rows = rng.standard_normal((10, 40))
+  sigma = np.cov(rows.T)
+  other = np.cov(rng.standard_normal((30, 40)).T)
+  root = scores.root_of(rows)
+  np.testing.assert_allclose(root.T @ root, sigma, atol=1e-12)
+  assert scores.root_of(rows.T) is None
+  args = rows.mean(0), sigma, np.zeros(40), other
+  np.testing.assert_allclose(
+    scores.frechet_distance(*args, root), scores.frechet_distance(*args)
+  )
+
+
 def test_statistics_in_batches_do_not_cancel():
   rows = 1e6 + np.random.default_rng(0).standard_normal((50, 4))
   total = scores.Statistics()

@@ -135,11 +135,11 @@ def test_values_of_no_probability_are_not_drawn():
 def test_loss_is_the_cross_entropy():
   rng = np.random.default_rng(0)
   outputs, books = (
-    rng.standard_normal((5, 2, 8)),
+    rng.standard_normal((2, 5, 8)),
     rng.standard_normal((2, 6, 8)),
   )
-  bias, values = rng.standard_normal((2, 6)), rng.integers(0, 6, (5, 2))
+  bias, values = rng.standard_normal((2, 6)), rng.integers(0, 6, (2, 5))
   nats = pixel.cross_entropy(*map(jnp.asarray, (outputs, books, bias, values)))
-  for n, c in np.ndindex(5, 2):
-    p = scipy.special.softmax(books[c] @ outputs[n, c] + bias[c])
-    np.testing.assert_allclose(nats[n, c], -np.log(p[values[n, c]]), rtol=1e-4)
+  for c, n in np.ndindex(2, 5):
+    p = scipy.special.softmax(books[c] @ outputs[c, n] + bias[c])
+    np.testing.assert_allclose(nats[c, n], -np.log(p[values[c, n]]), rtol=1e-4)

@@ -37,24 +37,38 @@ class Statistics:
     return self._shift + mean, products / (self.num - 1)
 
 
-def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
+def frechet_distance(mu1, sigma1, mu2, sigma2, root=None) -> float:
   """Frechet distance of two Gaussians, squared as in FID (Heusel et al. 2017).
 
   |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), with the last
-  trace from the eigenvalues of s sigma2 s, s the root of sigma1: all symmetric,
-  so nothing becomes complex where a covariance has not full rank.
+  trace from the eigenvalues of root sigma2 root^T: that is symmetric, so
+  nothing becomes complex where a covariance has not full rank.
 
   Args:
     mu1, mu2: [D].
     sigma1, sigma2: [D, D], symmetric.
+    root: [n, D] with root^T root = sigma1, where it is at hand; see `root_of`.
   """
-  values, vectors = np.linalg.eigh(sigma1)
-  root = vectors * np.sqrt(_positive(values)) @ vectors.T
-  product = root @ sigma2 @ root
+  if root is None:
+    values, vectors = np.linalg.eigh(sigma1)
+    root = (vectors * np.sqrt(_positive(values))).T
+  product = root @ sigma2 @ root.T
   values = np.linalg.eigvalsh((product + product.T) / 2)
   cross = np.sqrt(_positive(values)).sum()
   gap = np.asarray(mu1, np.float64) - mu2
   return float(gap @ gap + np.trace(sigma1) + np.trace(sigma2) - 2 * cross)
+
+
+def root_of(rows: np.ndarray) -> np.ndarray | None:
+  """A root [n, D] of the covariance of rows [n, D], if they are fewer than D.
+
+  It makes the distance of few images exact, and quick.
+  """
+  n, d = rows.shape
+  if n >= d:
+    return None
+  rows = np.asarray(rows, np.float64)
+  return (rows - rows.mean(0)) / np.sqrt(n - 1)
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

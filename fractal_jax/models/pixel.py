@@ -70,7 +70,9 @@ class PixelLevel(nn.Module):
   def logits(self, conds: Array, values: Array, *, train=False) -> Array:
     """Conditions [N, n, Dc], values [N, C] to logits [N, C, V], float32."""
     outputs = self.outputs(conds, values, train=train)
-    return channel_logits(outputs, self.codebooks, self.logit_bias)
+    outputs = outputs.swapaxes(0, 1)  # [C, N, D]
+    logits = channel_logits(outputs, self.codebooks, self.logit_bias)
+    return logits.swapaxes(0, 1)
 
   def __call__(self, conds: Array, values: Array, *, train: bool) -> Array:
     """Conditions [N, n, Dc], values [N, C] to their nats [N, C], float32."""
@@ -81,7 +83,8 @@ class PixelLevel(nn.Module):
     outputs = self.outputs(conds, values, train=train)
     # The logits are V / D times larger than what they are computed from.
     nats = jax.checkpoint(cross_entropy)
-    return nats(outputs, self.codebooks, self.logit_bias, values)
+    by_channel = outputs.swapaxes(0, 1), self.codebooks, self.logit_bias
+    return nats(*by_channel, values.T).T
 
   def first(self, conds: Array) -> Array:
     """Token 0: conditions [N, n, Dc] to [N, 1, D]."""
@@ -95,7 +98,8 @@ class PixelLevel(nn.Module):
   def head(self, x: Array, channel: Array) -> Array:
     """Output [N, 1, D] to the channel's logits [N, V], float32."""
     codebook, bias = self.codebooks[channel], self.logit_bias[channel]
-    return channel_logits(self.norm_out(x), codebook[None], bias[None])[:, 0]
+    outputs = self.norm_out(x).swapaxes(0, 1)  # [1, N, D]
+    return channel_logits(outputs, codebook[None], bias[None])[0]
 
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def generate(
@@ -179,18 +183,22 @@ def guide_spec(spec: Spec) -> Spec:
 
 
 def channel_logits(outputs: Array, codebooks: Array, bias: Array) -> Array:
-  """[N, C, D] with [C, V, D] and [C, V] to [N, C, V], in float32."""
+  """[C, N, D] with [C, V, D] and [C, V] to [C, N, V], in float32.
+
+  Channels first, since a batched product puts them there: logits are the
+  largest array there is, and moving its axes cost as much as computing it.
+  """
   logits = jnp.einsum(
-    'ncd,cvd->ncv',
+    'cnd,cvd->cnv',
     outputs,
     codebooks.astype(outputs.dtype),
     preferred_element_type=jnp.float32,
   )
-  return logits + bias.astype(jnp.float32)
+  return logits + bias[:, None].astype(jnp.float32)
 
 
 def cross_entropy(outputs, codebooks, bias, values) -> Array:
-  """-log p of values [N, C], [N, C]."""
+  """-log p of values [C, N] under outputs [C, N, D], [C, N]."""
   logits = channel_logits(outputs, codebooks, bias)
   picked = jnp.take_along_axis(logits, values[..., None].astype(jnp.int32), -1)
   return jax.nn.logsumexp(logits, -1) - picked[..., 0]
