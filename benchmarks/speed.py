@@ -24,8 +24,8 @@ import numpy as np
 from fractal_jax import config as config_lib
 from fractal_jax import (
   cost,
+  cpu,
   likelihood,
-  malloc,
   optim,
   sample,
   sharding,
@@ -212,6 +212,7 @@ def main(argv):
       map(int, ITERATIONS.value or (16,) + (8,) * (levels - 1))
     )
   config_lib.check(config)
+  cpu.use_cores(BATCH.value)
   jobs = list(JOBS) if WHAT.value == 'all' else [WHAT.value]
   if not JSON.value:
     print(machine())
@@ -225,5 +226,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  malloc.use_huge_pages()  # as the command line does
+  cpu.use_huge_pages()  # as the command line does
   app.run(main)

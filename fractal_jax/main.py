@@ -18,7 +18,7 @@ import sys
 
 from absl import app, flags, logging
 
-from fractal_jax import malloc
+from fractal_jax import cpu
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -119,7 +119,7 @@ def leave_after(command: str, error: Exception) -> None:
 
 def run() -> None:
   """The console script."""
-  malloc.use_huge_pages()
+  cpu.use_huge_pages()
   names = '\n'.join(f'  {n:12}{text}' for n, text in COMMANDS.items())
   usage = (
     'usage: fractal-jax COMMAND [--flag=value ...]\n\n'

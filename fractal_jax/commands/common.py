@@ -113,6 +113,14 @@ def the_image(config):
   return one['image'][0], label
 
 
+def use_cores(images: int) -> None:
+  """On a CPU: a device a core. Call it before anything that starts JAX."""
+  from fractal_jax import cpu
+
+  if not FLAGS.distributed:
+    cpu.use_cores(images)
+
+
 def at_least(name: str, least: int) -> None:
   value = FLAGS[name].value
   if value is not None and value < least:

@@ -113,7 +113,9 @@ def load():
   """The model of --workdir, and the step of its checkpoint."""
   from fractal_jax import checkpoint
 
-  model = common.load_model()
+  config = common.load_config()
+  common.use_cores(FLAGS.batch or config.sample.batch)
+  model = common.load_model(config)
   return model, FLAGS.step or checkpoint.steps(FLAGS.workdir)[-1]
 
 

@@ -24,7 +24,9 @@ def run():
   common.at_least('num', 0)
   common.at_least('batch', 1)
   common.at_least('passes', 1)
-  config, net, params, mesh = common.load_run()
+  config = common.load_config()
+  common.use_cores(FLAGS.batch or config.eval.batch)
+  config, net, params, mesh = common.load_run(config)
   found = likelihood.evaluate(
     net,
     params,

@@ -41,8 +41,12 @@ def run():
     config, record=bool(FLAGS.movie), **changes
   )
   labels = classes(config.model)
+  num, batch = (
+    FLAGS.num or config.sample.num,
+    FLAGS.batch or config.sample.batch,
+  )
+  common.use_cores(min(num, batch))
   config, net, params, mesh = common.load_run(config)
-  num = FLAGS.num or config.sample.num
   drawn = sample.generate(
     net,
     params,
@@ -50,7 +54,7 @@ def run():
     sampling,
     guided=guided,
     seed=FLAGS.seed,
-    batch=FLAGS.batch or config.sample.batch,
+    batch=batch,
     mesh=mesh,
     progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
   )

@@ -15,6 +15,11 @@ def define_flags():
 
 
 def run():
+  import math
+
   from fractal_jax import train
 
+  mesh = FLAGS.config.mesh
+  if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1]:
+    common.use_cores(math.gcd(FLAGS.config.optim.batch, mesh.groups))
   train.train(FLAGS.config, FLAGS.workdir)

@@ -1,4 +1,4 @@
-"""Huge pages: the program starts again once, as it was, and only on a CPU."""
+"""Huge pages, for which the program starts again; a device a core."""
 
 import os
 import subprocess
@@ -6,19 +6,19 @@ import sys
 
 import pytest
 
-from fractal_jax import malloc
+from fractal_jax import cpu
 
 PROGRAM = """
 import os, sys
 print('started', os.getpid(), flush=True)
-from fractal_jax import malloc
-malloc.use_huge_pages()
+from fractal_jax import cpu
+cpu.use_huge_pages()
 print('ran', os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))
 """
 
 
 def run(**env):
-  here = {k: v for k, v in os.environ.items() if k != malloc.TUNABLES}
+  here = {k: v for k, v in os.environ.items() if k != cpu.TUNABLES}
   command = [sys.executable, '-c', PROGRAM, '--flag=a b', '']
   out = subprocess.check_output(command, env=here | env, text=True)
   return [line.split(maxsplit=2) for line in out.splitlines()]
@@ -33,11 +33,11 @@ def test_the_program_starts_again_once_as_it_was():
 
 
 @pytest.mark.parametrize(
-  'env', [{malloc.TUNABLES: 'x=1'}, {'JAX_PLATFORMS': 'cuda,cpu'}]
+  'env', [{cpu.TUNABLES: 'x=1'}, {'JAX_PLATFORMS': 'cuda,cpu'}]
 )
 def test_it_leaves_alone_what_is_set_and_accelerators(env):
   started, ran = run(**{'JAX_PLATFORMS': 'cpu'} | env)
-  assert ran[2].endswith(env.get(malloc.TUNABLES, 'None'))
+  assert ran[2].endswith(env.get(cpu.TUNABLES, 'None'))
 
 
 def test_accelerators_are_known_by_their_plugins(monkeypatch):
@@ -45,4 +45,21 @@ def test_accelerators_are_known_by_their_plugins(monkeypatch):
   monkeypatch.setattr(
     'importlib.util.find_spec', lambda name: name == 'libtpu' or None
   )
-  assert not malloc.on_cpu()
+  assert not cpu.on_cpu()
+
+
+@pytest.mark.parametrize('images, found', [(16, 4), (6, 2), (1, 1), (2, 2)])
+def test_images_divide_over_a_power_of_two(monkeypatch, images, found):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setattr(cpu, 'cores', lambda: 6)
+  set_to = {}
+  monkeypatch.setattr('jax.config.update', set_to.__setitem__)
+  assert cpu.use_cores(images) == found
+  assert set_to == {'jax_num_cpu_devices': found}
+
+
+def test_the_number_of_devices_that_is_set_stays(monkeypatch):
+  assert cpu.use_cores(16) == 0  # conftest's XLA_FLAGS
+  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  assert cpu.use_cores(16) == 0
