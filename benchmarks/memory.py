@@ -24,11 +24,17 @@ import time
 from absl import app, flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Its mesh is used.')
-DEVICES = flags.DEFINE_integer('devices', 8, 'Fake CPU devices.')
-TOPOLOGY = flags.DEFINE_string('topology', None, 'Of --config: v5e:8x8.')
-NORMAL = flags.DEFINE_bool('normal', False, 'Compile as a run does.')
-ONLY = flags.DEFINE_list('only', None, 'Rows of the table: 0,3.')
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """On running it: the tests, which import this file, have flags of others."""
+  config_flags.DEFINE_config_file('config', None, 'Its mesh is used.')
+  flags.DEFINE_integer('devices', 8, 'Fake CPU devices.')
+  flags.DEFINE_string('topology', None, 'Of --config: v5e:8x8.')
+  flags.DEFINE_bool('normal', False, 'Compile as a run does.')
+  flags.DEFINE_list('only', None, 'Rows of the table: 0,3.')
+
 
 QUICK = {
   'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
@@ -101,7 +107,7 @@ def compare(name, config, mesh) -> tuple[str, ...]:
   from fractal_jax import memory
 
   counted = memory.memory(config, mesh)
-  default = NORMAL.value or TOPOLOGY.value
+  default = FLAGS.normal or FLAGS.topology
   analysis, seconds = compiled(config, mesh, None if default else QUICK)
   found = total(analysis)
   m = config.model
@@ -133,7 +139,7 @@ HEAD = (
 def main(argv):
   del argv
   os.environ['XLA_FLAGS'] = (
-    f'--xla_force_host_platform_device_count={DEVICES.value} '
+    f'--xla_force_host_platform_device_count={FLAGS.devices} '
     + os.environ.get('XLA_FLAGS', '')
   )
   os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -153,16 +159,16 @@ def main(argv):
   def show(row):
     print(f'| {" | ".join(row)} |', flush=True)
 
-  if CONFIG.value is not None:
+  if FLAGS.config is not None:
     devices = jax.devices()
-    if TOPOLOGY.value:
-      found = topologies.get_topology_desc(TOPOLOGY.value, 'tpu')
+    if FLAGS.topology:
+      found = topologies.get_topology_desc(FLAGS.topology, 'tpu')
       devices = found.devices
-    mesh = sharding.make_mesh(CONFIG.value, devices)
+    mesh = sharding.make_mesh(FLAGS.config, devices)
     name = flags.FLAGS['config'].config_filename
-    show(compare(os.path.basename(name), CONFIG.value, mesh))
+    show(compare(os.path.basename(name), FLAGS.config, mesh))
     return
-  chosen = map(int, ONLY.value or range(len(CASES)))
+  chosen = map(int, FLAGS.only or range(len(CASES)))
   for i in chosen:
     name, changes, axes, images = CASES[i]
     config = load(name)
@@ -175,4 +181,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -55,7 +55,7 @@ def test_each_kind_of_row_runs(tmp_path):
   text = done.stdout
   assert done.returncode == 0, text + done.stderr
   parts = text.split('published: ')
-  assert parts[0].count('\n$ fractal-jax') == 1  # convert, then evaluate
+  assert parts[0].count('$ fractal-jax') == 2  # convert, then evaluate
   for words in ('FID  ', 'Inception Score', 'numbers: '):
     assert words in parts[0]
   assert 'has its weights already' in parts[1]
