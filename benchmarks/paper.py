@@ -24,6 +24,8 @@ import sys
 
 from absl import flags
 
+from fractal_jax import cpu
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / 'benchmarks' / 'paper.md'
 
@@ -462,4 +464,5 @@ def main():
 
 
 if __name__ == '__main__':
+  cpu.use_huge_pages()  # or the first command starts all of this again
   main()

@@ -36,8 +36,8 @@ def use_cores(images: int) -> int:
   """Makes a device of each core, as far as images divide over a power of two.
 
   Call it before JAX starts its devices. Does nothing where the user has set
-  their number (JAX_NUM_CPU_DEVICES, or in XLA_FLAGS), or where an accelerator
-  may be used.
+  their number (JAX_NUM_CPU_DEVICES, or in XLA_FLAGS), where an accelerator may
+  be used, and where JAX has started them.
 
   Args:
     images: how many there are at a time.
@@ -54,7 +54,10 @@ def use_cores(images: int) -> int:
   n = 1
   while 2 * n <= cores() and images % (2 * n) == 0:
     n *= 2
-  jax.config.update('jax_num_cpu_devices', n)
+  try:
+    jax.config.update('jax_num_cpu_devices', n)
+  except RuntimeError:  # JAX has its devices: an earlier job's in this process
+    return 0
   return n
 
 

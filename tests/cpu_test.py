@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from fractal_jax import cpu
@@ -59,7 +60,9 @@ def test_images_divide_over_a_power_of_two(monkeypatch, images, found):
 
 
 def test_the_number_of_devices_that_is_set_stays(monkeypatch):
-  assert cpu.use_cores(16) == 0  # conftest's XLA_FLAGS
+  assert jax.device_count() == 8  # conftest's XLA_FLAGS
+  assert cpu.use_cores(16) == 0
   monkeypatch.setenv('XLA_FLAGS', '')
+  assert cpu.use_cores(16) == 0  # they are there
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   assert cpu.use_cores(16) == 0
