@@ -96,6 +96,10 @@ def total(analysis) -> int:
   )
 
 
+def gib(size) -> str:
+  return f'{size / 2**30:.3f}'
+
+
 def compare(name, config, mesh) -> tuple[str, ...]:
   """A row of the table."""
   from fractal_jax import memory
@@ -104,6 +108,13 @@ def compare(name, config, mesh) -> tuple[str, ...]:
   default = NORMAL.value or TOPOLOGY.value
   analysis, seconds = compiled(config, mesh, None if default else QUICK)
   found = total(analysis)
+  if CONFIG.value is not None:
+    print(
+      f'memory_analysis(): arguments {gib(analysis.argument_size_in_bytes)}, '
+      f'updated in place {gib(analysis.alias_size_in_bytes)}, '
+      f'temporaries {gib(analysis.temp_size_in_bytes)}, '
+      f'outputs {gib(analysis.output_size_in_bytes)}\n'
+    )
   m = config.model
   return (
     name,
@@ -112,12 +123,12 @@ def compare(name, config, mesh) -> tuple[str, ...]:
     m.dtype,
     'x'.join(str(n) for n in mesh.shape.values()),
     str(config.optim.batch),
-    f'{counted.params / memory.GIB:.3f}',
-    f'{counted.optimizer / memory.GIB:.3f}',
-    f'{counted.gradients / memory.GIB:.3f}',
-    f'{counted.activations / memory.GIB:.3f}',
-    f'{counted.total / memory.GIB:.3f}',
-    f'{found / memory.GIB:.3f}',
+    gib(counted.params),
+    gib(counted.optimizer),
+    gib(counted.gradients),
+    gib(counted.activations),
+    gib(counted.total),
+    gib(found),
     f'{counted.total / found - 1:+.1%}',
     f'{seconds:.0f}',
   )
@@ -148,10 +159,12 @@ def main(argv):
     f'jax {jax.__version__}, jaxlib {jax.lib.__version__}, Python '
     f'{platform.python_version()}, {time.strftime("%Y-%m-%d")}; GiB a device'
   )
-  print(f'| {" | ".join(HEAD)} |\n|{"---|" * len(HEAD)}')
 
-  def show(row):
-    print(f'| {" | ".join(row)} |', flush=True)
+  def show(*rows):
+    for row in rows:
+      print(f'| {" | ".join(row)} |', flush=True)
+
+  rule = ['---'] * len(HEAD)
 
   if CONFIG.value is not None:
     devices = jax.devices()
@@ -160,8 +173,10 @@ def main(argv):
       devices = found.devices
     mesh = sharding.make_mesh(CONFIG.value, devices)
     name = flags.FLAGS['config'].config_filename
-    show(compare(os.path.basename(name), CONFIG.value, mesh))
+    row = compare(os.path.basename(name), CONFIG.value, mesh)
+    show(HEAD, rule, row)
     return
+  show(HEAD, rule)
   chosen = map(int, ONLY.value or range(len(CASES)))
   for i in chosen:
     name, changes, axes, images = CASES[i]
