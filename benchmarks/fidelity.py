@@ -5,7 +5,8 @@
 Needs `pip install 'fractal_jax[fidelity]'`. Two sets of pictures are written
 as PNGs: digits, and digits with noise. torch-fidelity and `evaluate` read the
 same files, with the same weights from one .pth. benchmarks/fidelity.txt is the
-output; --golden=tests/goldens/inception.npz writes what the tests compare with.
+output; --golden=tests/goldens/inception/fidelity.npz writes what tests compare
+with.
 """
 
 import argparse

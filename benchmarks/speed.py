@@ -202,7 +202,6 @@ def table(rows: list[dict]) -> str:
 def main(argv):
   del argv
   jax.config.update('jax_enable_compilation_cache', False)
-  malloc.keep()  # as the command line does
   config = CONFIG.value
   with config.unlocked():
     config.optim.batch = BATCH.value
@@ -226,4 +225,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+  malloc.use_huge_pages()  # as the command line does
   app.run(main)

@@ -41,8 +41,7 @@ COMMANDS = {
 
 
 def start() -> None:
-  """Sets JAX up: compilation cache, other hosts if asked, a CPU's memory."""
-  malloc.keep()
+  """Sets JAX up: the compilation cache, and the other hosts if asked."""
   import jax
 
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
@@ -120,6 +119,7 @@ def leave_after(command: str, error: Exception) -> None:
 
 def run() -> None:
   """The console script."""
+  malloc.use_huge_pages()
   names = '\n'.join(f'  {n:12}{text}' for n, text in COMMANDS.items())
   usage = (
     'usage: fractal-jax COMMAND [--flag=value ...]\n\n'

@@ -20,7 +20,8 @@ from fractal_jax import sharding
 from fractal_jax.metrics import MetricsError, features, inception, weights
 from tests import tiny
 
-GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'inception.npz'
+FOLDER = pathlib.Path(__file__).parent / 'goldens' / 'inception'
+GOLDEN = FOLDER / 'fidelity.npz'
 
 
 @pytest.fixture(scope='module')

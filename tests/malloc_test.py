@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, where JAX runs on a CPU with glibc."""
+"""Huge pages: the program starts again once, as it was, and only on a CPU."""
 
 import os
 import subprocess
@@ -8,42 +8,39 @@ import pytest
 
 from fractal_jax import malloc
 
-# Page faults of ten calls of a program whose buffers are 64 MB, once warm.
-FAULTS = """
-import resource, sys
+PROGRAM = """
+import os, sys
+print('started', os.getpid(), flush=True)
 from fractal_jax import malloc
-if sys.argv[1] == 'keep':
-  assert malloc.keep()
-import jax, jax.numpy as jnp
-def f(x):
-  return jnp.sort(jnp.broadcast_to(x, (1 << 10, 1 << 14)) + x.sum(), 0)
-f = jax.jit(f)
-x = jnp.ones(1 << 14)
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for i in range(15):
-  if i == 5:
-    start = faults()
-  jax.block_until_ready(f(x))
-print(faults() - start)
+malloc.use_huge_pages()
+print('ran', os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))
 """
 
 
-def faults(how: str) -> int:
-  command = [sys.executable, '-c', FAULTS, how]
-  env = dict(os.environ, XLA_FLAGS='', JAX_PLATFORMS='cpu')
-  return int(subprocess.check_output(command, env=env, text=True))
+def run(**env):
+  here = {k: v for k, v in os.environ.items() if k != malloc.TUNABLES}
+  command = [sys.executable, '-c', PROGRAM, '--flag=a b', '']
+  out = subprocess.check_output(command, env=here | env, text=True)
+  return [line.split(maxsplit=2) for line in out.splitlines()]
 
 
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc')
-def test_a_steps_buffers_are_not_faulted_in_again():
-  assert faults('keep') < faults('leave') / 2
+@pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
+def test_the_program_starts_again_once_as_it_was():
+  first, second, last = run(JAX_PLATFORMS='cpu')
+  assert first[0] == second[0] == 'started' and last[0] == 'ran'
+  assert first[1] == second[1] == last[1]  # one process
+  assert last[2] == "['--flag=a b', ''] glibc.malloc.hugetlb=1"
 
 
-def test_not_where_an_accelerator_may_be_used(monkeypatch):
-  monkeypatch.setenv('JAX_PLATFORMS', 'cuda,cpu')
-  assert not malloc.keep()
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert malloc.on_cpu()
+@pytest.mark.parametrize(
+  'env', [{malloc.TUNABLES: 'x=1'}, {'JAX_PLATFORMS': 'cuda,cpu'}]
+)
+def test_it_leaves_alone_what_is_set_and_accelerators(env):
+  started, ran = run(**{'JAX_PLATFORMS': 'cpu'} | env)
+  assert ran[2].endswith(env.get(malloc.TUNABLES, 'None'))
+
+
+def test_accelerators_are_known_by_their_plugins(monkeypatch):
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(
     'importlib.util.find_spec', lambda name: name == 'libtpu' or None
