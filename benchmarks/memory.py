@@ -102,6 +102,10 @@ def total(analysis) -> int:
   )
 
 
+def gib(size) -> str:
+  return f'{size / 2**30:.3f}'
+
+
 def compare(name, config, mesh) -> tuple[str, ...]:
   """A row of the table."""
   from fractal_jax import memory
@@ -110,6 +114,13 @@ def compare(name, config, mesh) -> tuple[str, ...]:
   default = FLAGS.normal or FLAGS.topology
   analysis, seconds = compiled(config, mesh, None if default else QUICK)
   found = total(analysis)
+  if FLAGS.config is not None:
+    print(
+      f'memory_analysis(): arguments {gib(analysis.argument_size_in_bytes)}, '
+      f'updated in place {gib(analysis.alias_size_in_bytes)}, '
+      f'temporaries {gib(analysis.temp_size_in_bytes)}, '
+      f'outputs {gib(analysis.output_size_in_bytes)}\n'
+    )
   m = config.model
   return (
     name,
@@ -118,12 +129,12 @@ def compare(name, config, mesh) -> tuple[str, ...]:
     m.dtype,
     'x'.join(str(n) for n in mesh.shape.values()),
     str(config.optim.batch),
-    f'{counted.params / memory.GIB:.3f}',
-    f'{counted.optimizer / memory.GIB:.3f}',
-    f'{counted.gradients / memory.GIB:.3f}',
-    f'{counted.activations / memory.GIB:.3f}',
-    f'{counted.total / memory.GIB:.3f}',
-    f'{found / memory.GIB:.3f}',
+    gib(counted.params),
+    gib(counted.optimizer),
+    gib(counted.gradients),
+    gib(counted.activations),
+    gib(counted.total),
+    gib(found),
     f'{counted.total / found - 1:+.1%}',
     f'{seconds:.0f}',
   )
@@ -154,10 +165,12 @@ def main(argv):
     f'jax {jax.__version__}, jaxlib {jax.lib.__version__}, Python '
     f'{platform.python_version()}, {time.strftime("%Y-%m-%d")}; GiB a device'
   )
-  print(f'| {" | ".join(HEAD)} |\n|{"---|" * len(HEAD)}')
 
-  def show(row):
-    print(f'| {" | ".join(row)} |', flush=True)
+  def show(*rows):
+    for row in rows:
+      print(f'| {" | ".join(row)} |', flush=True)
+
+  rule = ['---'] * len(HEAD)
 
   if FLAGS.config is not None:
     devices = jax.devices()
@@ -166,8 +179,10 @@ def main(argv):
       devices = found.devices
     mesh = sharding.make_mesh(FLAGS.config, devices)
     name = flags.FLAGS['config'].config_filename
-    show(compare(os.path.basename(name), FLAGS.config, mesh))
+    row = compare(os.path.basename(name), FLAGS.config, mesh)
+    show(HEAD, rule, row)
     return
+  show(HEAD, rule)
   chosen = map(int, FLAGS.only or range(len(CASES)))
   for i in chosen:
     name, changes, axes, images = CASES[i]

@@ -151,20 +151,25 @@ def fitting_chunks(config, mesh, room: float) -> tuple | None:
   """
   config = config.copy_and_resolve_references().unlock()
   chunks = list(config.model.chunks or (1,) * len(config.model.sizes))
-  before = float('inf')
+  before, level, factor = float('inf'), 0, 1
   while True:
     config.model.chunks = tuple(chunks)
     found = memory(config, mesh)
     if found.total <= room:
       return tuple(chunks), found
     left = room - (found.total - found.activations)
-    # Smaller parts leave what is not in parts.
-    stuck = found.activations > 0.98 * before or not found.level
-    if left <= 0 or stuck or max(chunks) >= MOST_CHUNKS:
+    if left <= 0 or not found.level or max(chunks) >= MOST_CHUNKS:
       return None
+    if found.activations <= 0.98 * before:
+      level = int(found.level)
+    else:  # it is not in parts, or in those of a level within
+      chunks[level] //= factor
+      level += 1
+      if level == len(chunks):
+        return None
     before = found.activations
-    factor = int(math.log2(found.activations / left))
-    chunks[int(found.level)] *= 2 ** max(1, factor)
+    factor = 2 ** max(1, int(math.log2(found.activations / left)))
+    chunks[level] *= factor
 
 
 def table(config, devices: int, device: str, mfu: float, images: int) -> str:

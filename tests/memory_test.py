@@ -74,6 +74,25 @@ def test_chunks_are_found_that_fit():
   assert c.model.chunks == ()
 
 
+def test_chunks_of_a_level_within_where_those_of_the_fullest_do_not_help(
+  monkeypatch,
+):
+  c = configure('ar')
+  c.model.chunks = (1, 1)
+
+  def counted(config, mesh):
+    outer, inner = config.model.chunks
+    return memory.Memory(0, 0, 0, 0, max(32 / outer, 16 / inner), '0')
+
+  monkeypatch.setattr(memory, 'memory', counted)
+  assert memory.fitting_chunks(c, None, 8.0)[0] == (4, 2)
+  assert memory.fitting_chunks(c, None, 17.0)[0] == (2, 1)
+  monkeypatch.setattr(
+    memory, 'memory', lambda *_: memory.Memory(0, 0, 0, 0, 32, '0')
+  )
+  assert memory.fitting_chunks(c, None, 8.0) is None
+
+
 def test_table():
   c = configure('ar', (2, 4, 1), 64)
   text = memory.table(c, 8, 'v5e', 0.4, 1_500)
