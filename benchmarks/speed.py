@@ -153,11 +153,11 @@ def gib(size):
 
 def machine() -> str:
   device = jax.devices()[0]
-  name = device.device_kind
+  name = f'{len(jax.devices())} x {device.device_kind}'
   if device.platform == 'cpu':
-    name = f'{cpu_name()}, {jax.local_device_count()} device(s)'
+    name = f'{cpu_name()} as {jax.local_device_count()} device(s)'
   return (
-    f'{len(jax.devices())} x {name}; jax {jax.__version__}, Python '
+    f'{name}; jax {jax.__version__}, Python '
     f'{platform.python_version()}, {time.strftime("%Y-%m-%d")}'
   )
 
