@@ -436,7 +436,10 @@ def main():
     description="The paper's tables, one command a number."
   )
   say = parser.add_argument
-  say('--row', help='rows to run, with commas between; none: write paper.md')
+  say(
+    '--row',
+    help='rows to run, with commas between, or all; none: write the page',
+  )
   say('--data', default=PLACES.data, help='prepared ImageNet')
   say('--weights', default=PLACES.weights, help='MODEL/checkpoint-last.pth')
   say('--inception', help='as of `fractal-jax evaluate`')
@@ -449,7 +452,7 @@ def main():
     PAGE.write_text(page())
     print(PAGE)
     return
-  names = given.row.split(',')
+  names = list(rows) if given.row == 'all' else given.row.split(',')
   for name in names:
     if name not in rows:
       sys.exit(f'--row={name}: there are\n  ' + '\n  '.join(rows))
