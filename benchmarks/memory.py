@@ -18,7 +18,9 @@ XLA's total is arguments + temporaries + outputs that share no argument.
 """
 
 import os
+import pathlib
 import platform
+import runpy
 import time
 
 from absl import app, flags
@@ -60,12 +62,9 @@ CASES = [
 
 
 def load(name):
-  import importlib
-
-  module, _, option = name.partition(':')
-  config = importlib.import_module(f'configs.{module}').get_config(
-    *([option] if option else [])
-  )
+  file, _, option = name.partition(':')
+  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{file}.py'
+  config = runpy.run_path(path)['get_config'](option)
   config.model.unroll = 0
   return config
 

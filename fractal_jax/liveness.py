@@ -8,7 +8,8 @@ A walk over a jaxpr, in its order, under the rules by which XLA gives buffers:
   read them. Reductions are fused with what they read.
   A buffer lives until its last reader is done, and an elementwise result may
   take over the buffer of an operand that dies then.
-  A loop holds what goes in and out of it, and the most of one iteration.
+  A loop holds what goes in and out of it, and the most of one iteration. One
+  of a single iteration is none.
   Gradients that come from no loop, those of embeddings and codebooks, are
   computed last: XLA's schedules tend to, and hold what they are made of.
 """
@@ -31,7 +32,6 @@ COSTLY = {
   'cbrt', 'cos', 'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'log',
   'log1p', 'logistic', 'pow', 'rsqrt', 'sin', 'sqrt', 'tanh',
 }  # fmt: skip
-PIECES = {'erfc': 3}  # buffers: it is written out, and its pieces read twice
 SOLID = {  # read whole, written whole
   'cond', 'conv_general_dilated', 'cumsum', 'dot_general', 'random_bits',
   'random_fold_in', 'random_seed', 'random_split', 'scatter', 'scatter-add',
@@ -117,9 +117,9 @@ class Walk:
     self.tensor, self.gathers = tensor, gathers
     self.now = 0
 
-  def value(self, aval, split=False, pieces=1, **fields) -> Value:
+  def value(self, aval, split=False, **fields) -> Value:
     parts = self.tensor if split else 1
-    return Value(pieces * bytes_of(aval), split=split, parts=parts, **fields)
+    return Value(bytes_of(aval), split=split, parts=parts, **fields)
 
   def program(self, jaxpr, consts, inputs, level='') -> list[Value]:
     """The values of its outputs."""
@@ -159,12 +159,10 @@ class Walk:
       # A weight and what it is multiplied with, forward and backward: summed
       # over the split axis where both have it.
       split = inputs[0].split != inputs[1].split
-    pieces = PIECES.get(name, 1)
     return [
       self.value(
         var.aval,
         split,
-        pieces,
         kind=kind,
         at=self.now,
         level=level,
@@ -177,6 +175,8 @@ class Walk:
   def scan(self, eqn, inputs, level) -> list[Value]:
     consts, carried = eqn.params['num_consts'], eqn.params['num_carry']
     body = eqn.params['jaxpr'].jaxpr
+    if eqn.params['length'] == 1:  # XLA writes it out
+      return self.program(body, (), inputs, level)
     carry = inputs[consts : consts + carried]
     split = [v.split for v in inputs]
     while True:  # until it is known what is split

@@ -29,7 +29,11 @@ def configure(kind, axes=(1, 1, 1), batch=256, **model):
 
 @pytest.mark.parametrize(
   'kind, axes, remat',
-  [('ar', (1, 1, 1), 'none'), ('mar', (1, 8, 1), 'none')],
+  [
+    ('ar', (1, 1, 1), 'none'),
+    ('ar', (1, 1, 1), 'full'),
+    ('mar', (1, 8, 1), 'full'),
+  ],
 )
 def test_counted_is_what_xla_says(kind, axes, remat):
   """Within 15%; benchmarks/memory.py has more, and larger, configs."""
