@@ -68,7 +68,7 @@ def scoring(config, net, mesh):
   parts = sharding.batch_devices(mesh)
   args = net, parts, params, key, batch, none, 0, 0, 0.0
   flops = cost.likelihood_flops_per_image(config)
-  return likelihood.score_batch, args, lambda _: args, flops
+  return likelihood.scorer(), args, lambda _: args, flops
 
 
 def sampling(config, net, mesh):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import sharding
+from fractal_jax import cpu, sharding
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.contract import Draws
 
@@ -107,7 +107,7 @@ def evaluate(
       )
       for i in range(passes):
         out = jax.device_get(
-          score_batch(net, parts, params, key, placed, labels, n, i, i / passes)
+          scorer()(net, parts, params, key, placed, labels, n, i, i / passes)
         )
         seen = out['valid'].astype(bool)
         if not i:
@@ -194,7 +194,7 @@ def image_nats(
       placed = sharding.place(
         {k: np.asarray(v[mine], np.int32) for k, v in rows.items()}, mesh
       )
-      found = score_batch(
+      found = scorer()(
         *(net, parts, params, key, placed, placed['label']),
         *(start // batch, i, i / passes),
       )
@@ -209,7 +209,14 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.cache
+def scorer():
+  """`score_batch`, compiled. Made when first used: its options are of JAX's
+  backend."""
+  options = cpu.forward_options()
+  return jax.jit(score_batch, static_argnums=(0, 1), compiler_options=options)
+
+
 def score_batch(net, parts, params, key, batch, labels, n, i, offset):
   """Nats of each image of batch n in pass i; masks compacted by device."""
   image_keys = jax.vmap(

@@ -160,9 +160,18 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   return jnp.swapaxes(jnp.einsum('nhts,nhsk->nhtk', weights, v), 1, 2)
 
 
+# The backward pass computes activations again rather than read what they are
+# made of, as large each: less memory, and no slower.
+@jax.checkpoint
 def gelu(x: Array) -> Array:
   """Exact GELU. By erf, which costs a CPU half of jax.nn.gelu's erfc."""
   return x * (0.5 + 0.5 * jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+@jax.checkpoint
+def swiglu(x: Array, gate: Array) -> Array:
+  """silu(gate) x."""
+  return nn.silu(gate) * x
 
 
 class Dropout(nn.Module):
@@ -345,7 +354,7 @@ class LlamaBlock(nn.Module):
     self.drop = Dropout(self.dropout)
 
   def mlp(self, x, train):
-    x = self.w2(nn.silu(self.w1(x)) * self.w3(x))
+    x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
 
   def __call__(self, x, turns, train):
