@@ -15,6 +15,7 @@ import importlib
 import os
 import pathlib
 import sys
+import time
 
 from absl import app, flags, logging
 
@@ -40,19 +41,43 @@ COMMANDS = {
 }
 
 
+def cache_folder() -> str:
+  """Where JAX keeps compiled programs."""
+  own = pathlib.Path.home() / '.cache' / 'fractal_jax' / 'xla'
+  return os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(own)
+
+
 def start() -> None:
   """Sets JAX up: the compilation cache, and the other hosts if asked."""
   import jax
 
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    cache = pathlib.Path.home() / '.cache' / 'fractal_jax' / 'xla'
-    jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update('jax_compilation_cache_dir', cache_folder())
   if 'distributed' in FLAGS and FLAGS.distributed:
     from fractal_jax import hosts
 
     hosts.start(
       FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat
     )
+
+
+def report_compiling():
+  """Starts to count; returns what says how long XLA compiled, if it did."""
+  import jax
+
+  begun, seconds = time.monotonic(), []
+
+  def listen(event, duration, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      seconds.append(duration)
+
+  def report():
+    if sum(seconds) >= 0.1 and jax.process_index() == 0:
+      text = f'compiling took {sum(seconds):.1f} of'
+      text += f' {time.monotonic() - begun:.1f} s; kept in {cache_folder()}'
+      print(text, file=sys.stderr)  # beside the results, not among them
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return report
 
 
 def known_errors() -> tuple:
@@ -154,7 +179,9 @@ def run() -> None:
       if argv[1:]:
         raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
       start()
+      report = report_compiling()
       job.run()
+      report()
     except known_errors() as e:
       leave(f'fractal-jax {command}: {e}', 2)
     except Exception as e:

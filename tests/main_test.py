@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -23,7 +24,8 @@ TINY = [
 ]
 
 
-def call(*args, code=0):
+def call(*args, code=0, both=False):
+  """Standard output; with errors where they are expected, or asked for."""
   env = dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT))
   done = subprocess.run(
     [sys.executable, '-m', 'fractal_jax.main', *args],
@@ -34,7 +36,7 @@ def call(*args, code=0):
     timeout=300,
   )
   assert done.returncode == code, done.stdout + done.stderr
-  return done.stdout if code == 0 else done.stdout + done.stderr
+  return done.stdout + (done.stderr if code or both else '')
 
 
 @pytest.fixture(scope='module')
@@ -66,8 +68,13 @@ def test_likelihood_needs_only_the_workdir(workdir):
   out = call('likelihood', f'--workdir={workdir}', '--num=0')
   assert out.startswith('validation bits/dim: ')
   assert '(297 images, exact)' in out
-  out = call('likelihood', f'--workdir={workdir}', '--split=train', '--num=9')
+  args = 'likelihood', f'--workdir={workdir}', '--split=train', '--num=9'
+  out = call(*args, both=True)
   assert '(9 images, exact)' in out
+  took = re.search(
+    r'^compiling took ([\d.]+) of ([\d.]+) s; kept in /', out, re.M
+  )
+  assert 0 < float(took[1]) < float(took[2])
 
 
 def test_sample_writes_grid_values_and_movie(workdir, tmp_path):
