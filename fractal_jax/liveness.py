@@ -72,7 +72,7 @@ class Peak:
   level: str
 
 
-def peak(jaxpr, split, outputs, tensor=1, gathers=False) -> Peak:
+def peak(jaxpr, split, outputs, tensor=1, gathers=False, tiles=False) -> Peak:
   """The peak of a program, its arguments not counted.
 
   Args:
@@ -82,8 +82,9 @@ def peak(jaxpr, split, outputs, tensor=1, gathers=False) -> Peak:
       is computed.
     tensor: devices of that axis.
     gathers: whether parameters are gathered where they are used: to a copy.
+    tiles: whether arrays lie in tiles of 8 by 128, as on TPUs.
   """
-  walk = Walk(tensor, gathers)
+  walk = Walk(tensor, gathers, tiles)
   arguments = [Value(0.0, split=s) for s in split]
   out = walk.program(jaxpr.jaxpr, jaxpr.consts, arguments)
   for value, parts in zip(out, outputs, strict=True):
@@ -113,8 +114,8 @@ def postpone(last: set[Value], outputs) -> None:
 class Walk:
   """One pass over a program."""
 
-  def __init__(self, tensor: int, gathers: bool):
-    self.tensor, self.gathers = tensor, gathers
+  def __init__(self, tensor: int, gathers: bool, tiles: bool):
+    self.tensor, self.gathers, self.tiles = tensor, gathers, tiles
     self.now = 0
 
   def value(self, aval, split=False, **fields) -> Value:
@@ -159,7 +160,7 @@ class Walk:
       # A weight and what it is multiplied with, forward and backward: summed
       # over the split axis where both have it.
       split = inputs[0].split != inputs[1].split
-    return [
+    out = [
       self.value(
         var.aval,
         split,
@@ -171,6 +172,11 @@ class Walk:
       )
       for var in eqn.outvars
     ]
+    if self.tiles and name == 'dot_general':
+      if eqn.params['dimension_numbers'][1][0]:  # of attention
+        for value, var in zip(inputs + out, eqn.invars + eqn.outvars):
+          value.full = max(value.full, tiled(var.aval))
+    return out
 
   def scan(self, eqn, inputs, level) -> list[Value]:
     consts, carried = eqn.params['num_consts'], eqn.params['num_carry']
@@ -180,7 +186,7 @@ class Walk:
     carry = inputs[consts : consts + carried]
     split = [v.split for v in inputs]
     while True:  # until it is known what is split
-      walk = Walk(self.tensor, self.gathers)
+      walk = Walk(self.tensor, self.gathers, self.tiles)
       own = []
       for i, var in enumerate(body.invars):
         if i < consts:
@@ -290,6 +296,14 @@ def reached(outputs) -> list[Value]:
   return sorted(
     (v for v in seen if v.kind != 'argument'), key=lambda v: v.order
   )
+
+
+def tiled(aval) -> float:
+  """Bytes where the last two dimensions are padded to tiles of 8 by 128."""
+  *rest, rows, columns = 1, *aval.shape
+  tile = min(8, 1 << (rows - 1).bit_length())
+  size = -(-rows // tile) * tile * -(-columns // 128) * 128
+  return float(np.dtype(aval.dtype).itemsize * math.prod(rest) * size)
 
 
 def bytes_of(aval) -> float:

@@ -40,12 +40,13 @@ class Memory:
     )
 
 
-def memory(config, mesh) -> Memory:
+def memory(config, mesh, tiles=False) -> Memory:
   """The memory of a training step.
 
   Args:
     config: reads `model`, `optim` and `mesh.groups`.
     mesh: the mesh, of devices or abstract.
+    tiles: whether arrays lie in tiles of 8 by 128, as on TPUs.
 
   Returns:
     A Memory, of one device.
@@ -90,6 +91,7 @@ def memory(config, mesh) -> Memory:
     jax.tree.leaves(out, is_leaf=lambda x: x is None),
     mesh.shape['tensor'],
     mesh.shape['fsdp'] > 1,
+    tiles,
   )
   bytes_of = lambda tree, specs: sum(
     jax.tree.leaves(
@@ -130,33 +132,36 @@ DEVICES = {
   'H100': ('H100', 80),
   'H200': ('H200', 140),
 }
-# Of the memory. The count is good to 15%, and TPUs pad narrow widths and short
-# sequences to tiles of 8 by 128.
+# Of the memory. The count is good to 15%, for TPUs to 20%.
 FITS = 0.75
 MOST_CHUNKS = 4096
 
 
-def fitting_chunks(config, mesh, room: float) -> tuple | None:
-  """The first model.chunks found with which a step fits; None if none do.
+def fitting_chunks(config, mesh, room: float, tiles=False) -> tuple | None:
+  """Few model.chunks with which a step fits; None if none are found.
 
-  In powers of two: doubled at the level in which the fullest moment is.
+  In powers of two. Doubled at the level in which the fullest moment is until
+  it fits; then those that are not needed are taken back.
 
   Args:
     config: the config; its own chunks are the least.
     mesh: the mesh, of devices or abstract.
     room: bytes.
+    tiles: as `memory` takes it.
 
   Returns:
     model.chunks and the Memory with them.
   """
   config = config.copy_and_resolve_references().unlock()
-  chunks = list(config.model.chunks or (1,) * len(config.model.sizes))
-  before, level, factor = float('inf'), 0, 1
-  while True:
+  least = config.model.chunks or (1,) * len(config.model.sizes)
+
+  def count(chunks):
     config.model.chunks = tuple(chunks)
-    found = memory(config, mesh)
-    if found.total <= room:
-      return tuple(chunks), found
+    return memory(config, mesh, tiles)
+
+  chunks = list(least)
+  before, level, factor = float('inf'), 0, 1
+  while (found := count(chunks)).total > room:
     left = room - (found.total - found.activations)
     if left <= 0 or not found.level or max(chunks) >= MOST_CHUNKS:
       return None
@@ -170,6 +175,15 @@ def fitting_chunks(config, mesh, room: float) -> tuple | None:
     before = found.activations
     factor = 2 ** max(1, int(math.log2(found.activations / left)))
     chunks[level] *= factor
+  for level in sorted(range(len(chunks)), key=lambda i: -chunks[i]):
+    while chunks[level] >= 2 * least[level]:
+      fewer = chunks.copy()
+      fewer[level] //= 2
+      less = count(fewer)
+      if less.total > room:
+        break
+      chunks, found = fewer, less
+  return tuple(chunks), found
 
 
 def table(config, devices: int, device: str, mfu: float, images: int) -> str:
@@ -184,6 +198,7 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   """
   mesh = sharding.abstract_mesh(config, devices)
   kind, size = DEVICES[device]
+  tiles = kind.startswith('TPU')
   peak = cost.peak_flops(kind)
   axes = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items())
   batch, parts = config.optim.batch, sharding.batch_devices(mesh)
@@ -208,10 +223,10 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   changed = config.copy_and_resolve_references().unlock()
   for remat in ('none', 'dots', 'full'):
     changed.model.remat = remat
-    found = memory(changed, mesh)
+    found = memory(changed, mesh, tiles)
     row(remat, config.model.chunks, found)
     if found.total > room and remat == config.model.remat:
-      fits = fitting_chunks(changed, mesh, room)
+      fits = fitting_chunks(changed, mesh, room, tiles)
       if fits:
         row(remat, *fits)
         notes.append(

@@ -3,11 +3,12 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import memory as benchmark
 from configs import digits
-from fractal_jax import cost, memory, optim, sharding, train_state
+from fractal_jax import cost, liveness, memory, optim, sharding, train_state
 from fractal_jax.models import fractal
 
 # As by default, and not as conftest.py has it; the schedule for least memory,
@@ -84,7 +85,7 @@ def test_chunks_of_a_level_within_where_those_of_the_fullest_do_not_help(
   c = configure('ar')
   c.model.chunks = (1, 1)
 
-  def counted(config, mesh):
+  def counted(config, mesh, tiles):
     outer, inner = config.model.chunks
     return memory.Memory(0, 0, 0, 0, max(32 / outer, 16 / inner), '0')
 
@@ -95,6 +96,48 @@ def test_chunks_of_a_level_within_where_those_of_the_fullest_do_not_help(
     memory, 'memory', lambda *_: memory.Memory(0, 0, 0, 0, 32, '0')
   )
   assert memory.fitting_chunks(c, None, 8.0) is None
+
+
+def test_chunks_that_are_not_needed_are_taken_back(monkeypatch):
+  """The fullest moment is in a level that has the lesser part in it."""
+  c = configure('ar')
+  c.model.chunks = (1, 1)
+
+  def counted(config, mesh, tiles):
+    outer, inner = config.model.chunks
+    return memory.Memory(0, 0, 0, 0, 8 / outer + 24 / inner, '0')
+
+  monkeypatch.setattr(memory, 'memory', counted)
+  assert memory.fitting_chunks(c, None, 17.0)[0] == (2, 2)
+  c.model.chunks = (8, 1)  # the config's own stay
+  assert memory.fitting_chunks(c, None, 17.0)[0] == (8, 2)
+
+
+def test_tpus_pad_attention_to_tiles():
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
+  assert liveness.tiled(shape(7, 4, 3, 16)) == 2 * 7 * 4 * 4 * 128
+  assert liveness.tiled(shape(5, 21, 130)) == 2 * 5 * 24 * 256
+  assert liveness.tiled(shape(9)) == 2 * 128
+  c = configure('ar')
+  mesh = sharding.abstract_mesh(c, 1)
+  plain, padded = (memory.memory(c, mesh, tiles) for tiles in (False, True))
+  assert padded.activations > 1.5 * plain.activations
+  assert padded.params == plain.params
+
+  def activations(device):
+    row = next(
+      line
+      for line in memory.table(c, 1, device, 0.4, 1_500).splitlines()
+      if line.startswith('none')
+    )
+    return float(row.split()[5])
+
+  assert activations('H100') == pytest.approx(
+    plain.activations / memory.GIB, abs=0.006
+  )
+  assert activations('v5p') == pytest.approx(
+    padded.activations / memory.GIB, abs=0.006
+  )
 
 
 def test_table():
