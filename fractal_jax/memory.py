@@ -140,8 +140,9 @@ MOST_CHUNKS = 4096
 def fitting_chunks(config, mesh, room: float, tiles=False) -> tuple | None:
   """Few model.chunks with which a step fits; None if none are found.
 
-  In powers of two. Doubled at the level in which the fullest moment is until
-  it fits; then those that are not needed are taken back.
+  In powers of two. Doubled at the level in which the fullest moment is, or
+  where that does not help at another, until it fits; then those that are not
+  needed are taken back.
 
   Args:
     config: the config; its own chunks are the least.
@@ -159,22 +160,22 @@ def fitting_chunks(config, mesh, room: float, tiles=False) -> tuple | None:
     config.model.chunks = tuple(chunks)
     return memory(config, mesh, tiles)
 
-  chunks = list(least)
-  before, level, factor = float('inf'), 0, 1
-  while (found := count(chunks)).total > room:
+  chunks, found = list(least), count(least)
+  while found.total > room:
     left = room - (found.total - found.activations)
-    if left <= 0 or not found.level or max(chunks) >= MOST_CHUNKS:
+    if left <= 0 or max(chunks) >= MOST_CHUNKS:
       return None
-    if found.activations <= 0.98 * before:
-      level = int(found.level)
-    else:  # it is not in parts, or in those of a level within
-      chunks[level] //= factor
-      level += 1
-      if level == len(chunks):
-        return None
-    before = found.activations
     factor = 2 ** max(1, int(math.log2(found.activations / left)))
-    chunks[level] *= factor
+    levels = range(len(chunks))
+    for level in sorted(levels, key=lambda i: str(i) != found.level):
+      more = chunks.copy()
+      more[level] *= factor
+      less = count(more)
+      if less.activations <= 0.98 * found.activations:
+        break
+    else:
+      return None
+    chunks, found = more, less
   for level in sorted(range(len(chunks)), key=lambda i: -chunks[i]):
     while chunks[level] >= 2 * least[level]:
       fewer = chunks.copy()

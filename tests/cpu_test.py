@@ -1,10 +1,11 @@
-"""Huge pages, for which the program starts again; a device a core."""
+"""Huge pages, for which the program starts again; a device a core; options."""
 
 import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from fractal_jax import cpu
@@ -66,3 +67,17 @@ def test_the_number_of_devices_that_is_set_stays(monkeypatch):
   assert cpu.use_cores(16) == 0  # they are there
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   assert cpu.use_cores(16) == 0
+
+
+def test_forward_options_are_of_cpus_and_known_to_xla(monkeypatch):
+  options = cpu.forward_options()
+  x = jnp.linspace(-1, 1, 12).reshape(3, 4)
+  scores = jax.jit(jax.nn.softmax, compiler_options=options)(x)
+  assert jnp.allclose(scores, jax.nn.softmax(x), atol=1e-6)
+  with pytest.raises(
+    jax.errors.JaxRuntimeError, match='No such compile option'
+  ):
+    unknown = {'xla_cpu_no_such_option': 'x'}
+    jax.jit(jax.nn.softmax, compiler_options=unknown)(x)
+  monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+  assert cpu.forward_options() is None
