@@ -20,6 +20,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax import checkpoint
+from fractal_jax.metrics import weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 20
@@ -66,10 +67,10 @@ def free_port() -> int:
 
 @pytest.fixture
 def start(config):
-  """Starts processes of `train`; ends those that a test leaves."""
+  """Starts processes of a command; ends those that a test leaves."""
   started = []
 
-  def start(workdir, processes, *flags, slow=False, devices=8):
+  def start(workdir, processes, *flags, slow=False, devices=8, command='train'):
     """The processes, with so many devices; `slow` makes a step take a while."""
     port = free_port()
     devices //= processes
@@ -78,10 +79,10 @@ def start(config):
       XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {QUICK}',
       PYTHONPATH=str(ROOT),
     )
-    command = [sys.executable, '-m', 'fractal_jax.main', 'train']
-    if slow:
-      command = [sys.executable, '-c', SLOWLY, 'train']
-    command += [f'--config={config}', f'--workdir={workdir}']
+    program = ['-c', SLOWLY] if slow else ['-m', 'fractal_jax.main']
+    run = [sys.executable, *program, command, f'--workdir={workdir}']
+    if command == 'train':
+      run.append(f'--config={config}')
     new = []
     for i in range(processes):
       several = [
@@ -93,7 +94,7 @@ def start(config):
       ]
       log = open(f'{workdir}.{len(started)}.log', 'w+')
       job = subprocess.Popen(
-        command + (several if processes > 1 else []) + list(flags),
+        run + (several if processes > 1 else []) + list(flags),
         cwd=ROOT,
         env=env,
         stdout=log,
@@ -272,6 +273,34 @@ def test_two_processes_killed_stopped_and_resumed_as_one(
     )
     assert drawn.shape == alone.shape and drawn.shape[1] > 50
     assert (drawn != alone).mean() < 0.02
+
+
+def test_two_processes_evaluate_as_one_does(straight, start, tmp_path):
+  """Images are drawn, scored and compared alike: numbers to 1e-3."""
+  net, ref = tmp_path / 'random.npz', tmp_path / 'ref.npz'
+  np.savez(net, **weights.random_state(0))
+  noise = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+  np.savez(ref, arr_0=noise, arr_1=np.arange(8) % 4)
+  found = []
+  for processes in (2, 1):
+    out, save = (tmp_path / f'{processes}.{kind}' for kind in ('json', 'npz'))
+    flags = f'--num=10 --batch=8 --inception={net} --ref={ref}'.split()
+    flags += [f'--out={out}', f'--save={save}']
+    jobs = start(straight, processes, *flags, command='evaluate')
+    first, *others = finish(jobs, *[0] * processes)
+    assert 'FID  ' in first and not any('FID  ' in text for text in others)
+    with np.load(save) as images:
+      found.append((json.loads(out.read_text()), images['arr_0']))
+  (several, drawn), (one, alone) = found
+  assert drawn.shape == (10, 8, 8, 3)
+  assert (drawn != alone).mean() < 0.02
+  assert several['num'] == one['num'] == 10
+  assert several['fid'] == pytest.approx(one['fid'], rel=1e-3)
+  assert several['inception_score'] == pytest.approx(
+    one['inception_score'], rel=1e-3
+  )
+  for name in ('precision', 'recall'):
+    assert several[name] == one[name]
 
 
 # Processes that wait for each other in every step, and the second of which
