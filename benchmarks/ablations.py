@@ -29,9 +29,10 @@ import time
 
 from absl import app, flags
 
-from fractal_jax import checkpoint, cost, train
 from fractal_jax import config as config_lib
-from fractal_jax.datasets.common import DataError
+from fractal_jax.data.common import DataError
+from fractal_jax.planning import cost
+from fractal_jax.training import checkpoint, train
 
 TUNING_SEED = 0  # its runs choose the learning rate
 # Bits/dim by which a higher learning rate must be better: less is noise, and

@@ -11,7 +11,7 @@ from absl import app, flags
 import numpy as np
 
 from fractal_jax import config as config_lib
-from fractal_jax import data
+from fractal_jax.data import pipeline
 from fractal_jax.models.colour import NAMES, Colour
 
 DATA = flags.DEFINE_string('data', 'emoji64.npz', 'An .npz of images.')
@@ -23,7 +23,7 @@ def pixels():
   c = config_lib.default()
   c.model.sizes = (SIDE.value, 1)
   c.data.name, c.data.dir = 'npz', DATA.value
-  split = data.open_split(c, 'train')
+  split = pipeline.open_split(c, 'train')
   images = [split.read(i)[0] for i in range(split.size)]
   print(f'{split.size} training images of {images[0].shape}')
   return np.stack(images).reshape(-1, 3).astype(np.int32)

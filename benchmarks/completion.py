@@ -20,7 +20,8 @@ import numpy as np
 from sklearn import svm
 
 import fractal_jax
-from fractal_jax import data, edit
+from fractal_jax.data import pipeline
+from fractal_jax.inference import inputs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', None, 'A run on digits.')
@@ -31,7 +32,7 @@ flags.mark_flag_as_required('workdir')
 
 def split(config, name):
   """All images [n, 8, 8, 1] and labels [n] of a split."""
-  batches = list(data.eval_batches(config, name, 100))
+  batches = list(pipeline.eval_batches(config, name, 100))
   valid = np.concatenate([b['valid'] for b in batches])
   return [
     np.concatenate([b[k] for b in batches])[valid] for k in ('image', 'label')
@@ -44,7 +45,7 @@ def main(argv):
   config = model.config
   train, train_labels = split(config, config.data.train_split)
   images, labels = split(config, config.data.val_split)
-  mask = edit.make_mask('lower', config.model)
+  mask = inputs.make_mask('lower', config.model)
   mask = mask if FLAGS.hide == 'lower' else ~mask
   known = ~mask[:, 0]  # which rows
   flat = lambda x: x.reshape(len(x), -1)

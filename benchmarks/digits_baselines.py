@@ -13,14 +13,14 @@ from absl import app, flags
 import numpy as np
 
 from fractal_jax import config as config_lib
-from fractal_jax import data
+from fractal_jax.data import pipeline
 
 VALUES = 17
 FAST = flags.DEFINE_bool('fast', False, 'Leave the random forests out.')
 
 
 def split(config, name):
-  batches = list(data.eval_batches(config, name, 64))
+  batches = list(pipeline.eval_batches(config, name, 64))
   valid = np.concatenate([b['valid'] for b in batches])
   images = np.concatenate([b['image'] for b in batches])[valid]
   return images.reshape(len(images), -1)

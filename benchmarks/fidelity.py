@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from fractal_jax import evaluate
 from fractal_jax.metrics import (
+  evaluate,
   features,
   inception,
   neighbours,

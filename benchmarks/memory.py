@@ -2,8 +2,8 @@
 
   python benchmarks/memory.py
 
-compares fractal_jax/memory.py with XLA's own memory_analysis() over configs,
-kinds of levels, `remat`, chunks and meshes of fake CPU devices. Or one:
+compares what fractal_jax/planning/memory.py counts with XLA's memory_analysis()
+over configs, kinds of levels, `remat`, chunks and meshes of fake CPU devices. Or
 
   python benchmarks/memory.py --config=configs/fractalmar_huge_in256.py \\
     --config.mesh.data=1 --config.mesh.fsdp=64 --devices=64
@@ -73,11 +73,13 @@ def compiled(config, mesh, options=None):
   """XLA's memory_analysis of the training step, and seconds to compile."""
   import jax
 
-  from fractal_jax import memory, optim, sharding, train, train_state
+  from fractal_jax import sharding
   from fractal_jax.models import fractal
+  from fractal_jax.planning import memory
+  from fractal_jax.training import optimizer, train, train_state
 
   net = fractal.from_config(config.model)
-  tx = optim.optimizer(config, 1000)
+  tx = optimizer.optimizer(config, 1000)
   state = train_state.abstract(config, net, tx, mesh)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -107,7 +109,7 @@ def gib(size) -> str:
 
 def compare(name, config, mesh) -> tuple[str, ...]:
   """A row of the table."""
-  from fractal_jax import memory
+  from fractal_jax.planning import memory
 
   counted = memory.memory(config, mesh, tiles=bool(FLAGS.topology))
   default = FLAGS.normal or FLAGS.topology

@@ -332,7 +332,7 @@ def listed(values: dict) -> str:
 
 @functools.cache
 def cost_of(config: str):
-  from fractal_jax import cost
+  from fractal_jax.planning import cost
 
   row = Row('', 'cost', config, {})
   return cost.cost(load_config(row)), load_config(row)
@@ -357,7 +357,7 @@ PEAK, TRAINING, SAMPLING = 989e12, 0.4, 0.1
 
 def estimate(row: Row) -> str:
   """Hardware and hours, from FLOPs alone."""
-  from fractal_jax import cost
+  from fractal_jax.planning import cost
 
   if row.kind == 'cost':
     return 'any CPU, seconds'

@@ -22,17 +22,11 @@ from ml_collections import config_flags
 import numpy as np
 
 from fractal_jax import config as config_lib
-from fractal_jax import (
-  cost,
-  cpu,
-  likelihood,
-  optim,
-  sample,
-  sharding,
-  train,
-  train_state,
-)
+from fractal_jax import cpu, sharding
+from fractal_jax.inference import likelihood, sample
 from fractal_jax.models import fractal
+from fractal_jax.planning import cost
+from fractal_jax.training import optimizer, train, train_state
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
 WHAT = flags.DEFINE_enum(
@@ -51,7 +45,7 @@ flags.mark_flag_as_required('config')
 
 def training(config, net, mesh):
   """The training step; it gives its state back to be used again."""
-  tx = optim.optimizer(config, 1000)
+  tx = optimizer.optimizer(config, 1000)
   state = train_state.create(config, net, tx, mesh)
   batch = random_batch(config, mesh)
   step = train.jitted_step(config, net, tx, mesh, state)
@@ -87,7 +81,7 @@ JOBS = {'train': training, 'likelihood': scoring, 'sample': sampling}
 
 
 def initial_params(config, net, mesh):
-  tx = optim.optimizer(config, 1000)
+  tx = optimizer.optimizer(config, 1000)
   return train_state.create(config, net, tx, mesh).params
 
 

@@ -10,18 +10,12 @@ import dataclasses
 import jax
 import numpy as np
 
-from fractal_jax import (
-  checkpoint,
-  edit,
-  explain,
-  likelihood,
-  sample,
-  sharding,
-  train_state,
-)
 from fractal_jax import config as config_lib
+from fractal_jax import sharding
+from fractal_jax.inference import explain, inputs, likelihood, sample
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Drawn, Given
+from fractal_jax.models.types import Drawn, Given
+from fractal_jax.training import checkpoint, train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Model:
       edit.EditError, sample.SampleError: labels, settings or a movie that the
         model can't serve.
     """
-    edit.check_counts(num=num, batch=batch)
+    inputs.check_counts(num=num, batch=batch)
     if movie is not None:
       sample.check_movie(movie)
     model = self.config.model
@@ -86,7 +80,7 @@ class Model:
       num = self.config.sample.num if labels is None else np.size(labels)
     if labels is None:
       labels = np.arange(model.classes)
-    labels = sample.round_robin(num, edit.check_labels(labels, model))
+    labels = sample.round_robin(num, inputs.check_labels(labels, model))
     settings['record'] = movie is not None
     drawn = self._draw(labels, None, seed, batch, watch, settings)
     if movie is not None and jax.process_index() == 0:
@@ -110,7 +104,7 @@ class Model:
       mesh=self.mesh,
       watch=tell,
     )
-    values = drawn.values.astype(edit.dtype(self.config.model))
+    values = drawn.values.astype(inputs.dtype(self.config.model))
     return drawn.replace(values=values)
 
   def log_prob(
@@ -144,13 +138,13 @@ class Model:
     Raises:
       edit.EditError: images or labels that the model can't take.
     """
-    edit.check_counts(passes=passes, batch=batch)
-    images = edit.check_images(images, self.config.model)
+    inputs.check_counts(passes=passes, batch=batch)
+    images = inputs.check_images(images, self.config.model)
     nats = likelihood.image_nats(
       self.net,
       self.params,
       images,
-      edit.labels_of(labels, len(images), self.config.model),
+      inputs.labels_of(labels, len(images), self.config.model),
       mesh=self.mesh,
       batch=batch or self.config.eval.batch,
       passes=self.config.eval.passes if passes is None else passes,
@@ -196,12 +190,12 @@ class Model:
       edit.EditError, sample.SampleError: an image, mask, label or setting that
         the model can't take.
     """
-    edit.check_counts(num=num, candidates=candidates, batch=batch)
+    inputs.check_counts(num=num, candidates=candidates, batch=batch)
     model = self.config.model
-    images = edit.check_images(images, model)
-    mask = edit.check_mask(mask, images)
-    edit.check_planes(mask, model)
-    labels = edit.labels_of(labels, len(images), model)
+    images = inputs.check_images(images, model)
+    mask = inputs.check_mask(mask, images)
+    inputs.check_planes(mask, model)
+    labels = inputs.labels_of(labels, len(images), model)
     each = num * candidates
     repeat = lambda x: np.repeat(x, each, 0)
     given = Given(repeat(images).astype(np.int32), repeat(~mask))
@@ -226,7 +220,7 @@ class Model:
     batch=None,
     watch: Callable[[Progress], None] | None = None,
   ) -> explain.Explanation:
-    """Where the bits of an image are: see `fractal_jax.explain`.
+    """Where the bits of an image are: see `inference/explain.py`.
 
     Exact for models of ar levels alone. With masked levels, means over random
     orders, with a standard error.
@@ -247,9 +241,9 @@ class Model:
     Raises:
       edit.EditError: an image or label that the model can't take.
     """
-    edit.check_counts(passes=passes, batch=batch)
-    images = edit.check_images(np.asarray(image)[None], self.config.model)
-    labels = edit.labels_of(label, 1, self.config.model)
+    inputs.check_counts(passes=passes, batch=batch)
+    images = inputs.check_images(np.asarray(image)[None], self.config.model)
+    labels = inputs.labels_of(label, 1, self.config.model)
     return explain.explain(
       self.config,
       self.net,

@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fractal_jax.models import contract, fractal, pixel, shared
+from fractal_jax.models import fractal, pixel, shared
+from fractal_jax.models.types import Spec
 
 
 class ConvertError(ValueError):
@@ -128,7 +129,7 @@ def level(ours, theirs, spec):
   return names
 
 
-def names(specs: tuple[contract.Spec, ...]) -> dict:
+def names(specs: tuple[Spec, ...]) -> dict:
   """Our parameter paths to (their tensor names, Layout).
 
   Raises:

@@ -53,9 +53,9 @@ def start() -> None:
 
   jax.config.update('jax_compilation_cache_dir', cache_folder())
   if 'distributed' in FLAGS and FLAGS.distributed:
-    from fractal_jax import hosts
+    from fractal_jax.training import processes
 
-    hosts.start(
+    processes.start(
       FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat
     )
 
@@ -82,30 +82,23 @@ def report_compiling():
 
 def known_errors() -> tuple:
   """Errors whose message is all that a user needs."""
-  from fractal_jax import (
-    checkpoint,
-    convert,
-    data,
-    demo,
-    edit,
-    health,
-    metrics,
-    sample,
-    sharding,
-  )
   from fractal_jax import config as config_lib
+  from fractal_jax import convert, demo, metrics, sharding
+  from fractal_jax.data import pipeline
+  from fractal_jax.inference import inputs, sample
+  from fractal_jax.training import checkpoint, monitor
 
   return (
     common.UsageError,
     config_lib.ConfigError,
     checkpoint.CheckpointError,
     convert.ConvertError,
-    data.DataError,
+    pipeline.DataError,
     demo.DemoError,
-    edit.EditError,
+    inputs.EditError,
     sample.SampleError,
     sharding.ShardingError,
-    health.TrainingError,
+    monitor.TrainingError,
     metrics.MetricsError,
   )
 
@@ -116,11 +109,11 @@ MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
 
 def leave(text: str, code: int) -> None:
   """Exits with a message; where there are several processes, without them."""
-  from fractal_jax import hosts
+  from fractal_jax.training import processes
 
   print(text, file=sys.stderr, flush=True)
-  if hosts.count() > 1:
-    hosts.fail(text, code)
+  if processes.count() > 1:
+    processes.fail(text, code)
   sys.exit(code)
 
 
@@ -128,18 +121,18 @@ def leave_after(command: str, error: Exception) -> None:
   """Exits after an error that is none of known_errors()."""
   import traceback
 
-  from fractal_jax import hosts
+  from fractal_jax.training import processes
 
-  if isinstance(error, hosts.Preempted):
+  if isinstance(error, processes.Preempted):
     common.say(str(error))
-    sys.exit(hosts.PREEMPTED)
+    sys.exit(processes.PREEMPTED)
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
-  if hosts.count() == 1:
+  if processes.count() == 1:
     raise error
   traceback.print_exception(error)
-  hosts.crashed(error)
+  processes.crashed(error)
 
 
 def run() -> None:

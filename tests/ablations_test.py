@@ -7,8 +7,9 @@ import pathlib
 import pytest
 
 from benchmarks import ablations
-from fractal_jax import checkpoint, cost
 from fractal_jax import config as config_lib
+from fractal_jax.planning import cost
+from fractal_jax.training import checkpoint
 
 STUDIES = ablations.configs.STUDIES
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import ar, contract, fractal, pixel
+from fractal_jax.models import ar, fractal, pixel
+from fractal_jax.models.patches import patchify
+from fractal_jax.models.types import Draws, Rows, Sampling
 from tests import tiny
 
-NO_DRAWS = contract.Draws(None, None)
+NO_DRAWS = Draws(None, None)
 
 
 def order(spec_list):
@@ -18,7 +20,7 @@ def order(spec_list):
   shape = (1,) + (top.side,) * top.rank + (top.channels,)
   x = np.arange(np.prod(shape)).reshape(shape)
   for s in spec_list[:-1]:
-    x = np.asarray(contract.patchify(x, s))
+    x = np.asarray(patchify(x, s))
     x = x.reshape((-1,) + x.shape[2:])
   return x.reshape(-1)
 
@@ -70,7 +72,7 @@ def test_cached_generation_equals_teacher_forcing(changes, guided):
   """Greedy values are the best of the logits that the image then gets."""
   net, params = tiny.build(**changes)
   labels = np.array([0, 2])
-  sampling = contract.Sampling(
+  sampling = Sampling(
     guidance=3.0, temperature=1.1, filter_threshold=0.01, greedy=True
   )
   images = tiny.jit(
@@ -113,7 +115,7 @@ def test_a_distribution_and_draws_from_it(changes):
   np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
   assert p.max() > 2 * p.min()
   n = 4000
-  sampling = contract.Sampling()
+  sampling = Sampling()
   generate = tiny.jit(
     lambda p, k: (
       net.generate(p, jnp.ones(n, jnp.int32), k, sampling, guided=False).values
@@ -129,7 +131,7 @@ def test_a_level_alone():
   net, params = tiny.build(('ar', 'ar', 'pixel'), (4, 2, 1))
   spec = net.specs[1]
   rng = np.random.default_rng(0)
-  rows = contract.Rows(
+  rows = Rows(
     squares=jnp.asarray(rng.integers(0, 5, (3, 2, 2, 1))),
     conds=jnp.asarray(rng.standard_normal((3, 1, 16)), jnp.float32),
     weight=jnp.array([1.0, 2.0, 0.5]),

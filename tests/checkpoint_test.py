@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from fractal_jax import checkpoint, damage
 from fractal_jax import config as config_lib
-from fractal_jax.checkpoint import CheckpointError
-from fractal_jax.train_state import TrainState
+from fractal_jax.training import checkpoint, checksums
+from fractal_jax.training.checkpoint import CheckpointError
+from fractal_jax.training.train_state import TrainState
 
 TX = optax.adamw(1e-3)
 
@@ -345,18 +345,18 @@ def test_damaged_values_are_named_with_the_way_out(random_run, tmp_path):
 
 def test_sums_are_of_values_and_places_on_any_mesh():
   x = jax.random.normal(jax.random.key(0), (8, 6))
-  one = damage.sums({'x': x})
+  one = checksums.sums({'x': x})
   mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
   for spec in (P('a', 'b'), P('b'), P(None, 'b'), P()):
-    assert damage.sums({'x': jax.device_put(x, NamedSharding(mesh, spec))}) == (
-      one
-    )
+    assert checksums.sums(
+      {'x': jax.device_put(x, NamedSharding(mesh, spec))}
+    ) == (one)
   negated = x.at[0, 0].multiply(-1).at[3, 3].multiply(-1)
   swapped = x.at[0, 0].set(x[1, 1]).at[1, 1].set(x[0, 0])
   for other in (negated, swapped, x.T, x.at[7, 5].add(1e-6)):
-    assert damage.sums({'x': other}) != one
+    assert checksums.sums({'x': other}) != one
   for scalar in (jnp.int32(3), jnp.float32(3), jnp.bfloat16(3)):
-    damage.check({'x': scalar}, damage.sums({'x': scalar}))
+    checksums.check({'x': scalar}, checksums.sums({'x': scalar}))
 
 
 def test_checkpoints_of_older_versions_have_no_sums(random_run, tmp_path):

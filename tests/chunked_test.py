@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax.models import contract
+from fractal_jax.models.types import Draws
 from tests import tiny
 
 SIZES = (8, 4, 1)
@@ -17,7 +17,7 @@ def gradient(kinds, chunks):
     kinds, SIZES, chunks=chunks, guide=True, remat='none'
   )
   images, labels = jnp.asarray(tiny.images(net, 7)), jnp.arange(7) % 3
-  draws = contract.Draws(tiny.keys(7), jnp.linspace(0.05, 0.95, 7))
+  draws = Draws(tiny.keys(7), jnp.linspace(0.05, 0.95, 7))
 
   def loss(params):
     out = net.apply(
@@ -58,7 +58,7 @@ def test_the_same_loss_and_gradients_in_less_memory(kinds, chunks):
 def test_each_part_draws_its_own_dropout():
   net, params = tiny.build(('ar', 'pixel'), (2, 1), dropout=0.5, chunks=(3, 2))
   images = jnp.asarray(tiny.images(net, 1)).repeat(9, 0)
-  draws, labels = contract.Draws(None, None), jnp.zeros(9, int)
+  draws, labels = Draws(None, None), jnp.zeros(9, int)
 
   def nats(key, train):
     out = net.apply(

@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import edit, explain, likelihood
-from fractal_jax.models import colour, contract, fractal
+from fractal_jax.inference import explain, inputs, likelihood
+from fractal_jax.models import colour, fractal
+from fractal_jax.models.types import Draws, Sampling
 from tests import tiny
 from tests.edit_test import build, random_masks
 
-NO_DRAWS = contract.Draws(None, None)
+NO_DRAWS = Draws(None, None)
 KINDS = ('mar', 'pixel'), (2, 1)
 CORNERS = np.array(list(itertools.product([0, 255], repeat=3)))
 
@@ -93,7 +94,7 @@ def test_generation_gives_the_colours_of_the_data(space):
     *KINDS, colour=space, channel_order=(1, 0, 2), **changes
   )
   plain = net.clone(colour=colour.Colour())
-  sampling = contract.Sampling(record=True)
+  sampling = Sampling(record=True)
 
   def draw(net):
     run = lambda p: net.generate(
@@ -136,7 +137,7 @@ def test_edits_keep_what_is_known_in_colours_that_are_rounded():
   known = np.broadcast_to(~masks, images.shape)
   np.testing.assert_array_equal(out[known], images[known])
   assert (out != images).any()
-  with pytest.raises(edit.EditError, match='whole pixels'):
+  with pytest.raises(inputs.EditError, match='whole pixels'):
     m.edit(images, np.arange(3) > np.zeros((4, 4, 1)))
   found = m.explain(images[0], 1, passes=2)
   assert 'rounded colours' in explain.summary(found)

@@ -9,8 +9,9 @@ import pytest
 from scipy.special import ndtr
 
 from fractal_jax import config as config_lib
-from fractal_jax import cost
-from fractal_jax.models import contract, fractal
+from fractal_jax.models import fractal
+from fractal_jax.models.types import Draws
+from fractal_jax.planning import cost
 from tests.configs_test import load
 
 PARAMS = {
@@ -83,7 +84,7 @@ def xla_flops(config, gradient, compiled):
     rows *= spec.length
 
   def loss(params, values, labels, keys):
-    draws = contract.Draws(keys, jnp.zeros(images))
+    draws = Draws(keys, jnp.zeros(images))
     out = net.apply(
       {'params': params}, values, labels, draws, masks, train=False
     )

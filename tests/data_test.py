@@ -14,9 +14,8 @@ from PIL import Image
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import data
-from fractal_jax.datasets import common, prepared
-from fractal_jax.datasets import folder as folder_lib
+from fractal_jax.data import common, pipeline, prepared
+from fractal_jax.data import folder as folder_lib
 
 
 def make_config(name='digits', side=8, channels=1, values=17, classes=10, **d):
@@ -79,7 +78,7 @@ def same(a, b) -> None:
 
 
 def test_info_of_digits():
-  assert data.info(make_config()) == data.Info(
+  assert pipeline.info(make_config()) == pipeline.Info(
     shape=(8, 8, 1),
     classes=10,
     class_names=tuple('0123456789'),
@@ -93,7 +92,7 @@ def test_digits_are_the_originals_and_the_splits_disjoint():
 
   got = []
   for split in ('train', 'validation'):
-    b = join(data.eval_batches(make_config(), split, 100))
+    b = join(pipeline.eval_batches(make_config(), split, 100))
     got += [
       (x.tobytes(), int(y))
       for x, y, v in zip(b['image'], b['label'], b['valid'], strict=True)
@@ -108,7 +107,7 @@ def test_digits_are_the_originals_and_the_splits_disjoint():
 
 
 def test_a_batch_has_the_promised_types():
-  batch = next(data.train_batches(make_config()))
+  batch = next(pipeline.train_batches(make_config()))
   assert {k: (v.dtype.name, v.shape) for k, v in batch.items()} == {
     'image': ('uint8', (64, 8, 8, 1)),
     'label': ('int32', (64,)),
@@ -122,9 +121,9 @@ def test_hosts_share_one_global_stream(hosts, batch):
   c = make_config()
   c.data.update(flip=True, shift=2)
   c.optim.batch = batch
-  one = data.train_batches(c)
+  one = pipeline.train_batches(c)
   many = [
-    data.train_batches(c, process_index=h, process_count=hosts)
+    pipeline.train_batches(c, process_index=h, process_count=hosts)
     for h in range(hosts)
   ]
   for _ in range(3):
@@ -136,10 +135,10 @@ def test_hosts_share_one_global_stream(hosts, batch):
 def test_each_image_comes_once_an_epoch_in_a_new_order():
   n, c = 1500, make_config()
   c.optim.batch = 100
-  batches = take(data.train_batches(c), 2 * n // 100)
+  batches = take(pipeline.train_batches(c), 2 * n // 100)
   np.testing.assert_array_equal(join(batches)['index'], np.arange(2 * n))
   images = join(batches)['image'].reshape(2 * n, -1)
-  whole = join(data.eval_batches(c, 'train', 100))['image'].reshape(n, -1)
+  whole = join(pipeline.eval_batches(c, 'train', 100))['image'].reshape(n, -1)
   first, second = images[:n].tolist(), images[n:].tolist()
   assert sorted(first) == sorted(second) == sorted(whole.tolist())
   assert first != second
@@ -149,7 +148,7 @@ def test_each_image_comes_once_an_epoch_in_a_new_order():
 def test_the_seed_decides_the_stream():
   a, b, c = make_config(), make_config(), make_config()
   c.seed = 1
-  a, b, c = (next(data.train_batches(x))['image'] for x in (a, b, c))
+  a, b, c = (next(pipeline.train_batches(x))['image'] for x in (a, b, c))
   assert (a == b).all() and (a != c).any()
 
 
@@ -159,14 +158,14 @@ def test_resumes_exactly_by_state_and_by_start(hosts):
   c.data.shift = 1
   c.optim.batch = 700  # epochs end in the middle of a batch
   options = dict(process_index=hosts - 1, process_count=hosts)
-  straight = data.train_batches(c, **options)
+  straight = pipeline.train_batches(c, **options)
   take(straight, 3)
   state = json.loads(json.dumps(straight.get_state()))
   want = take(straight, 3)
 
-  started = data.train_batches(c, **options, start=3)
+  started = pipeline.train_batches(c, **options, start=3)
   assert started.get_state() == state
-  restored = data.train_batches(c, **options)
+  restored = pipeline.train_batches(c, **options)
   next(restored)
   restored.set_state(state)
   for it in (started, restored):
@@ -177,15 +176,15 @@ def test_resumes_exactly_by_state_and_by_start(hosts):
 
 def test_a_state_is_the_same_on_any_number_of_hosts():
   c = make_config()
-  one = data.train_batches(c)
-  two = data.train_batches(c, process_index=1, process_count=2)
+  one = pipeline.train_batches(c)
+  two = pipeline.train_batches(c, process_index=1, process_count=2)
   take(one, 2), take(two, 2)
   assert one.get_state() == two.get_state()
 
 
 def test_a_batch_larger_than_the_data_set_repeats_it(tmp_path):
   c = write_npz(tmp_path, np.arange(40, dtype=np.uint8).reshape(10, 2, 2))
-  batch = next(data.train_batches(c))  # 64 of 9 training images
+  batch = next(pipeline.train_batches(c))  # 64 of 9 training images
   counts = np.unique(batch['image'][:, 0, 0, 0], return_counts=True)[1]
   assert sorted(counts) == [7] * 8 + [8]
 
@@ -211,7 +210,7 @@ def augmented(tmp_path, rank=2, flip=False, shift=0, n=512):
   c = write_npz(tmp_path, np.stack([image] * 4), rank=rank)
   c.data.update(flip=flip, shift=shift)
   c.optim.batch = n
-  return next(data.train_batches(c))['image'], image
+  return next(pipeline.train_batches(c))['image'], image
 
 
 def unique(images):
@@ -252,7 +251,9 @@ def test_evaluation_pads_and_gives_hosts_equal_batches(hosts):
   c = make_config()
   c.data.update(flip=True, shift=2)  # must not matter
   loaders = [
-    data.eval_batches(c, 'validation', 64, process_index=h, process_count=hosts)
+    pipeline.eval_batches(
+      c, 'validation', 64, process_index=h, process_count=hosts
+    )
     for h in range(hosts)
   ]
   assert [len(x) for x in loaders] == [5] * hosts
@@ -263,7 +264,7 @@ def test_evaluation_pads_and_gives_hosts_equal_batches(hosts):
   np.testing.assert_array_equal(got['valid'], np.arange(320) < 297)
   np.testing.assert_array_equal(got['index'], np.arange(320).clip(0, 297))
   assert not got['image'][297:].any()
-  source = data.open_split(c, 'validation')
+  source = pipeline.open_split(c, 'validation')
   for i in (0, 100, 296):
     image, label = source.read(i)
     np.testing.assert_array_equal(got['image'][i], image)
@@ -271,7 +272,7 @@ def test_evaluation_pads_and_gives_hosts_equal_batches(hosts):
 
 
 def test_evaluation_can_be_iterated_again():
-  loader = data.eval_batches(make_config(), 'validation', 64)
+  loader = pipeline.eval_batches(make_config(), 'validation', 64)
   same(join(loader), join(loader))
 
 
@@ -280,14 +281,14 @@ def test_a_subset_is_fixed_nested_and_representative(tmp_path):
   images = np.arange(1000, dtype=np.int32).reshape(1000, 1, 1)
   c = write_npz(tmp_path, images, labels, split=np.array(['test'] * 1000))
   c.model.num_values = 1000
-  small = join(data.eval_batches(c, 'test', 50, num=100))
-  large = join(data.eval_batches(c, 'test', 50, num=200))
+  small = join(pipeline.eval_batches(c, 'test', 50, num=100))
+  large = join(pipeline.eval_batches(c, 'test', 50, num=200))
   assert small['valid'].all() and len(small['index']) == 100
   assert len(set(large['index'])) == 200
   np.testing.assert_array_equal(small['index'], large['index'][:100])
   np.testing.assert_array_equal(small['image'][:, 0, 0, 0], small['index'])
   assert np.bincount(large['label'], minlength=10).min() >= 8
-  everything = join(data.eval_batches(c, 'test', 50, num=5000))
+  everything = join(pipeline.eval_batches(c, 'test', 50, num=5000))
   np.testing.assert_array_equal(everything['index'], np.arange(1000))
 
 
@@ -342,10 +343,10 @@ def test_npz_labels_names_and_splits(tmp_path):
     label_names=np.array(['cat', 'dog']),
     split=np.array(['train', 'validation', 'train', 'train']),
   )
-  info = data.info(c)
+  info = pipeline.info(c)
   assert info.class_names == ('cat', 'dog')
   assert (info.num_train, info.num_val) == (3, 1)
-  batch = join(data.eval_batches(c, 'train', 3))
+  batch = join(pipeline.eval_batches(c, 'train', 3))
   np.testing.assert_array_equal(batch['image'][..., 0], images[[0, 2, 3]])
   np.testing.assert_array_equal(batch['label'], [0, 1, 0])
 
@@ -354,7 +355,7 @@ def test_npz_series_keep_wide_values(tmp_path):
   series = np.arange(60, dtype=np.int32).reshape(5, 4, 3) * 10
   c = write_npz(tmp_path, series, rank=1, split=np.array(['train'] * 5))
   c.model.num_values = 600
-  batch = join(data.eval_batches(c, 'train', 5))
+  batch = join(pipeline.eval_batches(c, 'train', 5))
   assert batch['image'].dtype == np.int32
   np.testing.assert_array_equal(batch['image'], series)
 
@@ -363,7 +364,7 @@ def test_npz_larger_images_are_cropped(tmp_path):
   images = noise(np.random.default_rng(0), 40, 60)[None].repeat(4, 0)
   c = write_npz(tmp_path, images)
   c.model.sizes = (16, 1)
-  batch = next(iter(data.eval_batches(c, 'train', 1)))
+  batch = next(iter(pipeline.eval_batches(c, 'train', 1)))
   want = literal_adm(Image.fromarray(images[0]), 16)
   np.testing.assert_array_equal(batch['image'][0], want)
 
@@ -386,12 +387,12 @@ def tree(tmp_path):
 
 def test_folder_of_classes(tree):
   c = color_config('folder', tree)
-  info = data.info(c)
+  info = pipeline.info(c)
   assert info.class_names == ('apple', 'pear')
   assert (info.num_train, info.num_val) == (18, 2)
   got = set()
   for split in ('train', 'validation'):
-    b = join(data.eval_batches(c, split, 2))
+    b = join(pipeline.eval_batches(c, split, 2))
     got |= {
       (int(y), x.tobytes()) for x, y in zip(b['image'], b['label'], strict=True)
     }
@@ -405,7 +406,7 @@ def test_folder_of_classes(tree):
 
 def test_folder_reads_grey(tree):
   c = make_config('folder', 16, 1, 256, 2, dir=str(tree))
-  batch = join(data.eval_batches(c, 'validation', 2))
+  batch = join(pipeline.eval_batches(c, 'validation', 2))
   assert batch['image'].shape == (2, 16, 16, 1)
 
 
@@ -418,15 +419,17 @@ def test_folder_with_splits(tree, val, tmp_path_factory):
     (tree / 'pear' / '0.png').read_bytes()
   )
   c = color_config('folder', root)
-  info = data.info(c)
+  info = pipeline.info(c)
   assert info.class_names == ('apple', 'pear')
   assert (info.num_train, info.num_val) == (20, 1)
-  assert join(data.eval_batches(c, 'validation', 1))['label'].tolist() == [1]
+  assert join(pipeline.eval_batches(c, 'validation', 1))['label'].tolist() == [
+    1
+  ]
 
 
 def test_a_class_may_be_called_train(tree):
   (tree / 'pear').rename(tree / 'train')
-  assert data.info(color_config('folder', tree)).class_names == (
+  assert pipeline.info(color_config('folder', tree)).class_names == (
     'apple',
     'train',
   )
@@ -437,15 +440,19 @@ def test_folder_unreadable_image(tree, monkeypatch):
   bad = tree / 'apple' / '3.png'
   whole = bad.read_bytes()
   bad.write_bytes(b'<html>404')  # found by its header
-  with pytest.raises(data.DataError, match='apple/3.png cannot be read.*remov'):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match='apple/3.png cannot be read.*remov'
+  ):
+    pipeline.info(c)
   monkeypatch.setattr(folder_lib, 'MAX_CHECKED', 5)  # a huge folder
-  data.info(c)
+  pipeline.info(c)
   for content in (b'<html>404', whole[: len(whole) // 2]):
     bad.write_bytes(content)
-    with pytest.raises(data.DataError, match='apple/3.png cannot be read.*'):
+    with pytest.raises(
+      pipeline.DataError, match='apple/3.png cannot be read.*'
+    ):
       for split in ('train', 'validation'):
-        list(data.eval_batches(c, split, 4))
+        list(pipeline.eval_batches(c, split, 4))
 
 
 def test_folder_too_small_image(tree, monkeypatch):
@@ -453,62 +460,68 @@ def test_folder_too_small_image(tree, monkeypatch):
   small = noise(np.random.default_rng(0), 40, 12)
   (tree / 'pear' / '0.png').write_bytes(png(small))
   match = r'pear/0.png has 12x40 pixels, fewer than the 16x16.*sizes\[0\] to 12'
-  with pytest.raises(data.DataError, match=match):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
   monkeypatch.setattr(folder_lib, 'MAX_CHECKED', 5)
-  with pytest.raises(data.DataError, match=match):
+  with pytest.raises(pipeline.DataError, match=match):
     for split in ('train', 'validation'):
-      list(data.eval_batches(c, split, 4))
+      list(pipeline.eval_batches(c, split, 4))
 
 
 def test_folder_sixteen_bit_image(tree):
   deep = np.full((20, 20), 1000, np.uint16)
   for i in range(10):
     (tree / 'pear' / f'{i}.png').write_bytes(png(deep))
-  with pytest.raises(data.DataError, match='pear/.*more than 8 bits'):
-    list(data.eval_batches(color_config('folder', tree), 'train', 4))
+  with pytest.raises(pipeline.DataError, match='pear/.*more than 8 bits'):
+    list(pipeline.eval_batches(color_config('folder', tree), 'train', 4))
 
 
 def test_folder_layout_errors(tree, tmp_path_factory):
   c = color_config('folder', tree)
   (tree / 'plum').mkdir()
-  with pytest.raises(data.DataError, match='plum holds no images.*remove'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='plum holds no images.*remove'):
+    pipeline.info(c)
   c.data.dir = str(tree / 'pear')
-  with pytest.raises(data.DataError, match='pear holds no folders'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='pear holds no folders'):
+    pipeline.info(c)
   for missing in ('', '/nowhere/x'):
     c.data.dir = missing
-    with pytest.raises(data.DataError, match=f"dir='{missing}' is no folder"):
-      data.info(c)
+    with pytest.raises(
+      pipeline.DataError, match=f"dir='{missing}' is no folder"
+    ):
+      pipeline.info(c)
   (tree / 'plum').rmdir()
   root = tmp_path_factory.mktemp('splits')
   c.data.dir = str(root)
   (root / 'train').symlink_to(tree)
-  with pytest.raises(data.DataError, match="no split 'validation'.*train"):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match="no split 'validation'.*train"):
+    pipeline.info(c)
   (root / 'val' / 'paer').mkdir(parents=True)
-  with pytest.raises(data.DataError, match="val/paer is a .*Did you mean 'pea"):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match="val/paer is a .*Did you mean 'pea"
+  ):
+    pipeline.info(c)
 
 
 # Errors in common
 
 
 def test_unknown_names_are_listed_with_the_nearest():
-  with pytest.raises(data.DataError, match="'digit'.*mean 'digits'.*npz, or"):
-    data.info(make_config('digit'))
-  with pytest.raises(data.DataError, match="'cifra10'.*mean 'cifar10'"):
-    data.info(make_config('cifra10'))
+  with pytest.raises(
+    pipeline.DataError, match="'digit'.*mean 'digits'.*npz, or"
+  ):
+    pipeline.info(make_config('digit'))
+  with pytest.raises(pipeline.DataError, match="'cifra10'.*mean 'cifar10'"):
+    pipeline.info(make_config('cifra10'))
   for name in ('', 'qqqqqq'):
-    with pytest.raises(data.DataError, match=f"no data set '{name}'. Set "):
-      data.info(make_config(name))
+    with pytest.raises(pipeline.DataError, match=f"no data set '{name}'. Set "):
+      pipeline.info(make_config(name))
 
 
 def test_model_that_does_not_fit():
   def raises(match, **kwargs):
-    with pytest.raises(data.DataError, match=match):
-      data.info(make_config(**kwargs))
+    with pytest.raises(pipeline.DataError, match=match):
+      pipeline.info(make_config(**kwargs))
 
   raises(r'grey images of 8x8.*sizes\[0\]=8', side=16)
   raises('grey images of 8x8.*channels=1', channels=3)
@@ -518,16 +531,18 @@ def test_model_that_does_not_fit():
   raises('model.channels=2', name='folder', channels=2)
   c = make_config('folder')
   c.model.rank = 1
-  with pytest.raises(data.DataError, match='model.rank=1'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='model.rank=1'):
+    pipeline.info(c)
 
 
 def test_batches_must_divide_by_the_hosts():
   c = make_config()
-  with pytest.raises(data.DataError, match='optim.batch=64 .* over 3 hosts'):
-    data.train_batches(c, process_count=3)
-  with pytest.raises(data.DataError, match='batch=10 .* over 4 hosts'):
-    data.eval_batches(c, 'train', 10, process_count=4)
+  with pytest.raises(
+    pipeline.DataError, match='optim.batch=64 .* over 3 hosts'
+  ):
+    pipeline.train_batches(c, process_count=3)
+  with pytest.raises(pipeline.DataError, match='batch=10 .* over 4 hosts'):
+    pipeline.eval_batches(c, 'train', 10, process_count=4)
 
 
 @pytest.mark.parametrize(
@@ -550,26 +565,28 @@ def test_npz_errors_name_the_array(tmp_path, change, match):
   path = tmp_path / 'x.npz'
   c = make_config('npz', 2, 1, 256, 10, dir=str(path))
   np.savez(path, **good)
-  data.info(c)
+  pipeline.info(c)
   np.savez(path, **(good | change))
-  with pytest.raises(data.DataError, match=match):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
 
 
 def test_npz_file_errors(tmp_path):
   path = tmp_path / 'x.npz'
   c = make_config('npz', dir=str(path))
-  with pytest.raises(data.DataError, match='x.npz.* is no file: set data.dir'):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match='x.npz.* is no file: set data.dir'
+  ):
+    pipeline.info(c)
   path.write_bytes(b'nothing')
-  with pytest.raises(data.DataError, match='x.npz cannot be read'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='x.npz cannot be read'):
+    pipeline.info(c)
   np.savez(path, images=np.zeros((4, 8, 8), int))
-  with pytest.raises(data.DataError, match='holds images but no `labels`'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='holds images but no `labels`'):
+    pipeline.info(c)
   c.model.rank = 1
-  with pytest.raises(data.DataError, match='no `series`.*rank=1'):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match='no `series`.*rank=1'):
+    pipeline.info(c)
 
 
 # TFDS
@@ -602,16 +619,16 @@ def imagenet(tmp_path_factory):
   c = color_config(
     'imagenet2012', root / 'tfds', manual_dir=str(root / 'manual')
   )
-  data.info(c)  # prepares it
+  pipeline.info(c)  # prepares it
   return c, train, val
 
 
 def test_imagenet_from_fake_archives(imagenet):
   c, train, val = imagenet
-  info = data.info(c)
+  info = pipeline.info(c)
   assert (info.classes, info.num_train, info.num_val) == (1000, 6, 2)
   assert info.class_names[:2] == SYNSETS
-  got = join(data.eval_batches(c, 'train', 6))
+  got = join(pipeline.eval_batches(c, 'train', 6))
   want = {
     (label, literal_adm(Image.open(io.BytesIO(content)), 16).tobytes())
     for label, synset in enumerate(SYNSETS)
@@ -619,7 +636,7 @@ def test_imagenet_from_fake_archives(imagenet):
   }
   rows = zip(got['label'], got['image'], strict=True)
   assert {(int(y), x.tobytes()) for y, x in rows} == want
-  got = join(data.eval_batches(c, 'validation', 2))
+  got = join(pipeline.eval_batches(c, 'validation', 2))
   rows = zip(got['image'], got['label'], strict=True)
   assert {x.tobytes(): y for x, y in rows} == {
     literal_adm(Image.open(io.BytesIO(x)), 16).tobytes(): y
@@ -649,28 +666,34 @@ def test_any_tfds_name_with_slices_and_its_errors(imagenet):
   c = imagenet[0].copy_and_resolve_references()
   c.data.name = 'imagenet2012:5.1.0'  # not built in: the way of all the others
   c.data.train_split = 'train[:50%]'
-  assert data.info(c).num_train == 3
+  assert pipeline.info(c).num_train == 3
   match = r'n\d+_2.JPEG \(record \d .*12x20 pixels, fewer than the 16x16'
-  with pytest.raises(data.DataError, match=match):
-    list(data.eval_batches(c, 'train', 2))
+  with pytest.raises(pipeline.DataError, match=match):
+    list(pipeline.eval_batches(c, 'train', 2))
   c.data.val_split = 'dev'
-  with pytest.raises(data.DataError, match="no split 'dev'.*train, validation"):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match="no split 'dev'.*train, validation"
+  ):
+    pipeline.info(c)
   c.data.name = 'ag_news_subset'
-  with pytest.raises(data.DataError, match='features description, label, titl'):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match='features description, label, titl'
+  ):
+    pipeline.info(c)
 
 
 def test_imagenet_missing_archives(tmp_path):
   c = color_config('imagenet2012', tmp_path)
   both = 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar'
-  with pytest.raises(data.DataError, match=f"''.* lacks {both}.*image-net.org"):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match=f"''.* lacks {both}.*image-net.org"
+  ):
+    pipeline.info(c)
   c.data.manual_dir = str(tmp_path)
   (tmp_path / 'ILSVRC2012_img_train.tar').touch()
   match = f'lacks ILSVRC2012_img_val.tar: place there {both}'
-  with pytest.raises(data.DataError, match=match):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
 
 
 @pytest.fixture(scope='session')
@@ -697,12 +720,12 @@ def emoji_archive(tmp_path_factory):
 def test_emoji_from_a_fake_package(emoji_archive, tmp_path):
   manual, images = emoji_archive
   c = color_config('emoji', tmp_path, side=64, manual_dir=str(manual))
-  info = data.info(c)
+  info = pipeline.info(c)
   assert (info.classes, info.num_train, info.num_val) == (9, 18, 2)
   assert info.class_names[2] == 'Flags' and info.class_names[7] == 'Symbols'
   got = {}
   for split in ('train', 'validation'):
-    b = join(data.eval_batches(c, split, 2))
+    b = join(pipeline.eval_batches(c, split, 2))
     rows = zip(b['image'], b['label'], strict=True)
     got |= {x.tobytes(): int(y) for x, y in rows}
   for i, rgba in enumerate(images):
@@ -718,39 +741,47 @@ def test_emoji_from_a_fake_package(emoji_archive, tmp_path):
     np.testing.assert_allclose(close, white, atol=1)
     assert got[near] == (7 if i < 10 else 2)
   c.model.sizes = (128, 1)
-  with pytest.raises(data.DataError, match="'emoji' has 64x64 pixels, fewer"):
-    data.info(c)
+  with pytest.raises(
+    pipeline.DataError, match="'emoji' has 64x64 pixels, fewer"
+  ):
+    pipeline.info(c)
 
 
 def test_emoji_missing_or_broken_package(tmp_path):
   c = color_config('emoji', tmp_path / 'a', manual_dir=str(tmp_path))
   name = prepared.ARCHIVES['emoji'][0][0]
   match = f'lacks {name}: place.*npm pack emoji-datasource-google@16.0.0'
-  with pytest.raises(data.DataError, match=match):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
   (tmp_path / name).write_bytes(b'broken')
   match = "(?s)'emoji' could not be prepared in .*ReadError.*Replace"
-  with pytest.raises(data.DataError, match=match):
-    data.info(c)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
 
 
 def test_tfds_in_another_format(emoji_archive, tmp_path):
   manual, _ = emoji_archive
   code = (
     'import tensorflow_datasets as tfds; '
-    'from fractal_jax.datasets.emoji import Emoji; '
+    'from fractal_jax.data.emoji import Emoji; '
     f"Emoji(data_dir={str(tmp_path)!r}, file_format='tfrecord')"
     '.download_and_prepare(download_config=tfds.download.DownloadConfig('
     f'manual_dir={str(manual)!r}))'
   )
   subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
-  with pytest.raises(data.DataError, match='was not prepared as array_record'):
-    data.info(color_config('emoji', tmp_path, side=64))
+  with pytest.raises(
+    pipeline.DataError, match='was not prepared as array_record'
+  ):
+    pipeline.info(color_config('emoji', tmp_path, side=64))
 
 
 def test_without_tfds_installed(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(data.DataError, match='pip install tensorflow-datasets'):
-    data.info(color_config('imagenet2012', '/x'))
-  with pytest.raises(data.DataError, match="no data set 'cifar10'.*pip inst"):
-    data.info(color_config('cifar10', '/x'))
+  with pytest.raises(
+    pipeline.DataError, match='pip install tensorflow-datasets'
+  ):
+    pipeline.info(color_config('imagenet2012', '/x'))
+  with pytest.raises(
+    pipeline.DataError, match="no data set 'cifar10'.*pip inst"
+  ):
+    pipeline.info(color_config('cifar10', '/x'))

@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import api, checkpoint, edit, explain, sharding
+from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.demo import DemoError, jobs, server, uploads
+from fractal_jax.inference import explain, inputs
+from fractal_jax.training import checkpoint
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -132,7 +134,7 @@ def test_masks_are_white_or_one_plane_a_channel(tmp_path):
       mask = uploads.read_mask(str(tmp_path / 'm.png'), model)
       np.testing.assert_array_equal(mask, planes > 0)
     else:
-      with pytest.raises(edit.EditError, match='m.png is coloured'):
+      with pytest.raises(inputs.EditError, match='m.png is coloured'):
         uploads.read_mask(str(tmp_path / 'm.png'), model)
 
 
@@ -197,7 +199,7 @@ def test_images_grow_into_what_the_api_draws(page):
   assert list(shots[-1]) == [f'{i + 1}: class {i % 3}' for i in range(4)]
   for shot, image in zip(shots[-1].values(), images):
     np.testing.assert_array_equal(
-      edit.to_values(shot[..., :1], page.model.config.model), image
+      inputs.to_values(shot[..., :1], page.model.config.model), image
     )
   final = np.stack(list(shots[-1].values()))
   alike = [(np.stack(list(s.values())) == final).mean() for s in shots]
@@ -232,7 +234,7 @@ def test_completions_keep_what_is_known(page):
   last, texts = follow(page, page.complete(VISITOR, *how))
   shown = pictures(last[page.ui.edit_view])
   assert list(shown) == ['image', 'known', 'completion 1', 'completion 2']
-  mask = edit.make_mask('lower', page.model.config.model)
+  mask = inputs.make_mask('lower', page.model.config.model)
   (wanted,) = page.model.edit(
     image[None],
     mask,
@@ -246,7 +248,7 @@ def test_completions_keep_what_is_known(page):
   for i in range(2):
     shot = shown[f'completion {i + 1}']
     np.testing.assert_array_equal(
-      edit.to_values(shot[..., :1], page.model.config.model), wanted[i]
+      inputs.to_values(shot[..., :1], page.model.config.model), wanted[i]
     )
     np.testing.assert_array_equal(shot[:2], shown['image'][:2])
   assert (shown['known'][2:] == (255, 64, 129)).all()

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import checkpoint
 from fractal_jax.metrics import weights
+from fractal_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 20
@@ -307,7 +307,8 @@ def test_two_processes_evaluate_as_one_does(straight, start, tmp_path):
 # does something bad in step 4.
 TOGETHER = """
 import os, signal, sys, threading, time
-from fractal_jax import hosts, main
+from fractal_jax import main
+from fractal_jax.training import processes
 port, me, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 hosts.POLL = 0.5
 hosts.start(f'localhost:{port}', 2, me, 60)

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from fractal_jax import checkpoint, sharding
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.training import checkpoint
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import api, edit, sample, sharding
+from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
+from fractal_jax.inference import inputs, sample
 from fractal_jax.models import mar, pixel
-from fractal_jax.models.contract import Draws, Given, Sampling
+from fractal_jax.models.types import Draws, Given, Sampling
 from tests import tiny
 
 KINDS = [('ar', 'mar', 'pixel'), ('mar', 'ar', 'pixel')]
@@ -206,7 +207,7 @@ def test_log_prob_of_a_completion_by_the_chain_rule():
   upper = (every[:, 0] == every[40, 0]).all((1, 2))
   conditional = p[upper] / p[upper].sum()
   assert conditional.max() < 0.9
-  mask = edit.make_mask('lower', m.config.model)
+  mask = inputs.make_mask('lower', m.config.model)
   drawn = m.edit(every[40:41], mask, 1, num=4000, batch=500)[0]
   counts = [(drawn == x).all((1, 2, 3)).mean() for x in every[upper]]
   assert np.isclose(sum(counts), 1)
@@ -257,24 +258,26 @@ def test_when_known_values_were_there():
 
 def test_masks_made_for_you():
   model = tiny.model(('ar', 'pixel'), (8, 1))
-  lower = edit.make_mask('lower', model)
+  lower = inputs.make_mask('lower', model)
   assert not lower[:4].any() and lower[4:].all()
-  box = edit.make_mask('inpaint', model, box=(1, 2, 3, 4))
+  box = inputs.make_mask('inpaint', model, box=(1, 2, 3, 4))
   assert box[1:4, 2:6].all() and box.sum() == 12
-  assert edit.make_mask('inpaint', model).sum() == 16
+  assert inputs.make_mask('inpaint', model).sum() == 16
   np.testing.assert_array_equal(
-    edit.make_mask('class', model), edit.make_mask('inpaint', model)
+    inputs.make_mask('class', model), inputs.make_mask('inpaint', model)
   )
-  out = edit.make_mask('outpaint', model, margin=3)
+  out = inputs.make_mask('outpaint', model, margin=3)
   assert not out[3:5, 3:5].any() and out.sum() == 60
-  np.testing.assert_array_equal(out, edit.make_mask('uncrop', model, margin=3))
+  np.testing.assert_array_equal(
+    out, inputs.make_mask('uncrop', model, margin=3)
+  )
   series = tiny.model(('ar', 'pixel'), (8, 1), rank=1)
-  assert edit.make_mask('inpaint', series, box=(1, 3)).sum() == 3
+  assert inputs.make_mask('inpaint', series, box=(1, 3)).sum() == 3
   for how in ({'box': (1, 2, 3, 7)}, {'box': (1, 2)}):
-    with pytest.raises(edit.EditError, match='top,left,height,width'):
-      edit.make_mask('inpaint', model, **how)
-  with pytest.raises(edit.EditError, match='--margin=4 must be 1 to 3'):
-    edit.make_mask('outpaint', model, margin=4)
+    with pytest.raises(inputs.EditError, match='top,left,height,width'):
+      inputs.make_mask('inpaint', model, **how)
+  with pytest.raises(inputs.EditError, match='--margin=4 must be 1 to 3'):
+    inputs.make_mask('outpaint', model, margin=4)
 
 
 def test_files_are_read_as_they_were_written(tmp_path):
@@ -282,28 +285,28 @@ def test_files_are_read_as_they_were_written(tmp_path):
   values = np.arange(64).reshape(8, 8, 1) % 17
   path = str(tmp_path / 'a.png')
   sample.save(sample.pictures(values[None], model)[0], path)
-  np.testing.assert_array_equal(edit.read_image(path, model), values)
+  np.testing.assert_array_equal(inputs.read_image(path, model), values)
   np.save(tmp_path / 'a.npy', values)
-  again = edit.read_image(str(tmp_path / 'a.npy'), model)
+  again = inputs.read_image(str(tmp_path / 'a.npy'), model)
   np.testing.assert_array_equal(again, values)
   mask = values[..., 0] > 8
   Image.fromarray(mask).save(tmp_path / 'm.png')
-  read = edit.read_mask(str(tmp_path / 'm.png'), model)
+  read = inputs.read_mask(str(tmp_path / 'm.png'), model)
   np.testing.assert_array_equal(read, mask)
   # One plane a channel: green known, red and blue drawn.
   planes = np.zeros((8, 8, 3), np.uint8)
   planes[..., [0, 2]] = 255
   Image.fromarray(planes).save(tmp_path / 'rgb.png')
   rgb = tiny.model(('ar', 'pixel'), (8, 1), channels=3)
-  read = edit.read_mask(str(tmp_path / 'rgb.png'), rgb)
+  read = inputs.read_mask(str(tmp_path / 'rgb.png'), rgb)
   np.testing.assert_array_equal(read, planes > 0)
-  with pytest.raises(edit.EditError, match='coloured, .* has 1 channels'):
-    edit.read_mask(str(tmp_path / 'rgb.png'), model)
+  with pytest.raises(inputs.EditError, match='coloured, .* has 1 channels'):
+    inputs.read_mask(str(tmp_path / 'rgb.png'), model)
   (tmp_path / 'bad.png').write_text('no image')
-  with pytest.raises(edit.EditError, match='bad.png is not an image'):
-    edit.read_image(str(tmp_path / 'bad.png'), model)
-  with pytest.raises(edit.EditError, match='8x8 pixels, this model 4x4'):
-    edit.read_image(path, tiny.model(('ar', 'pixel'), (4, 1)))
+  with pytest.raises(inputs.EditError, match='bad.png is not an image'):
+    inputs.read_image(str(tmp_path / 'bad.png'), model)
+  with pytest.raises(inputs.EditError, match='8x8 pixels, this model 4x4'):
+    inputs.read_image(path, tiny.model(('ar', 'pixel'), (4, 1)))
 
 
 @pytest.mark.parametrize(
@@ -327,5 +330,5 @@ def test_bad_requests_are_refused_in_words(change, words):
     'mask': np.ones((4, 4), bool),
     'labels': None,
   } | change
-  with pytest.raises(edit.EditError, match=words):
+  with pytest.raises(inputs.EditError, match=words):
     m.edit(**how)

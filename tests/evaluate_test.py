@@ -15,19 +15,22 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import api, checkpoint, evaluate, sample, sharding, train_state
+from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.commands import common
 from fractal_jax.commands import evaluate as evaluate_command
 from fractal_jax.commands import reference as reference_command
 from fractal_jax.commands import sweep as sweep_command
+from fractal_jax.inference import sample
 from fractal_jax.metrics import (
   MetricsError,
+  evaluate,
   features,
   inception,
   reference,
   weights,
 )
+from fractal_jax.training import checkpoint, train_state
 from tests import tiny
 
 D = 6

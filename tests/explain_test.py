@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import explain, sharding
-from fractal_jax.models.contract import Draws
+from fractal_jax import sharding
+from fractal_jax.inference import explain
+from fractal_jax.models.types import Draws
 from tests import tiny
 from tests.edit_test import build
 

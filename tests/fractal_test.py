@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax.models import contract, fractal
+from fractal_jax.models import fractal
+from fractal_jax.models.types import Draws, Sampling
 from tests import tiny
 
-NO_DRAWS = contract.Draws(None, None)
+NO_DRAWS = Draws(None, None)
 MIXED = dict(
   kinds=('mar', 'ar', 'mar', 'pixel'), sizes=(8, 4, 2, 1), guide=True
 )
@@ -167,7 +168,7 @@ def test_labels_are_dropped_in_training_only():
   net, params = tiny.build(label_dropout=0.1)
   n = 3000
   images = tiny.images(net, 1).repeat(n, 0)
-  draws = contract.Draws(tiny.keys(n), None)
+  draws = Draws(tiny.keys(n), None)
   labels = np.ones(n, int)
   run = tiny.jit(
     lambda p, y, train: score(net, p, images, y, draws, train).pixels.nats,
@@ -189,7 +190,7 @@ def test_dropout_in_training_only(kind):
   net, params = tiny.build((kind, 'pixel'), dropout=0.5)
   assert net.specs[0].dropout == 0.5
   images, labels = tiny.images(net, 2), np.zeros(2, int)
-  draws = contract.Draws(tiny.keys(2), jnp.array([0.9, 0.9]))
+  draws = Draws(tiny.keys(2), jnp.array([0.9, 0.9]))
 
   def run(train, key):
     rngs = {'dropout': key} if train else None
@@ -212,7 +213,7 @@ def test_images_do_not_depend_on_the_batch(kinds):
   net, params = tiny.build(kinds, sizes, num_values=17, guide=True)
   keys = tiny.keys(5)
   labels = np.array([0, 1, 2, -1, 1])
-  sampling = contract.Sampling(guidance=2.0, iterations=(2,) * (len(kinds) - 1))
+  sampling = Sampling(guidance=2.0, iterations=(2,) * (len(kinds) - 1))
   generate = tiny.jit(
     lambda p, y, k: net.generate(p, y, k, sampling, guided=True).values
   )
@@ -230,7 +231,7 @@ def test_images_do_not_depend_on_the_batch(kinds):
 
 def test_guidance_of_one_is_no_guidance():
   net, params = tiny.build(('ar', 'pixel'), num_values=17)
-  sampling = contract.Sampling(guidance=1.0, filter_threshold=0.0)
+  sampling = Sampling(guidance=1.0, filter_threshold=0.0)
   labels, keys = np.array([0, 1, 2]), tiny.keys(3)
   plain, guided = (
     tiny.jit(
@@ -253,14 +254,14 @@ def test_any_grid(rank, channels):
   )
   shape = (2,) + (4,) * rank + (channels,)
   labels = np.zeros(2, int)
-  sampling = contract.Sampling(iterations=(2, 1), record=True)
+  sampling = Sampling(iterations=(2, 1), record=True)
   drawn = tiny.jit(
     lambda p, k: net.generate(p, labels, k, sampling, guided=False)
   )(params, tiny.keys(2))
   assert drawn.values.shape == drawn.when.shape == shape
   assert drawn.values.min() >= 0 and drawn.values.max() <= 16
   assert len(np.unique(drawn.values)) > 4
-  draws = contract.Draws(tiny.keys(2), jnp.array([0.9, 0.9]), 'uniform')
+  draws = Draws(tiny.keys(2), jnp.array([0.9, 0.9]), 'uniform')
   result = tiny.jit(lambda p: score(net, p, drawn.values, labels, draws))(
     params
   )

@@ -16,7 +16,8 @@ import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import convert
-from fractal_jax.models import contract, fractal
+from fractal_jax.models import fractal
+from fractal_jax.models.types import Draws, Sampling
 from tests import tiny
 
 FOLDER = pathlib.Path(
@@ -26,7 +27,7 @@ FOLDER = pathlib.Path(
 FILES = sorted(FOLDER.glob('*.npz'))
 CHECKPOINTS = sorted(FOLDER.glob('*.pth'))
 IMAGE = '/image_uint8_nhwc'
-NO_DRAWS = contract.Draws(None, None)
+NO_DRAWS = Draws(None, None)
 
 
 def samples():
@@ -222,7 +223,7 @@ def test_greedy_images(golden, name):
   guidance, linear, temperature, threshold, *iterations = settings
   if len(iterations) == 1:  # the same of every level
     iterations *= golden.levels
-  sampling = contract.Sampling(
+  sampling = Sampling(
     guidance=guidance,
     temperature=temperature,
     filter_threshold=threshold,

@@ -9,8 +9,10 @@ import pytest
 
 from configs import fractalmar_huge_in256
 from fractal_jax import config as config_lib
-from fractal_jax import data, optim, sharding, train, train_state
+from fractal_jax import sharding
+from fractal_jax.data import pipeline
 from fractal_jax.models import fractal
+from fractal_jax.training import optimizer, train, train_state
 from tests import tiny
 
 SPECS = pathlib.Path(__file__).parent / 'goldens' / 'huge_specs.json'
@@ -63,9 +65,9 @@ def compiled_step(kinds, axes, **changes):
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  tx = optim.optimizer(c, 4)
+  tx = optimizer.optimizer(c, 4)
   state = train_state.abstract(c, net, tx, mesh)
-  batch = next(data.train_batches(c))
+  batch = next(pipeline.train_batches(c))
   placed = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding.over_batch(mesh)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import data, likelihood, sharding
-from fractal_jax.models.contract import Draws
+from fractal_jax import sharding
+from fractal_jax.data import pipeline
+from fractal_jax.inference import likelihood
+from fractal_jax.models.types import Draws
 from tests import tiny
 
 
@@ -33,7 +35,7 @@ def test_exact_likelihood_is_the_mean_over_images_of_their_own_nats():
   found = likelihood.evaluate(
     net, params, c, mesh=sharding.single_device_mesh()
   )
-  batches = list(data.eval_batches(c, 'validation', 20, num=20))
+  batches = list(pipeline.eval_batches(c, 'validation', 20, num=20))
   images = jnp.asarray(batches[0]['image'], jnp.int32)
   labels = -jnp.ones(20, jnp.int32)
   result = tiny.jit(

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from tensorboard.compat.proto import event_pb2
 
-from fractal_jax import logs
+from fractal_jax.training import logs
 
 
 def lines(path):

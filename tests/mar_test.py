@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import contract, mar, masking, pixel
+from fractal_jax.models import mar, masking, pixel
+from fractal_jax.models.patches import patchify
+from fractal_jax.models.types import Draws, Rows, Sampling
 from tests import tiny
 
-NO_DRAWS = contract.Draws(None, None)
+NO_DRAWS = Draws(None, None)
 
 
 def masked(net, images, labels, params, masks, **how):
@@ -42,7 +44,7 @@ def test_masked_values_are_not_seen(rank, sizes):
   net, params = tiny.build(('mar', 'pixel'), sizes, rank=rank, channels=2)
   s = net.specs[0]
   image = tiny.images(net, 1)
-  patches = np.asarray(contract.patchify(jnp.asarray(image), s))
+  patches = np.asarray(patchify(jnp.asarray(image), s))
   many = np.repeat(patches, s.length + 1, 0)
   at = np.arange(s.length)
   many[at, at] = (many[at, at] + 1) % 5
@@ -135,7 +137,7 @@ def test_only_masked_patches_go_down():
   images = tiny.images(net, 2)
   level = mar.MARLevel(net.specs[0])
   mask = np.array([[1, 0, 0, 1], [0, 1, 0, 0]])
-  rows = contract.Rows(
+  rows = Rows(
     squares=jnp.asarray(images),
     conds=jnp.ones((2, 5, 16)),
     weight=jnp.ones(2),
@@ -154,7 +156,7 @@ def test_only_masked_patches_go_down():
   assert below.site.tolist() == [0, 3, 1]
   assert below.weight.tolist() == [1, 1, 1]
   # Random masks: filled slots first, each a patch of its image.
-  draws = contract.Draws(tiny.keys(2), jnp.array([0.1, 0.9]))
+  draws = Draws(tiny.keys(2), jnp.array([0.1, 0.9]))
   below, _, dropped = tiny.jit(run)(params['level_0'], draws)
   filled = np.asarray(below.weight > 0)
   n = masking.counts(draws.ratio, net.specs[0], 'train')
@@ -207,7 +209,7 @@ def test_a_distribution_and_draws_from_it(rank, sizes, order):
         p,
         jnp.ones(n, jnp.int32),
         k,
-        contract.Sampling(iterations=(4,)),
+        Sampling(iterations=(4,)),
         guided=False,
         orders=[np.array(order)],
       ).values
@@ -242,7 +244,7 @@ def test_cached_generation_equals_teacher_forcing(below, guided):
     np.random.default_rng(i).permutation(s.length)
     for i, s in enumerate(net.specs[:-1])
   ]
-  sampling = contract.Sampling(
+  sampling = Sampling(
     guidance=3.0,
     temperature=1.2,
     filter_threshold=0.01,
@@ -256,7 +258,7 @@ def test_cached_generation_equals_teacher_forcing(below, guided):
   )(params, tiny.keys(2))
 
   top = net.specs[0]
-  patches = np.asarray(contract.patchify(images, top))
+  patches = np.asarray(patchify(images, top))
   for left, still in steps(top.length, iterations[0]):
     mask = np.zeros((2, top.length), bool)
     mask[:, orders[0][:still]] = True
@@ -297,7 +299,7 @@ def test_every_patch_is_generated_once():
   """At its time: the recorded moments are those of the order given."""
   net, params = tiny.build(('mar', 'pixel'), (4, 1), channels=2)
   order = np.random.default_rng(0).permutation(16)
-  sampling = contract.Sampling(iterations=(5,), record=True)
+  sampling = Sampling(iterations=(5,), record=True)
   drawn = tiny.jit(
     lambda p, k: net.generate(
       p, np.zeros(2, int), k, sampling, guided=False, orders=[order]
@@ -333,7 +335,7 @@ def test_guide_is_told_and_predicted():
 
   @tiny.jit
   def literal(params):
-    rows = contract.Rows(
+    rows = Rows(
       squares=jnp.asarray(images),
       conds=jnp.tile(params['labels']['table'][:1, None], (1, 5, 1)),
       weight=jnp.ones(1),
@@ -430,7 +432,7 @@ def test_likelihood_is_unbiased():
 
   @tiny.jit
   def estimate(params, keys, ratio):
-    draws = contract.Draws(keys, ratio, 'uniform')
+    draws = Draws(keys, ratio, 'uniform')
     images, labels = jnp.asarray(image.repeat(n, 0)), jnp.ones(n, int)
     result = net.apply({'params': params}, images, labels, draws, train=False)
     s = result.pixels

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import contract, fractal, masking
+from fractal_jax.models import fractal, masking
+from fractal_jax.models.types import Draws, Rows
 from tests import tiny
 
 
@@ -80,7 +81,7 @@ def test_each_stratum_alone_is_uniform():
 
 def rows_of(images, each):
   n = images * each
-  return contract.Rows(
+  return Rows(
     squares=None,
     conds=None,
     weight=jnp.ones(n),
@@ -98,7 +99,7 @@ def test_masks_are_uniform_subsets(level):
   s = spec(level, mask_mean=0.5)
   rows = rows_of(2000, 1 if level == 0 else 2)
   ratio = masking.strata(shifts(1)[0], jnp.arange(2000))
-  draws = contract.Draws(tiny.keys(2000), ratio)
+  draws = Draws(tiny.keys(2000), ratio)
   draw = tiny.jit(lambda: masking.draw_mask(rows, draws, s))
   mask = np.asarray(draw())
   n = mask.sum(1)
@@ -117,8 +118,8 @@ def test_masks_do_not_depend_on_other_images():
   """Below level 0, an image's masks follow from its key and its sites."""
   s = spec(1)
   keys = tiny.keys(3)
-  many = masking.draw_mask(rows_of(3, 4), contract.Draws(keys, None), s)
-  one = masking.draw_mask(rows_of(1, 4), contract.Draws(keys[2:], None), s)
+  many = masking.draw_mask(rows_of(3, 4), Draws(keys, None), s)
+  one = masking.draw_mask(rows_of(1, 4), Draws(keys[2:], None), s)
   np.testing.assert_array_equal(many[8:], one)
   assert (np.asarray(many[:4]) != np.asarray(many[4:8])).any()
 
@@ -172,7 +173,7 @@ def test_nothing_overflows_the_computed_capacity(images, law):
   @tiny.jit
   @jax.vmap
   def totals(shift, key):
-    draws = contract.Draws(
+    draws = Draws(
       jax.random.split(key, images),
       masking.strata(shift, jnp.arange(images)),
       law,

@@ -8,8 +8,10 @@ import pytest
 
 from benchmarks import memory as benchmark
 from configs import digits
-from fractal_jax import cost, liveness, memory, optim, sharding, train_state
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.planning import cost, liveness, memory
+from fractal_jax.training import optimizer, train_state
 
 # As by default, and not as conftest.py has it; the schedule for least memory,
 # as accelerators have it.
@@ -49,7 +51,7 @@ def test_parts_are_the_bytes_that_lie_on_a_device():
   c = configure('ar', (2, 2, 2), 64)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  state = train_state.abstract(c, net, optim.optimizer(c, 4), mesh)
+  state = train_state.abstract(c, net, optimizer.optimizer(c, 4), mesh)
 
   def local(tree):
     return sum(

@@ -9,7 +9,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fractal_jax.models import contract, pixel
+from fractal_jax.models import pixel
+from fractal_jax.models.types import Sampling
 from tests import tiny
 
 
@@ -59,7 +60,7 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
   """Greedy values are the best of the logits, guidance and all."""
   net, params = level(4, num_values=17, **changes)
   conds = jnp.stack([conditions(32), conditions(32, seed=1)])
-  sampling = contract.Sampling(temperature=1.1, greedy=True)
+  sampling = Sampling(temperature=1.1, greedy=True)
   generate = tiny.jit(
     lambda conds: net.generate(params, conds, tiny.keys(32), 2.5, sampling)
   )
@@ -92,7 +93,7 @@ def literal_guided_logits(cond, uncond, guidance, temperature, threshold):
 def test_guided_logits(guidance, threshold):
   rng = np.random.default_rng(0)
   logits = 4 * rng.standard_normal((2, 20, 17))
-  sampling = contract.Sampling(temperature=1.1, filter_threshold=threshold)
+  sampling = Sampling(temperature=1.1, filter_threshold=threshold)
   ours = pixel.guided_logits(
     jnp.asarray(logits, jnp.float32), guidance, sampling
   )
@@ -110,7 +111,7 @@ def test_draws_follow_the_softmax():
   logits = rng.standard_normal(9)
   n = 50_000
   u = jax.random.uniform(jax.random.key(0), (n,))
-  sampling = contract.Sampling(temperature=1.5)
+  sampling = Sampling(temperature=1.5)
   values = pixel.draw(jnp.tile(jnp.asarray(logits), (1, n, 1)), u, 1, sampling)
   found = np.bincount(values, minlength=9)
   want = n * scipy.special.softmax(1.5 * logits)
@@ -124,11 +125,11 @@ def test_values_of_no_probability_are_not_drawn():
   u = jnp.array([0, 1e-7, 0.49, 0.51, 0.9, 1 - 2**-24, 1 - 2**-23])
   n = len(u)
   tiled = jnp.tile(jnp.asarray(logits), (1, n, 1))
-  values = pixel.draw(tiled, u, 1, contract.Sampling())
+  values = pixel.draw(tiled, u, 1, Sampling())
   assert values.tolist() == [2, 2, 2, 4, 4, 4, 4]
   # Many values, whose sum in float32 is not 1.
   many = jnp.where(jnp.arange(256) < 200, 0.01 * jnp.arange(256), -jnp.inf)
-  values = pixel.draw(jnp.tile(many, (1, n, 1)), u, 1, contract.Sampling())
+  values = pixel.draw(jnp.tile(many, (1, n, 1)), u, 1, Sampling())
   assert values.max() < 200
 
 

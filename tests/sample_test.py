@@ -7,8 +7,9 @@ from PIL import Image
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import sample, sharding
-from fractal_jax.models.contract import NEVER, Drawn, Given, Sampling
+from fractal_jax import sharding
+from fractal_jax.inference import sample
+from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 from tests import tiny
 
 

@@ -5,17 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax import (
-  checkpoint,
-  convert,
-  cost,
-  optim,
-  sharding,
-  train,
-  train_state,
-)
 from fractal_jax import config as config_lib
-from fractal_jax.models import contract, fractal
+from fractal_jax import convert, sharding
+from fractal_jax.models import fractal
+from fractal_jax.models.types import Draws, Sampling
+from fractal_jax.planning import cost
+from fractal_jax.training import checkpoint, optimizer, train, train_state
 from tests import tiny
 
 AR = ('ar', 'ar', 'pixel'), (4, 2, 1), (0, 0, 2)
@@ -45,7 +40,7 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
 
   def grad(net, whole):
     loss = lambda p: net.apply(
-      {'params': whole(p)}, images, labels, contract.Draws(None, None), masks,
+      {'params': whole(p)}, images, labels, Draws(None, None), masks,
       train=False,
     ).pixels.nats.sum()  # fmt: skip
     return tiny.jit(jax.value_and_grad(loss))
@@ -62,7 +57,7 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
     theirs,
   )
   # Generation, too.
-  sampling = contract.Sampling(iterations=(2, 2))
+  sampling = Sampling(iterations=(2, 2))
   draw = lambda net, params: tiny.jit(
     lambda p: net.generate(p, labels, tiny.keys(2), sampling, guided=False)
   )(params)
@@ -97,12 +92,12 @@ def test_blocks_are_counted_saved_and_split_once():
   c.mesh.update(data=2, fsdp=2, tensor=2)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  tx = optim.optimizer(c, 2)
+  tx = optimizer.optimizer(c, 2)
   state = train_state.abstract(c, net, tx, mesh)
   assert 'blocks' not in state.params['level_1']
   # A frozen owner is out of the optimizer, and in use at both levels.
   c.optim.frozen = (0,)
-  trained, frozen = optim.split(c, state.params)
+  trained, frozen = optimizer.split(c, state.params)
   assert 'blocks' in frozen['level_0'] and 'level_1' in trained
 
 
@@ -117,7 +112,7 @@ def test_levels_that_share_train_alike_on_any_mesh():
     c.mesh.update(dict(zip(sharding.AXES, axes)), groups=4)
     mesh = sharding.make_mesh(c, jax.devices()[: np.prod(axes)])
     net = fractal.from_config(c.model)
-    tx = optim.optimizer(c, 2)
+    tx = optimizer.optimizer(c, 2)
     state = train_state.create(c, net, tx, mesh)
     step = tiny.jit(train.make_step(c, net, tx, mesh))
     with jax.set_mesh(mesh):
@@ -141,7 +136,7 @@ def test_levels_begin_as_in_another_run_that_shares_them(tmp_path):
       wanted = params
   c = config(init_from=runs[0, 0], init_levels=(0, 1))
   mesh = sharding.single_device_mesh()
-  net, tx = fractal.from_config(c.model), optim.optimizer(c, 2)
+  net, tx = fractal.from_config(c.model), optimizer.optimizer(c, 2)
   state = train_state.create(c, net, tx, mesh)
   found = train.initialise_levels(c, state)
   jax.tree.map(np.testing.assert_array_equal, found.params, wanted)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from fractal_jax import config, sharding, train_state
+from fractal_jax import config, sharding
 from fractal_jax.models import fractal
+from fractal_jax.training import train_state
 
 # The compiler's optimiser would take most of the tests' time.
 QUICK = {

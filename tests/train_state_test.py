@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import optim, sharding, train_state
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.training import optimizer, train_state
 from tests import tiny
 
 # Specs of some parameters where all of the mesh's axes are 2.
@@ -39,7 +40,7 @@ def configure(axes=(-1, 1, 1)):
 def build(config):
   return (
     fractal.from_config(config.model),
-    optim.optimizer(config, config.optim.steps),
+    optimizer.optimizer(config, config.optim.steps),
     sharding.make_mesh(config),
   )
 

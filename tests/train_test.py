@@ -11,18 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from fractal_jax import (
+from fractal_jax import config as config_lib
+from fractal_jax import sharding
+from fractal_jax.data import pipeline
+from fractal_jax.models import fractal
+from fractal_jax.training import (
   checkpoint,
-  data,
-  health,
-  optim,
-  sharding,
+  monitor,
+  optimizer,
   train,
   train_state,
 )
-from fractal_jax import config as config_lib
-from fractal_jax.checkpoint import CheckpointError
-from fractal_jax.models import fractal
+from fractal_jax.training.checkpoint import CheckpointError
 from tests import tiny
 
 LEVELS = ['labels', 'level_0', 'level_1']
@@ -59,12 +59,12 @@ def configure(axes=(-1, 1, 1), **optimizer):
 def build(config, devices=None):
   mesh = sharding.make_mesh(config, devices)
   net = fractal.from_config(config.model)
-  return net, optim.optimizer(config, config.optim.steps), mesh
+  return net, optimizer.optimizer(config, config.optim.steps), mesh
 
 
 @functools.cache
 def batches(n=2):
-  stream = data.train_batches(configure())
+  stream = pipeline.train_batches(configure())
   return [next(stream) for _ in range(n)]
 
 
@@ -128,7 +128,7 @@ def test_metrics_are_per_level(one_device):
 def test_frozen_levels_stay_and_the_others_move(start):
   config = configure((1, 1, 1), frozen=(0,))
   net, tx, mesh = build(config, jax.devices()[:1])
-  trained, frozen = optim.split(config, start.params)
+  trained, frozen = optimizer.split(config, start.params)
   assert sorted(frozen) == ['labels', 'level_0']
   first = start.replace(opt_state=tx.init(trained))
   state, metrics = run_steps(config, first, jax.devices()[:1])
@@ -325,7 +325,7 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(
   shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / 'checkpoints' / '10')
   bad_steps |= {7: np.nan, 8: np.nan}
-  with pytest.raises(health.TrainingError) as e:
+  with pytest.raises(monitor.TrainingError) as e:
     train.train(configure(max_bad_steps=2), str(tmp_path))
   assert 'step 8 is the 2. in a row' in str(e.value)
   assert 'labels 2, level_0 2, level_1 2' in str(e.value)
@@ -337,7 +337,7 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(
 def test_spikes_are_skipped_alike_after_a_resumption(
   tmp_path, bad_steps, every_state, monkeypatch
 ):
-  monkeypatch.setattr(optim, 'JUDGED_AFTER', 4)
+  monkeypatch.setattr(optimizer, 'JUDGED_AFTER', 4)
   bad_steps |= {2: 20.0, 9: 50.0}
   config = configure(spike=10.0)
   train.train(config, str(tmp_path / 'a'))

@@ -94,19 +94,20 @@ def the_image(config):
   """The image that the flags name, [S, (S,) C], and --label."""
   import itertools
 
-  from fractal_jax import data, edit
+  from fractal_jax.data import pipeline
+  from fractal_jax.inference import inputs
 
   if (FLAGS.image is None) == (FLAGS.index is None):
     raise UsageError('give --image=FILE, or --index of one in --split')
   label = None
   if FLAGS.label not in (None, 'none'):
     (label,) = integers('label', [FLAGS.label])
-    edit.check_labels(label, config.model)
+    inputs.check_labels(label, config.model)
   if FLAGS.image is not None:
-    return edit.read_image(FLAGS.image, config.model), label
+    return inputs.read_image(FLAGS.image, config.model), label
   at_least('index', 0)
   split = FLAGS.split or config.data.val_split
-  found = data.eval_batches(config, split, 1)
+  found = pipeline.eval_batches(config, split, 1)
   if FLAGS.index >= len(found):
     raise UsageError(f'--index={FLAGS.index}: {split} has {len(found)} images')
   (one,) = itertools.islice(found, FLAGS.index, FLAGS.index + 1)
@@ -144,7 +145,7 @@ def say(text: str) -> None:
 
 
 def load_config():
-  from fractal_jax import checkpoint
+  from fractal_jax.training import checkpoint
 
   return checkpoint.load_config(FLAGS.workdir)
 

@@ -20,8 +20,9 @@ def define_flags():
 
 
 def run():
-  from fractal_jax import checkpoint, convert
   from fractal_jax import config as config_lib
+  from fractal_jax import convert
+  from fractal_jax.training import checkpoint
 
   if bool(FLAGS.pth) == bool(FLAGS.out):
     raise common.UsageError(

@@ -23,7 +23,7 @@ def define_flags():
 
 def run():
   from fractal_jax import config as config_lib
-  from fractal_jax import cost, memory
+  from fractal_jax.planning import cost, memory
 
   config = FLAGS.config
   config_lib.check(config)

@@ -11,14 +11,14 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
-  from fractal_jax import edit
+  from fractal_jax.inference import inputs
 
   common.image_flags()
   flags.DEFINE_string('mask', None, 'White (or True, in a .npy): generate.')
   flags.DEFINE_enum(
     'mode',
     None,
-    edit.MODES,
+    inputs.MODES,
     'A mask made for you. class: a box or --mask, drawn as another --label.',
   )
   flags.DEFINE_list('box', None, 'Of inpaint, class: top,left,height,width.')
@@ -35,22 +35,22 @@ def define_flags():
 def run():
   import numpy as np
 
-  from fractal_jax import edit, sample
+  from fractal_jax.inference import inputs, sample
 
   for name, least in (('num', 1), ('candidates', 1), ('batch', 1)):
     common.at_least(name, least)
-  edit.check_out(FLAGS.out, '.png', '.npy')
+  inputs.check_out(FLAGS.out, '.png', '.npy')
   check_mask_flags()
   config = common.load_config()
   image, label = common.the_image(config)
   if FLAGS.mask:
-    mask = edit.read_mask(FLAGS.mask, config.model)
+    mask = inputs.read_mask(FLAGS.mask, config.model)
   else:
     box = FLAGS.box and common.integers('box', FLAGS.box)
-    mask = edit.make_mask(
+    mask = inputs.make_mask(
       FLAGS.mode, config.model, box=box, margin=FLAGS.margin
     )
-  mask = edit.check_mask(mask, image[None])
+  mask = inputs.check_mask(mask, image[None])
   changes = {
     name: FLAGS[name].value
     for name in ('guidance', 'temperature')

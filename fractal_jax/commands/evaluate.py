@@ -44,8 +44,9 @@ def run_flags():
 
 
 def run():
-  from fractal_jax import evaluate, sample, sharding
-  from fractal_jax.metrics import reference, weights
+  from fractal_jax import sharding
+  from fractal_jax.inference import sample
+  from fractal_jax.metrics import evaluate, reference, weights
   from fractal_jax.metrics.features import BATCH
 
   check_flags()
@@ -111,7 +112,7 @@ def check_flags():
 
 def load():
   """The model of --workdir, and the step of its checkpoint."""
-  from fractal_jax import checkpoint
+  from fractal_jax.training import checkpoint
 
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
@@ -120,7 +121,7 @@ def load():
 
 
 def images_of(model, step, num, changes):
-  from fractal_jax import evaluate
+  from fractal_jax.metrics import evaluate
 
   return evaluate.of_run(
     model,
@@ -157,8 +158,7 @@ def the_reference(config, extractor):
   """--ref, or statistics of the run's training split."""
   import tqdm
 
-  from fractal_jax import evaluate
-  from fractal_jax.metrics import reference
+  from fractal_jax.metrics import evaluate, reference
 
   if FLAGS.ref:
     return reference.read(FLAGS.ref, extractor)

@@ -16,7 +16,7 @@ def define_flags():
 
 
 def run():
-  from fractal_jax import explain
+  from fractal_jax.inference import explain
 
   common.at_least('passes', 2)
   config = common.load_config()

@@ -19,7 +19,7 @@ def define_flags():
 def run():
   import tqdm
 
-  from fractal_jax import likelihood
+  from fractal_jax.inference import likelihood
 
   common.at_least('num', 0)
   common.at_least('batch', 1)

@@ -27,7 +27,7 @@ def run():
   import numpy as np
   import tqdm
 
-  from fractal_jax import sample
+  from fractal_jax.inference import sample
 
   for name, least in (('num', 1), ('batch', 1)):
     common.at_least(name, least)

@@ -23,8 +23,9 @@ def define_flags():
 def run():
   import jax
 
-  from fractal_jax import evaluate as evaluation
-  from fractal_jax import sample, sweep
+  from fractal_jax.inference import sample
+  from fractal_jax.metrics import evaluate as evaluation
+  from fractal_jax.metrics import sweep
 
   for name, least in (('num', 1), ('batch', 1)):
     common.at_least(name, least)

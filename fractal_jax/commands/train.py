@@ -17,7 +17,7 @@ def define_flags():
 def run():
   import math
 
-  from fractal_jax import train
+  from fractal_jax.training import train
 
   mesh = FLAGS.config.mesh
   if sorted((mesh.data, mesh.fsdp, mesh.tensor)) == [-1, 1, 1]:

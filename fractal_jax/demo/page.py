@@ -12,8 +12,9 @@ import traceback
 import gradio as gr
 import numpy as np
 
-from fractal_jax import data, edit, explain, sample
+from fractal_jax.data import pipeline
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
+from fractal_jax.inference import explain, inputs, sample
 
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
 MASKS = 32  # at a time, so that a job can be ended soon
@@ -22,7 +23,7 @@ VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
 # No telemetry; what visitors left behind is deleted after an hour.
 BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))
 PACE = 0.08  # seconds that each picture of a growing image is seen, at least
-KNOWN = (DemoError, data.DataError, edit.EditError, sample.SampleError)
+KNOWN = (DemoError, pipeline.DataError, inputs.EditError, sample.SampleError)
 
 
 def check(model) -> None:
@@ -45,9 +46,11 @@ class Page:
     self.split, names = None, []
     if model.config.data.name in LOCAL:
       try:
-        self.split = data.open_split(model.config, model.config.data.val_split)
+        self.split = pipeline.open_split(
+          model.config, model.config.data.val_split
+        )
         names = self.split.class_names
-      except data.DataError as e:
+      except pipeline.DataError as e:
         print(f'No images from the data on the page: {e}', flush=True)
     self.classes = [
       (
@@ -68,7 +71,7 @@ class Page:
     ui = self.ui
     quiet = dict(api_visibility='private', show_progress='hidden')
     job = dict(trigger_mode='once', concurrency_limit=8, **quiet)
-    for (go, stop, status), run, inputs, outputs in (
+    for (go, stop, status), run, given, outputs in (
       (
         (ui.go, ui.stop, ui.status),
         self.generate,
@@ -88,7 +91,7 @@ class Page:
         [ui.bits_view],
       ),
     ):
-      go.click(run, inputs, [go, stop, status, *outputs], **job)
+      go.click(run, given, [go, stop, status, *outputs], **job)
       stop.click(self.cancel, None, status, queue=False, **quiet)
     ui.play.click(self.replay, ui.drawn, [ui.movie, ui.status], **job)
     shown = [ui.image, ui.painter, ui.preview]
@@ -303,9 +306,9 @@ class Page:
 
   def ready_mask(self, mode, canvas):
     model = self.model.config.model
-    mask = np.zeros(edit.shape(model), bool)
+    mask = np.zeros(inputs.shape(model), bool)
     if mode is not None:
-      mask |= edit.make_mask(mode, model)[..., None]
+      mask |= inputs.make_mask(mode, model)[..., None]
     return canvas | {'mask': self._digits(mask)}
 
   def upload_mask(self, path, canvas):
@@ -325,7 +328,7 @@ class Page:
 
   def _shown(self, image):
     """An image, on the canvas and in the preview."""
-    image = image.astype(edit.dtype(self.model.config.model))
+    image = image.astype(inputs.dtype(self.model.config.model))
     (picture,) = sample.pictures(image[None], self.model.config.model)
     return image, self._canvas(picture), views.tiles([picture], size=240)
 
@@ -347,7 +350,7 @@ class Page:
 
   def _canvas(self, picture) -> dict:
     """What the painter shows: see painter.js."""
-    shape = edit.shape(self.model.config.model)
+    shape = inputs.shape(self.model.config.model)
     return {
       'image': None if picture is None else views.data_url(picture),
       'side': shape[0],
@@ -361,7 +364,7 @@ class Page:
 
   def _mask(self, canvas) -> np.ndarray:
     """The inverse of `_digits`, of what a browser sent."""
-    side, _, channels = shape = edit.shape(self.model.config.model)
+    side, _, channels = shape = inputs.shape(self.model.config.model)
     text = canvas.get('mask') if isinstance(canvas, dict) else None
     digits = [str(i) for i in range(2**channels)]
     if (

@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from fractal_jax import edit
-from fractal_jax.datasets import common
+from fractal_jax.data import common
 from fractal_jax.demo import DemoError
+from fractal_jax.inference import inputs
 
 MAX_BYTES = 5 * 2**20
 MAX_PIXELS = 16_000_000  # 48 MB of RGB
@@ -74,7 +74,7 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
       f'resized to {side}x{side}'
     )
   shades = common.to_array(image, side, model.channels)
-  return edit.to_values(shades, model), note
+  return inputs.to_values(shades, model), note
 
 
 def read_mask(path: str, model) -> np.ndarray:
@@ -84,6 +84,6 @@ def read_mask(path: str, model) -> np.ndarray:
   """
   name = pathlib.Path(path).name
   shades = common.to_array(open_image(path), model.sizes[0], 3)
-  mask = edit.mask_of(shades, model, name)
+  mask = inputs.mask_of(shades, model, name)
   mask = mask if mask.ndim == 3 else mask[..., None]
-  return np.broadcast_to(mask, edit.shape(model)).copy()
+  return np.broadcast_to(mask, inputs.shape(model)).copy()

@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from fractal_jax.datasets import common
-from fractal_jax.datasets.folder import EXTENSIONS
+from fractal_jax.data import common
+from fractal_jax.data.folder import EXTENSIONS
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 

@@ -14,7 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from fractal_jax import data, sample
+from fractal_jax.data import pipeline
+from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files, inception, scores
 from fractal_jax.metrics.features import check_model
 
@@ -59,10 +60,10 @@ def make(config, split, extractor, *, num=0, progress=lambda x: x) -> Reference:
     MetricsError, DataError: images that Inception can't be shown, too few.
   """
   check_model(config.model)
-  size = data.open_split(config, split).size
+  size = pipeline.open_split(config, split).size
   if size < 2:
     raise MetricsError(f"split '{split}' holds {size} image: 2 are needed.")
-  batches = data.eval_batches(
+  batches = pipeline.eval_batches(
     config,
     split,
     extractor.batch,

@@ -2,7 +2,7 @@
 
 Sequence [E_c c_0 ; E_x p_1 ; ... ; E_x p_L] through causal blocks; output j is
 the condition of patch j + 1, and the last one is not used (section 4.1 of the
-paper, FractalAR). Axis letters: contract.py.
+paper, FractalAR). Axis letters: types.py.
 """
 
 import dataclasses
@@ -12,15 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
-from fractal_jax.models import contract, layers
+from fractal_jax.models import layers
 from fractal_jax.models.chunked import chunked
-from fractal_jax.models.contract import (
+from fractal_jax.models.keys import fold_in
+from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
+from fractal_jax.models.types import (
   Array,
   Draws,
   Loop,
   Rows,
   Sampling,
   Spec,
+  undrawn,
 )
 
 
@@ -95,7 +98,7 @@ class ARLevel(nn.Module):
     s = self.spec
     first = self.cond_embed(conds[:, :1])  # [N, 1, D]
     # Patch L is never a condition: nothing follows it.
-    x = self.patch_embed(contract.flatten_patches(patches[:, :-1], s))
+    x = self.patch_embed(flatten_patches(patches[:, :-1], s))
     x = jnp.concatenate([first, x], 1)  # [N, L, D]
     positions = self.table()[: s.length]
     x = self.norm_in(x + positions.astype(x.dtype))
@@ -110,7 +113,7 @@ class ARLevel(nn.Module):
     """
     del draws, mask
     s = self.spec
-    patches = contract.patchify(rows.squares, s)
+    patches = patchify(rows.squares, s)
     outputs = lambda level, *rows: level.outputs(*rows, train=train)
     conds = chunked(outputs, self, patches, rows.conds)  # [N, L, D]
     n = len(patches) * s.length
@@ -129,7 +132,7 @@ class ARLevel(nn.Module):
   def token(self, patch: Array, conds: Array, t: Array) -> Array:
     """Token t [G N, 1, D]: the condition at t = 0, else patch t."""
     s = self.spec
-    x = self.patch_embed(contract.flatten_patches(patch[:, None], s))
+    x = self.patch_embed(flatten_patches(patch[:, None], s))
     x = jnp.tile(x, (len(conds) // len(x), 1, 1))
     x = jnp.where(t == 0, self.cond_embed(conds[:, :1]), x)
     return self.norm_in(x + self.table()[t].astype(x.dtype))
@@ -177,9 +180,7 @@ class ARLevel(nn.Module):
     def call(method, *args):
       return level.apply({'params': params}, *args, method=method)
 
-    given = jax.tree.map(
-      lambda x: contract.patchify(x, s).swapaxes(0, 1), given
-    )
+    given = jax.tree.map(lambda x: patchify(x, s).swapaxes(0, 1), given)
 
     def step(t, state):
       patch, cache, drawn = state
@@ -189,7 +190,7 @@ class ARLevel(nn.Module):
       cond = call('output', x).reshape(streams, n, 1, s.width)
       scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
       known = jax.tree.map(lambda x: x[t], given)
-      new = below(cond, contract.fold(keys, t), scale, known)
+      new = below(cond, fold_in(keys, t), scale, known)
       patch = new.values
       if sampling.record:  # in values: each patch before it took so many
         new = new.replace(when=new.when + t * s.patch_values)
@@ -200,13 +201,13 @@ class ARLevel(nn.Module):
     cache = layers.empty_cache(
       s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
     )
-    drawn = contract.undrawn((s.length,) + shape, sampling, given)
+    drawn = undrawn((s.length,) + shape, sampling, given)
     return Loop(
       steps=s.length,
       start=(jnp.zeros(shape, jnp.int32), cache, drawn),
       step=step,
       drawn=lambda state: jax.tree.map(
-        lambda x: contract.unpatchify(x.swapaxes(0, 1), s), state[-1]
+        lambda x: unpatchify(x.swapaxes(0, 1), s), state[-1]
       ),
     )
 

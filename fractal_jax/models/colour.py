@@ -9,7 +9,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from fractal_jax.models.contract import Array, Drawn, Given
+from fractal_jax.models.types import Array, Drawn, Given
 
 # The channels of each colour space; '': those of the data, as they are.
 NAMES = {'': None, 'ycbcr': ('Y', 'Cb', 'Cr'), 'ycocg': ('Y', 'Co', 'Cg')}

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fractal_jax.models.contract import Array
+from fractal_jax.models.types import Array
 
 
 class Dropout(nn.Module):

@@ -2,7 +2,7 @@
 
 `Fractal` is called teacher-forced to score images, and `Fractal.generate`
 draws them. Its parameters are one subtree a level: `labels`, `level_0`,
-`level_1`, ..., the last of which is the pixel level. Axis letters: contract.py.
+`level_1`, ..., the last of which is the pixel level. Axis letters: types.py.
 """
 
 import dataclasses
@@ -14,18 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
-from fractal_jax.models import (
-  ar,
-  colour,
-  contract,
-  layers,
-  mar,
-  masking,
-  pixel,
-  shared,
-)
+from fractal_jax.models import ar, colour, layers, mar, masking, pixel, shared
 from fractal_jax.models.colour import Colour
-from fractal_jax.models.contract import (
+from fractal_jax.models.keys import Salt, fold_in
+from fractal_jax.models.types import (
   Array,
   Drawn,
   Draws,
@@ -39,7 +31,6 @@ from fractal_jax.models.contract import (
 
 # A new kind of level: its file, and its entry here.
 KINDS = {'ar': ar.ARLevel, 'mar': mar.MARLevel}
-LABEL = 1 << 22  # what an image's key is folded with to drop its label
 
 
 @struct.dataclass
@@ -75,7 +66,7 @@ class Fractal(nn.Module):
     """The one square of each image, under its class."""
     b = len(images)
     if train and self.label_dropout and draws.keys is not None:
-      keys = contract.fold(draws.keys, jnp.asarray(LABEL))
+      keys = fold_in(draws.keys, jnp.asarray(Salt.LABEL.value))
       u = jax.vmap(jax.random.uniform)(keys)
       labels = jnp.where(u < self.label_dropout, -1, labels)
     embedding = self.labels(labels)[:, None]  # [B, 1, D]

@@ -2,7 +2,7 @@
 
 Two blocks, as in the published model: `ViTBlock` (LayerNorm, biases, GELU MLP)
 for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
-positions, no biases) for autoregressive ones. Axis letters: contract.py.
+positions, no biases) for autoregressive ones. Axis letters: types.py.
 """
 
 import functools
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import sharding
-from fractal_jax.models.contract import Array
 from fractal_jax.models.dropout import Dropout
+from fractal_jax.models.types import Array
 
 XAVIER = nn.initializers.xavier_uniform()
 # A fused qkv counts as one [3D, D] matrix.

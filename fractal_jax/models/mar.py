@@ -3,7 +3,7 @@
 Sequence [guide? ; c_{n-1} ; ... ; c_0 ; patches] in which every token sees
 every token (section 4.1 of the paper, FractalMAR). A masked patch's condition
 is its own output and those of its neighbours; only masked patches go down.
-Axis letters: contract.py.
+Axis letters: types.py.
 """
 
 import dataclasses
@@ -14,9 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import sharding
-from fractal_jax.models import contract, layers, masking, pixel
+from fractal_jax.models import layers, masking, pixel
 from fractal_jax.models.chunked import chunked
-from fractal_jax.models.contract import (
+from fractal_jax.models.keys import Salt, fold_in
+from fractal_jax.models.patches import (
+  flatten_patches,
+  normalise,
+  patchify,
+  unpatchify,
+)
+from fractal_jax.models.types import (
   Array,
   Draws,
   Given,
@@ -25,6 +32,7 @@ from fractal_jax.models.contract import (
   Sampling,
   Scores,
   Spec,
+  undrawn,
 )
 
 # Itself, then its neighbours: top, right, bottom, left; before, after.
@@ -32,8 +40,6 @@ OFFSETS = {
   1: ((0,), (-1,), (1,)),
   2: ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1)),
 }
-# What an image's key is folded with for draws that are not masks.
-NOISE, OVERFLOW = 1 << 20, 1 << 21
 
 
 def mean_colour(squares: Array, spec: Spec) -> Array:
@@ -120,14 +126,14 @@ class MARLevel(nn.Module):
       [M, T, D] with T = guide + n + L.
     """
     s = self.spec
-    x = self.patch_embed(contract.flatten_patches(patches, s))  # [N, L, D]
+    x = self.patch_embed(flatten_patches(patches, s))  # [N, L, D]
     hidden = sharding.gathered(self.mask_token, None, 'embed')  # [1, D]
     # Not jnp.where: its gradient by `hidden` crosses devices before it is
     # summed over patches, as large as x.
     masked = mask[..., None].astype(x.dtype)
     x = x * (1 - masked) + hidden.astype(x.dtype) * masked
     if guide is not None:  # always the first token: see `front` below
-      token = self.guide_embed(contract.normalise(guide, s))[:, None]
+      token = self.guide_embed(normalise(guide, s))[:, None]
       x = jnp.concatenate([token, x], 1)  # [N, 1 + L, D]
     x = jnp.tile(x, (len(conds) // len(x), 1, 1))  # [M, ., D]
     front = self.cond_embed(conds[:, s.num_conds - 1 :: -1])  # last one first
@@ -151,13 +157,15 @@ class MARLevel(nn.Module):
       patches did not fit.
     """
     s = self.spec
-    patches = contract.patchify(rows.squares, s)
+    patches = patchify(rows.squares, s)
     weight = rows.weight
     overflow = None
     if mask is None:
       room = masking.capacity(s, draws.law, len(patches), len(draws.keys))
       mask = masking.draw_mask(rows, draws, s)
-      overflow = jax.random.fold_in(draws.keys[0], OVERFLOW + s.index)
+      overflow = jax.random.fold_in(
+        draws.keys[0], Salt.OVERFLOW.value + s.index
+      )
     else:
       room = int(np.sum(mask))
       mask = jnp.asarray(mask, bool)
@@ -194,7 +202,7 @@ class MARLevel(nn.Module):
     mean = noisy = mean_colour(rows.squares, s)
     if train and draws.keys is not None:
       # So that means of exactly n + 1/2 go either way.
-      keys = contract.fold(draws.keys[rows.image], rows.site + NOISE)
+      keys = fold_in(draws.keys[rows.image], rows.site + Salt.GUIDE_NOISE.value)
       noise = jax.vmap(lambda k: jax.random.normal(k, (s.channels,)))(keys)
       noisy = mean + 0.01 * noise
     target = jnp.round(noisy).clip(0, s.values - 1).astype(jnp.int32)
@@ -280,7 +288,7 @@ class MARLevel(nn.Module):
       guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
         params['guide'],
         conds,
-        contract.fold(keys, jnp.asarray(NOISE)),
+        fold_in(keys, jnp.asarray(Salt.GUIDE_NOISE.value)),
         guidance,
         sampling.replace(record=False),
         bounds=None if given is None else possible_means(given, s),
@@ -294,7 +302,7 @@ class MARLevel(nn.Module):
       order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
     shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
     if given is not None:
-      given = jax.tree.map(lambda x: contract.patchify(x, s), given)
+      given = jax.tree.map(lambda x: patchify(x, s), given)
       whole = given.known.all(tuple(range(2, given.known.ndim)))  # [N, L]
       last = jnp.take_along_axis(whole, order, 1).argsort(-1, stable=True)
       order = jnp.take_along_axis(order, last, 1)  # known ones at its end
@@ -328,7 +336,7 @@ class MARLevel(nn.Module):
         # The published schedule counts one patch as masked at the last step.
         seen = s.length - jnp.maximum(left, 1)
         scale = 1 + (guidance - 1) * seen / s.length
-      patch_keys = contract.fold(keys[:, None], place).reshape(-1)
+      patch_keys = fold_in(keys[:, None], place).reshape(-1)
       known = jax.tree.map(
         lambda x: x[rows, place].reshape((-1,) + x.shape[2:]), given
       )
@@ -352,13 +360,11 @@ class MARLevel(nn.Module):
     branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))
     return Loop(
       steps=len(branch),
-      start=contract.undrawn(shape, sampling, given),
+      start=undrawn(shape, sampling, given),
       step=lambda t, drawn: jax.lax.switch(
         branch[t], branches, drawn, left[t], still[t]
       ),
-      drawn=lambda drawn: jax.tree.map(
-        lambda x: contract.unpatchify(x, s), drawn
-      ),
+      drawn=lambda drawn: jax.tree.map(lambda x: unpatchify(x, s), drawn),
     )
 
   @nn.nowrap

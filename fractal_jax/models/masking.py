@@ -6,7 +6,7 @@ when the program is compiled, so they are gathered into buffers of a fixed
 capacity. The counts are therefore drawn from strata: a sequence of points
 that fill [0, 1) evenly, moved by one random shift. Each count alone follows
 its law exactly, and their sum hardly varies, so the buffers can be small.
-Axis letters: contract.py.
+Axis letters: types.py.
 """
 
 import functools
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from fractal_jax.models import contract
-from fractal_jax.models.contract import Array, Draws, Rows, Spec
+from fractal_jax.models.keys import fold_in
+from fractal_jax.models.types import Array, Draws, Rows, Spec
 
 # 2^32 divided by the golden ratio: i times this, modulo 2^32, fills the
 # circle evenly for every i, and so does every run of consecutive i.
@@ -67,7 +67,7 @@ def capacity(spec: Spec, law: str, rows: int, images: int) -> int:
 
 def draw_mask(rows: Rows, draws: Draws, spec: Spec) -> Array:
   """Random masks [N, L] of rows, True where a patch is masked."""
-  own = contract.fold(draws.keys, jnp.asarray(spec.index))  # [B]
+  own = fold_in(draws.keys, jnp.asarray(spec.index))  # [B]
   if spec.index == 0:
     u = draws.ratio
   else:
@@ -76,7 +76,7 @@ def draw_mask(rows: Rows, draws: Draws, spec: Spec) -> Array:
     start = jnp.searchsorted(rows.image, rows.image, side='left')
     u = strata(shift[rows.image], jnp.arange(len(rows.image)) - start)
   n = counts(u, spec, draws.law)  # [N]
-  keys = contract.fold(own[rows.image], rows.site)
+  keys = fold_in(own[rows.image], rows.site)
   scores = jax.vmap(lambda k: jax.random.uniform(k, (spec.length,)))(keys)
   rank = scores.argsort(-1).argsort(-1)
   return rank < n[:, None]

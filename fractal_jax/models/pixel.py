@@ -3,7 +3,7 @@
 Sequence [E c_0 ; codebook_0[v_0] ; ... ; codebook_{C-2}[v_{C-2}]] without
 positions; output k times the transposed codebook of channel k gives the logits
 of channel k (section 4.1 of the paper). The same network predicts the guiding
-pixel of a masked level. Axis letters: contract.py.
+pixel of a masked level. Axis letters: types.py.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import layers
 from fractal_jax.models.chunked import chunked
-from fractal_jax.models.contract import Array, Drawn, Given, Sampling, Spec
+from fractal_jax.models.types import Array, Drawn, Given, Sampling, Spec
 
 
 class PixelLevel(nn.Module):

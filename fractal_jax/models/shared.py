@@ -6,7 +6,7 @@ holds such blocks once, at their owner, so that gradients add up there and
 nothing can come apart; `whole` puts them in place where a level is applied.
 """
 
-from fractal_jax.models.contract import Spec
+from fractal_jax.models.types import Spec
 
 
 def owners(model) -> tuple[int, ...]:

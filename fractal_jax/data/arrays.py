@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from fractal_jax.datasets import common
-from fractal_jax.datasets.common import DataError, Source
+from fractal_jax.data import common
+from fractal_jax.data.common import DataError, Source
 
 
 def digits(config, split: str) -> Source:

@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import cost, sample, sharding
-from fractal_jax.models import colour, contract, masking
-from fractal_jax.models.contract import Draws
+from fractal_jax import sharding
+from fractal_jax.inference import sample
+from fractal_jax.models import colour, masking
+from fractal_jax.models.patches import patchify
+from fractal_jax.models.types import Draws
+from fractal_jax.planning import cost
 
 CONDITIONS = {
   1: ('itself', 'before', 'after'),
@@ -269,7 +272,7 @@ def raster_of_site(specs, level: int) -> np.ndarray:
     s = dataclasses.replace(
       s, channels=1, side=s.side // unit, patch=s.patch // unit
     )
-    x = contract.patchify(x, s)
+    x = patchify(x, s)
     x = x.reshape((-1,) + x.shape[2:])
   return x.reshape(-1)
 

@@ -5,7 +5,7 @@ import collections
 import jax
 import numpy as np
 
-from fractal_jax import logs, optim
+from fractal_jax.training import logs, optimizer
 
 
 class TrainingError(RuntimeError):
@@ -21,7 +21,7 @@ class Watch:
 
   def __init__(self, config, total, progress, writers, checkpoints):
     self._config, self._total = config, total
-    self._schedule = optim.schedule(config, total)
+    self._schedule = optimizer.schedule(config, total)
     self._progress, self._writers = progress, writers
     self._checkpoints = checkpoints
     self._pending = None

@@ -1,7 +1,7 @@
 """The work directory: the config, checkpoints, and the lock of its run.
 
     config.json        the config of the last run
-    checkpoints/STEP/  params, opt_state, position and sums (see damage.py)
+    checkpoints/STEP/  params, opt_state, position and sums (see checksums.py)
 
 Checkpoints are written by Orbax in the background, and restored onto any mesh
 and number of hosts. A local or mounted path; with several hosts, a shared one.
@@ -20,8 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fractal_jax import config as config_lib
-from fractal_jax import damage, hosts, optim
-from fractal_jax.train_state import TrainState
+from fractal_jax.training import checksums, optimizer, processes
+from fractal_jax.training.train_state import TrainState
 
 # Keys of config.model that may change between runs on one work directory:
 # they change how the model is computed, or where it began.
@@ -125,8 +125,8 @@ def lock(workdir: str):
         return stack.enter_context(_hold(workdir))
       return ''
 
-    holder = hosts.broadcast(hosts.together(hold, CheckpointError))
-    hosts.together(lambda: _check_shared(workdir, holder), CheckpointError)
+    holder = processes.broadcast(processes.together(hold, CheckpointError))
+    processes.together(lambda: _check_shared(workdir, holder), CheckpointError)
     yield
 
 
@@ -241,9 +241,9 @@ class Checkpoints:
       'guard': _numbers(state.guard),
     }
     sums = {
-      'params': damage.sums(state.params),
-      'opt_state': damage.sums(state.opt_state),
-      'position': damage.text_sum(position),
+      'params': checksums.sums(state.params),
+      'opt_state': checksums.sums(state.opt_state),
+      'position': checksums.text_sum(position),
     }
     with self._saving():
       self._manager.save(
@@ -326,13 +326,13 @@ class Checkpoints:
       )
       position = found['position']
       if sums is not None:
-        damage.check(found['params'], sums['params'])
-        damage.check(found['opt_state'], sums['opt_state'])
-        if damage.text_sum(position) != sums['position']:
+        checksums.check(found['params'], sums['params'])
+        checksums.check(found['opt_state'], sums['opt_state'])
+        if checksums.text_sum(position) != sums['position']:
           raise ValueError('position does not have its checksum')
     # Older checkpoints know of no skipped updates.
-    guard = position.get('guard') or _numbers(optim.Guard.new())
-    numbers = {'step': step, 'guard': optim.Guard(**guard)}
+    guard = position.get('guard') or _numbers(optimizer.Guard.new())
+    numbers = {'step': step, 'guard': optimizer.Guard(**guard)}
     numbers = jax.tree.map(
       _everywhere, numbers, {'step': like.step, 'guard': like.guard}
     )
@@ -352,7 +352,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _numbers(guard: optim.Guard) -> dict:
+def _numbers(guard: optimizer.Guard) -> dict:
   return {k: np.asarray(v).item() for k, v in vars(guard).items()}
 
 
@@ -380,7 +380,7 @@ def save_params(workdir: str, config, params) -> None:
     ):
       args = ocp.args.Composite(
         params=ocp.args.StandardSave(params),
-        sums=ocp.args.JsonSave({'params': damage.sums(params)}),
+        sums=ocp.args.JsonSave({'params': checksums.sums(params)}),
       )
       manager.save(0, args=args)
 
@@ -487,16 +487,16 @@ def _read(folder: str, like):
         ),
       )
     if sums is not None:
-      damage.check(found, sums['params'])
+      checksums.check(found, sums['params'])
     return _cast(found, wanted)
 
 
 def _typed(like, stored):
   """`like`, with the types of what is stored: checked as it was saved."""
-  types = {k: x.dtype for k, x in damage.by_name(stored).items()}
+  types = {k: x.dtype for k, x in checksums.by_name(stored).items()}
   leaves = [
     jax.ShapeDtypeStruct(x.shape, types[name], sharding=x.sharding)
-    for name, x in damage.by_name(like).items()
+    for name, x in checksums.by_name(like).items()
   ]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -549,7 +549,8 @@ class Misfit(CheckpointError):
 
 def _check_fit(stored, wanted, where: str) -> None:
   stored, wanted = (
-    {k: x.shape for k, x in damage.by_name(t).items()} for t in (stored, wanted)
+    {k: x.shape for k, x in checksums.by_name(t).items()}
+    for t in (stored, wanted)
   )
   lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
   lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]

@@ -4,7 +4,7 @@ Reading goes through array_record files and PIL. Only preparation (download,
 decoding of archives) needs TensorFlow; it runs in a process of its own, so
 that a training process never pays for it, in memory or in imports:
 
-  python -m fractal_jax.datasets.prepared NAME DATA_DIR MANUAL_DIR
+  python -m fractal_jax.data.prepared NAME DATA_DIR MANUAL_DIR
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import re
 import subprocess
 import sys
 
-from fractal_jax.datasets import common
-from fractal_jax.datasets.common import DataError, Source
+from fractal_jax.data import common
+from fractal_jax.data.common import DataError, Source
 
 FILE_FORMAT = 'array_record'  # read at random, without TensorFlow
 # What to place in data.manual_dir, and where it comes from.
@@ -75,7 +75,7 @@ def _builder(name: str, data_dir: str):
 
   options = dict(data_dir=common.expand(data_dir)) if data_dir else {}
   if name == 'emoji':
-    from fractal_jax.datasets.emoji import Emoji
+    from fractal_jax.data.emoji import Emoji
 
     return Emoji(**options)
   try:

@@ -19,7 +19,7 @@ import numpy as np
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import NEVER, Drawn, Given, Sampling
+from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 
 SETTINGS = (
   'guidance',

@@ -12,8 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fractal_jax import cost, liveness, optim, sharding, train, train_state
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.planning import cost, liveness
+from fractal_jax.training import optimizer, train, train_state
 
 GIB = 2**30
 
@@ -65,8 +67,8 @@ def memory(config, mesh, tiles=False) -> Memory:
     boxed,
     is_leaf=sharding.is_boxed,
   )
-  trained, frozen = optim.split(config, params)
-  split, kept = optim.split(config, specs)
+  trained, frozen = optimizer.split(config, params)
+  split, kept = optimizer.split(config, specs)
   batch = batch_of(config)
 
   def gradient(trained, frozen, batch):
@@ -111,7 +113,7 @@ def memory(config, mesh, tiles=False) -> Memory:
 
 
 def batch_of(config):
-  """Shapes of what data.py gives for a step, the index left out."""
+  """Shapes of what data/pipeline.py gives for a step, the index left out."""
   m, b = config.model, config.optim.batch
   shape = (b,) + (m.sizes[0],) * m.rank + (m.channels,)
   return {
@@ -239,7 +241,7 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
           'or a larger mesh.fsdp or mesh.tensor.'
         )
   flops = cost.train_flops_per_image(config)
-  steps = optim.steps(config, images)
+  steps = optimizer.steps(config, images)
   second = flops * batch / (devices * peak * mfu)
   epoch = second * images / batch
   hours = steps * second / 3600

@@ -23,17 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import hosts, sample, sharding
-from fractal_jax.metrics import (
-  MetricsError,
-  files,
-  neighbours,
-  scores,
-)
-from fractal_jax.metrics import (
-  reference as references,
-)
+from fractal_jax import sharding
+from fractal_jax.inference import sample
+from fractal_jax.metrics import MetricsError, files, neighbours, scores
+from fractal_jax.metrics import reference as references
 from fractal_jax.metrics.features import check_model
+from fractal_jax.training import processes
 
 FOLDER = 'evaluate'
 
@@ -46,7 +41,7 @@ class Chunks:
     self._folder = folder
     names = [p.name for p in folder.glob('*.npz')] if folder.is_dir() else []
     # All hosts go by what process 0 saw, to do the same work in step.
-    names = json.loads(hosts.broadcast(json.dumps(sorted(names))))
+    names = json.loads(processes.broadcast(json.dumps(sorted(names))))
     ranges = [n.removesuffix('.npz').split('-') for n in names if n[0] != '.']
     self._ranges = sorted((int(a), int(b)) for a, b in ranges)
 
@@ -64,7 +59,9 @@ class Chunks:
     start, stop = self.covering(first)
     path = self._path(start, stop)
     what = 'a chunk of an evaluation: remove it, and it will be made again'
-    arrays = hosts.together(lambda: files.load_npz(path, what), MetricsError)
+    arrays = processes.together(
+      lambda: files.load_npz(path, what), MetricsError
+    )
     return {k: v[first - start :] for k, v in arrays.items()}
 
   def write(self, first: int, **arrays) -> None:
@@ -416,10 +413,12 @@ def own_reference(config, workdir: str, extractor, progress) -> tuple:
   text = json.dumps([*what, extractor.fingerprint])
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
   path = pathlib.Path(workdir, FOLDER, f'reference-{digest}.npz')
-  there = hosts.broadcast(str(path.is_file()))
+  there = processes.broadcast(str(path.is_file()))
   if there == 'True':
     return (
-      hosts.together(lambda: references.read(path, extractor), MetricsError),
+      processes.together(
+        lambda: references.read(path, extractor), MetricsError
+      ),
       path,
     )
   made = references.make(config, split, extractor, progress=progress)

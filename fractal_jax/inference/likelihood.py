@@ -19,7 +19,7 @@ import numpy as np
 
 from fractal_jax import cpu, sharding
 from fractal_jax.models import fractal, masking
-from fractal_jax.models.contract import Draws
+from fractal_jax.models.types import Draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,9 @@ def evaluate(
   Returns:
     A Likelihood.
   """
-  from fractal_jax import data  # the model and its metrics need no data set
+  from fractal_jax.data import (
+    pipeline,  # the model and its metrics need no data set
+  )
 
   mesh = sharding.make_mesh(config) if mesh is None else mesh
   split = config.data.val_split if split is None else split
@@ -91,7 +93,7 @@ def evaluate(
   parts = sharding.batch_devices(mesh)
   batch = -(-batch // parts) * parts
   host, hosts = sharding.host_rows(mesh)
-  batches = data.eval_batches(
+  batches = pipeline.eval_batches(
     config, split, batch, process_index=host, process_count=hosts, num=num
   )
   key = jax.random.key(config.seed)

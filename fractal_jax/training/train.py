@@ -11,22 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fractal_jax import (
+from fractal_jax import config as config_lib
+from fractal_jax import sharding
+from fractal_jax.data import pipeline
+from fractal_jax.models import fractal, masking
+from fractal_jax.models.keys import Salt
+from fractal_jax.models.types import Draws
+from fractal_jax.training import (
   checkpoint,
-  data,
-  hosts,
   logs,
-  optim,
-  sharding,
+  optimizer,
+  processes,
   train_state,
 )
-from fractal_jax import config as config_lib
-from fractal_jax.health import TrainingError, Watch
-from fractal_jax.models import contract, fractal, masking
-from fractal_jax.train_state import TrainState
-
-# What a step's key is folded with, beyond the images' positions.
-RATIO, DROPOUT = 1 << 30, (1 << 30) + 1
+from fractal_jax.training.monitor import TrainingError, Watch
+from fractal_jax.training.train_state import TrainState
 
 
 def train(config, workdir: str) -> TrainState:
@@ -49,7 +48,7 @@ def train(config, workdir: str) -> TrainState:
   """
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
-  info = data.info(config)
+  info = pipeline.info(config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(checkpoint.lock(workdir))
     checkpoint.check_config(config, workdir)
@@ -57,15 +56,15 @@ def train(config, workdir: str) -> TrainState:
     stack.push(closing(checkpoints))
 
     # The model and what trains it.
-    total = optim.steps(config, info.num_train)
+    total = optimizer.steps(config, info.num_train)
     net = fractal.from_config(config.model)
-    tx = optim.optimizer(config, total)
+    tx = optimizer.optimizer(config, total)
     announce(config, workdir, mesh, info, net, total)
 
     # The state: of the last checkpoint, or new.
     start = checkpoints.latest()
     index, count = sharding.host_rows(mesh)
-    batches = data.train_batches(
+    batches = pipeline.train_batches(
       config, process_index=index, process_count=count
     )
     if start is not None:
@@ -83,8 +82,10 @@ def train(config, workdir: str) -> TrainState:
     stack.callback(writers.close)
 
     step_fn = None
-    told_to_stop = stack.enter_context(hosts.preemption())
-    dog = stack.enter_context(hosts.watchdog().limit(config.optim.hang_after))
+    told_to_stop = stack.enter_context(processes.preemption())
+    dog = stack.enter_context(
+      processes.watchdog().limit(config.optim.hang_after)
+    )
     progress = logs.Progress(start, total, config.optim.batch)
     watch = Watch(config, total, progress, writers, checkpoints)
     final = None
@@ -124,7 +125,7 @@ def train(config, workdir: str) -> TrainState:
           if not saves:
             checkpoints.save(step, state, batches.get_state())
           checkpoints.wait()
-        raise hosts.Preempted(
+        raise processes.Preempted(
           f'told to stop: saved after step {step}; the same command goes on'
         )
 
@@ -142,7 +143,7 @@ def closing(checkpoints):
     del kind, trace
     # Saving takes all processes; where one fails, the others never come.
     alone = error is not None and not isinstance(
-      error, (TrainingError, hosts.Preempted)
+      error, (TrainingError, processes.Preempted)
     )
     if jax.process_count() == 1 or not alone:
       checkpoints.close()
@@ -184,7 +185,9 @@ def initialise_levels(config, state: TrainState) -> TrainState:
   m = config.model
   if not m.init_from:
     return state
-  names = [name for level in m.init_levels for name in optim.subtrees(level)]
+  names = [
+    name for level in m.init_levels for name in optimizer.subtrees(level)
+  ]
   like = {
     name: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -225,7 +228,7 @@ def make_step(config, net, tx, mesh) -> Callable:
 
   def step(state: TrainState, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    trained, frozen = optim.split(config, state.params)
+    trained, frozen = optimizer.split(config, state.params)
 
     def loss_of(trained):
       return loss_fn(config, net, mesh, trained | frozen, batch, key)
@@ -233,7 +236,7 @@ def make_step(config, net, tx, mesh) -> Callable:
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     grad_norm = optax.tree.norm(grads)
-    applied, spike, guard = optim.judge(
+    applied, spike, guard = optimizer.judge(
       config, state.guard, state.step, loss, grad_norm
     )
     # A skipped step is done all the same: the next draws other numbers.
@@ -287,9 +290,13 @@ def loss_fn(config, net, mesh, params, batch, key):
 
   places = jnp.arange(size)
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  shift = jax.random.bits(jax.random.fold_in(key, RATIO), (), jnp.uint32)
-  draws = contract.Draws(fold(key, places), masking.strata(shift, places))
-  dropout = fold(jax.random.fold_in(key, DROPOUT), jnp.arange(groups))
+  shift = jax.random.bits(
+    jax.random.fold_in(key, Salt.RATIO.value), (), jnp.uint32
+  )
+  draws = Draws(fold(key, places), masking.strata(shift, places))
+  dropout = fold(
+    jax.random.fold_in(key, Salt.DROPOUT.value), jnp.arange(groups)
+  )
   images, labels = batch['image'].astype(jnp.int32), batch['label']
 
   def sums(scores):  # over the pixels of a group
@@ -332,7 +339,7 @@ def loss_fn(config, net, mesh, params, batch, key):
 
 def evaluate(config, net, state, mesh, step: int, writers):
   """The validation split's Likelihood, logged; see likelihood.evaluate."""
-  from fractal_jax import likelihood
+  from fractal_jax.inference import likelihood
 
   found = likelihood.evaluate(net, state.params, config, mesh=mesh)
   if writers is not None:
@@ -351,7 +358,7 @@ def report(found) -> str:
 
 def sample(config, net, state, mesh, step: int, writers, workdir) -> None:
   """A grid of samples, as a PNG file and in TensorBoard."""
-  from fractal_jax import sample as sample_lib
+  from fractal_jax.inference import sample as sample_lib
 
   path = os.path.join(workdir, 'samples', f'step_{step:07d}.png')
   if jax.process_index() == 0:

@@ -2,7 +2,7 @@
 
 A source is one split of one data set, read at random:
 `source[i] -> (image, label)`. The functions that open one are listed in
-`fractal_jax.data.SOURCES`.
+`fractal_jax.data.pipeline.SOURCES`.
 """
 
 from collections.abc import Callable

@@ -25,7 +25,7 @@ import math
 import jax
 
 from fractal_jax.models import fractal
-from fractal_jax.models.contract import Spec
+from fractal_jax.models.types import Spec
 
 # By what JAX calls the device (a part of it; the first that fits).
 PEAK_TFLOPS = {

@@ -7,7 +7,7 @@ import tarfile
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from fractal_jax.datasets import common, prepared
+from fractal_jax.data import common, prepared
 
 CATEGORIES = (
   'Activities',
@@ -29,7 +29,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version('16.0.0')
-  MANUAL_DOWNLOAD_INSTRUCTIONS = 'See fractal_jax.datasets.prepared.'
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'See fractal_jax.data.prepared.'
 
   def _info(self):
     return self.dataset_info_from_configs(

@@ -5,8 +5,8 @@ import pathlib
 
 from PIL import Image
 
-from fractal_jax.datasets import common
-from fractal_jax.datasets.common import DataError, Source
+from fractal_jax.data import common
+from fractal_jax.data.common import DataError, Source
 
 EXTENSIONS = (
   '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()  # any case

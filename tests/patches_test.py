@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax.models import contract, fractal
+from fractal_jax.models import fractal
+from fractal_jax.models.keys import fold_in
+from fractal_jax.models.patches import (
+  flatten_patches,
+  normalise,
+  patchify,
+  unpatchify,
+)
 from tests import tiny
 
 
@@ -17,24 +24,24 @@ def spec(**changes):
 def test_patches_of_images(channels):
   s = spec(kinds=('ar', 'ar', 'pixel'), sizes=(6, 2, 1), channels=channels)
   x = np.random.default_rng(0).integers(0, 5, (2, 6, 6, channels))
-  patches = contract.patchify(jnp.asarray(x), s)
+  patches = patchify(jnp.asarray(x), s)
   assert patches.shape == (2, 9, 2, 2, channels)
   for row, col in np.ndindex(3, 3):
     np.testing.assert_array_equal(
       patches[:, 3 * row + col],
       x[:, 2 * row : 2 * row + 2, 2 * col : 2 * col + 2],
     )
-  np.testing.assert_array_equal(contract.unpatchify(patches, s), x)
+  np.testing.assert_array_equal(unpatchify(patches, s), x)
 
 
 def test_patches_of_series():
   s = spec(kinds=('ar', 'ar', 'pixel'), sizes=(6, 2, 1), rank=1, channels=3)
   x = np.random.default_rng(0).integers(0, 5, (2, 6, 3))
-  patches = contract.patchify(jnp.asarray(x), s)
+  patches = patchify(jnp.asarray(x), s)
   assert patches.shape == (2, 3, 2, 3)
   for i in range(3):
     np.testing.assert_array_equal(patches[:, i], x[:, 2 * i : 2 * i + 2])
-  np.testing.assert_array_equal(contract.unpatchify(patches, s), x)
+  np.testing.assert_array_equal(unpatchify(patches, s), x)
 
 
 def test_patches_are_flattened_channel_first_and_normalised():
@@ -47,7 +54,7 @@ def test_patches_are_flattened_channel_first_and_normalised():
     std=(0.229, 0.224, 0.225),
   )
   x = np.random.default_rng(0).integers(0, 256, (2, 4, 2, 2, 3))
-  flat = np.asarray(contract.flatten_patches(jnp.asarray(x), s))
+  flat = np.asarray(flatten_patches(jnp.asarray(x), s))
   assert flat.shape == (2, 4, 12)
   for c, row, col in np.ndindex(3, 2, 2):
     want = (x[:, :, row, col, c] / 255 - s.mean[c]) / s.std[c]
@@ -56,14 +63,14 @@ def test_patches_are_flattened_channel_first_and_normalised():
 
 def test_values_are_scaled_by_their_number():
   s = spec(num_values=17, mean=(0.0,), std=(1.0,))
-  x = contract.normalise(jnp.array([[0], [8], [16]]), s)
+  x = normalise(jnp.array([[0], [8], [16]]), s)
   np.testing.assert_allclose(x[:, 0], [0, 0.5, 1])
 
 
 def test_fold_is_elementwise():
   keys = tiny.keys(3)
   data = jnp.arange(6).reshape(3, 2)
-  folded = contract.fold(keys[:, None], data)
+  folded = fold_in(keys[:, None], data)
   assert folded.shape == (3, 2)
   for i, j in np.ndindex(3, 2):
     want = jax.random.fold_in(keys[i], data[i, j])

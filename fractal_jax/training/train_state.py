@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from fractal_jax import optim, sharding
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.training import optimizer
 
 
 @struct.dataclass
@@ -24,7 +25,7 @@ class TrainState:
   step: jax.Array
   params: dict
   opt_state: optax.OptState
-  guard: optim.Guard = struct.field(default_factory=optim.Guard.new)
+  guard: optimizer.Guard = struct.field(default_factory=optimizer.Guard.new)
 
 
 def boxed_params(net: fractal.Fractal):
@@ -65,7 +66,7 @@ def create(config, net, tx, mesh: Mesh) -> TrainState:
 
 def _init(config, net, tx) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
-  trained, _ = optim.split(config, params)
+  trained, _ = optimizer.split(config, params)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
 
 

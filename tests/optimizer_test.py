@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import optim, sharding
+from fractal_jax import sharding
 from fractal_jax.models import fractal
+from fractal_jax.training import optimizer
 from tests import tiny
 
 
@@ -19,13 +20,13 @@ def configure(**changes):
 
 
 def test_steps_come_from_epochs_unless_given():
-  assert optim.steps(configure(batch=100, epochs=3.0), 1000) == 30
-  assert optim.steps(configure(batch=100, epochs=0.01), 1000) == 1
-  assert optim.steps(configure(steps=7), 1000) == 7
+  assert optimizer.steps(configure(batch=100, epochs=3.0), 1000) == 30
+  assert optimizer.steps(configure(batch=100, epochs=0.01), 1000) == 1
+  assert optimizer.steps(configure(steps=7), 1000) == 7
 
 
 def test_schedule_ramps_from_zero_then_follows_a_half_cosine_to_zero():
-  rate = optim.schedule(configure(lr=1e-3, batch=512, warmup=0.2), 100)
+  rate = optimizer.schedule(configure(lr=1e-3, batch=512, warmup=0.2), 100)
   peak = 2e-3  # scaled by batch / 256
   np.testing.assert_allclose(rate(0), 0)
   np.testing.assert_allclose(rate(5), peak / 4, rtol=1e-6)
@@ -38,12 +39,12 @@ def test_schedule_ramps_from_zero_then_follows_a_half_cosine_to_zero():
 
 @pytest.mark.parametrize('total', [1, 2, 10])
 def test_schedule_without_warmup_starts_at_its_peak(total):
-  rate = optim.schedule(configure(lr=1.0, batch=256, warmup=0.0), total)
+  rate = optimizer.schedule(configure(lr=1.0, batch=256, warmup=0.0), total)
   np.testing.assert_allclose(rate(0), 1)
 
 
 def test_schedule_of_one_step_with_warmup_is_defined():
-  rate = optim.schedule(configure(lr=1.0, batch=256, warmup=0.9), 1)
+  rate = optimizer.schedule(configure(lr=1.0, batch=256, warmup=0.9), 1)
   np.testing.assert_allclose(rate(0), 1)
 
 
@@ -55,7 +56,7 @@ def params_of(**changes):
 
 
 def test_published_weights_of_two_dimensions_decay_and_nothing_else():
-  mask = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params_of()))
+  mask = jax.tree_util.tree_leaves_with_path(optimizer.decay_mask(params_of()))
   decays = {
     jax.tree_util.keystr(p, simple=True, separator='/') for p, d in mask if d
   }
@@ -85,7 +86,7 @@ def test_published_weights_of_two_dimensions_decay_and_nothing_else():
 
 def test_decay_acts_through_the_mask():
   c = configure(lr=1.0, batch=256, warmup=0.0, weight_decay=0.5)
-  tx = optim.optimizer(c, 10)
+  tx = optimizer.optimizer(c, 10)
   params = {'level_0': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}}
   grads = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(grads, tx.init(params), params)
@@ -94,7 +95,7 @@ def test_decay_acts_through_the_mask():
 
 
 def test_the_gradient_norm_is_clipped():
-  tx = optim.optimizer(configure(clip=3.0), 10)
+  tx = optimizer.optimizer(configure(clip=3.0), 10)
   params = {'level_0': {'kernel': jnp.zeros(100)}}
   state = tx.update(
     {'level_0': {'kernel': jnp.full(100, 9.0)}}, tx.init(params), params
@@ -105,8 +106,8 @@ def test_the_gradient_norm_is_clipped():
 
 def test_frozen_level_0_takes_the_class_embedding_with_it():
   params = {k: k for k in ('labels', 'level_0', 'level_1', 'level_2')}
-  trained, frozen = optim.split(configure(frozen=(0, 2)), params)
+  trained, frozen = optimizer.split(configure(frozen=(0, 2)), params)
   assert sorted(trained) == ['level_1']
   assert sorted(frozen) == ['labels', 'level_0', 'level_2']
-  trained, frozen = optim.split(configure(frozen=()), params)
+  trained, frozen = optimizer.split(configure(frozen=()), params)
   assert trained == params and not frozen

@@ -7,7 +7,7 @@ decoded and augmented image. So any step can be started at, and any number of
 hosts sees the same global batches: host h reads only its own rows.
 
 Sources and grain are imported when they are used, TensorFlow never: TFDS data
-sets are prepared by another process (`fractal_jax.datasets.prepared`).
+sets are prepared by another process (`fractal_jax.data.prepared`).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ import sys
 
 import numpy as np
 
-from fractal_jax.datasets import arrays, common, folder, prepared
-from fractal_jax.datasets.common import DataError, Source
+from fractal_jax.data import arrays, common, folder, prepared
+from fractal_jax.data.common import DataError, Source
 
 # How each data set is opened: (config, split) -> Source. Any other name is
 # looked up among the TensorFlow datasets.

@@ -1,0 +1,1 @@
+"""Batches (pipeline.py), and one module for each kind of source."""

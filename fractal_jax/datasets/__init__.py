@@ -1,1 +1,0 @@
-"""Where the images come from: one module for each kind of source."""

@@ -1,0 +1,1 @@
+"""Training: the run, its state, optimizer, checkpoints, logs, processes."""
