@@ -647,13 +647,14 @@ def test_imagenet_from_fake_archives(imagenet):
 def test_reading_never_imports_tensorflow(imagenet):
   c, _, _ = imagenet
   code = (
-    'import sys; from fractal_jax import config, data; '
+    'import sys; from fractal_jax import config; '
+    'from fractal_jax.data import pipeline; '
     "lazy = ('grain', 'tensorflow_datasets', 'sklearn'); "
     'assert not any(x in sys.modules for x in lazy); '
     f"c = config.default(); c.data.update(name='imagenet2012', "
     f'dir={c.data.dir!r}, threads=2); c.model.sizes = (16, 1); '
-    'c.optim.batch = 4; data.info(c); next(data.train_batches(c)); '
-    "list(data.eval_batches(c, 'validation', 2)); "
+    'c.optim.batch = 4; pipeline.info(c); next(pipeline.train_batches(c)); '
+    "list(pipeline.eval_batches(c, 'validation', 2)); "
     "print('tensorflow' in sys.modules, 'grain' in sys.modules)"
   )
   done = subprocess.run(

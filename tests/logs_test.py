@@ -69,7 +69,7 @@ def test_tensorboard_gets_scalars_and_images(tmp_path):
 
 def test_no_tensorflow_on_the_training_path(tmp_path):
   code = (
-    'import sys; from fractal_jax import logs, train;'
+    'import sys; from fractal_jax.training import logs, train;'
     f'w = logs.Writers({str(tmp_path)!r}, 0); w.write_scalars(1, {{"a": 1}});'
     'w.close(); bad = {"tensorflow", "clu", "tensorflow_datasets"};'
     'sys.exit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)'
