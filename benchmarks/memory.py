@@ -3,7 +3,8 @@
   python benchmarks/memory.py
 
 compares what fractal_jax/planning/memory.py counts with XLA's memory_analysis()
-over configs, kinds of levels, `remat`, chunks and meshes of fake CPU devices. Or
+over configs, kinds of levels, `remat`, chunks and meshes of fake CPU devices:
+or
 
   python benchmarks/memory.py --config=configs/fractalmar_huge_in256.py \\
     --config.mesh.data=1 --config.mesh.fsdp=64 --devices=64

@@ -384,7 +384,8 @@ def test_hosts_must_share_the_work_directory(start, tmp_path):
   """Told by what each reads, so here one is given another directory."""
   a, b = tmp_path / 'a', tmp_path / 'b'
   code = (
-    'import sys; from fractal_jax import main; from fractal_jax.training import checkpoint;'
+    'import sys; from fractal_jax import main;'
+    'from fractal_jax.training import checkpoint;'
     'checkpoint.SHARED_WITHIN = 2.0;'
     f"i = sys.argv.index('--workdir={a}');"
     f"sys.argv[i] = '--workdir={b}' if '--process=1' in sys.argv else "
