@@ -8,13 +8,14 @@ key is an error that names the nearest one.
 import ml_collections
 from ml_collections import config_dict
 
+from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, shared
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
   """A config that breaks a rule; the message lists every broken rule."""
 
 

@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, pixel, shared
 from fractal_jax.models.types import Spec
 
 
-class ConvertError(ValueError):
+class ConvertError(UserError, ValueError):
   """Weights that do not fit the config; the message names the tensors."""
 
 

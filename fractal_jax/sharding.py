@@ -20,11 +20,13 @@ from jax.sharding import (
 )
 import numpy as np
 
+from fractal_jax.errors import UserError
+
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # what splits the images of a batch
 
 
-class ShardingError(ValueError):
+class ShardingError(UserError, ValueError):
   """Devices, batch or parameters that the mesh can't split as asked."""
 
 

@@ -3,10 +3,12 @@
 from absl import flags
 from ml_collections import config_flags
 
+from fractal_jax.errors import UserError
+
 FLAGS = flags.FLAGS
 
 
-class UsageError(ValueError):
+class UsageError(UserError, ValueError):
   """Flags that don't go together, or a value out of range."""
 
 

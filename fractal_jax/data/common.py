@@ -13,10 +13,12 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from fractal_jax.errors import UserError
+
 SPLITS = ('train', 'validation')
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
   """Data that is missing or unfit; the message names it and the way out."""
 
 

@@ -4,10 +4,12 @@ import pathlib
 
 import numpy as np
 
+from fractal_jax.errors import UserError
+
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
 
 
-class EditError(ValueError):
+class EditError(UserError, ValueError):
   """An image, mask or label that the model can't take."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
+from fractal_jax.errors import UserError
 from fractal_jax.models import fractal
 from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 
@@ -34,7 +35,7 @@ FRAME, SLOW, LAST = 40, 8000, 2520
 PART = 0.25  # seconds of a part of a watched generation, about
 
 
-class SampleError(ValueError):
+class SampleError(UserError, ValueError):
   """A request that the model or the file format can't serve."""
 
 

@@ -5,6 +5,8 @@ features.py (over the mesh) -> scores.py, neighbours.py (the numbers), against
 what reference.py reads or makes. docs/metrics.md says what each number is.
 """
 
+from fractal_jax.errors import UserError
 
-class MetricsError(ValueError):
+
+class MetricsError(UserError, ValueError):
   """Weights, a reference or images that can't be used as asked."""

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fractal_jax import config as config_lib
+from fractal_jax.errors import UserError
 from fractal_jax.training import checksums, optimizer, processes
 from fractal_jax.training.train_state import TrainState
 
@@ -32,7 +33,7 @@ MAY_CHANGE = (
 SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
   """A work directory or checkpoint that can't be used as asked."""
 
 

@@ -5,10 +5,11 @@ import collections
 import jax
 import numpy as np
 
+from fractal_jax.errors import UserError
 from fractal_jax.training import logs, optimizer
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
   """Training can't go on; the message says where it went wrong."""
 
 

@@ -1,0 +1,9 @@
+"""Errors that a user can mend."""
+
+
+class UserError(Exception):
+  """The base of every error whose message is all that a user needs.
+
+  The message names the value, the rule, and what to set. The command line
+  prints it without a traceback.
+  """
