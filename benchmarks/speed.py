@@ -57,10 +57,9 @@ def scoring(config, net, mesh):
   """One Monte-Carlo pass of likelihood over a batch."""
   params = initial_params(config, net, mesh)
   batch = random_batch(config, mesh)
-  none = -jnp.ones_like(batch['label'])
-  key = jax.random.key(0)
-  parts = sharding.batch_devices(mesh)
-  args = net, parts, params, key, batch, none, 0, 0, 0.0
+  batch['label'] = -jnp.ones_like(batch['label'])
+  masks = likelihood.Masks(jax.random.key(0), first=0, number=0, offset=0.0)
+  args = net, params, batch, masks, sharding.batch_devices(mesh)
   flops = cost.likelihood_flops_per_image(config)
   return likelihood.scorer(), args, lambda _: args, flops
 

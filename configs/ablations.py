@@ -120,6 +120,13 @@ STUDIES = {
           (4, 4, 4, 2),
         ),
       }.items()
+    }
+    | {
+      # What does autoregression at the inner level buy?
+      '3_levels_independent': of_model(
+        **hierarchy((8, 2, 1), (96, 56, 32), (3, 1, 1), (4, 4, 2))
+        | dict(kinds=('ar', 'independent', 'pixel'))
+      )
     },
     peaks=(1.5e-3, 3e-3, 6e-3, 1.2e-2),
     equal=True,

@@ -9,7 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from fractal_jax.errors import UserError
-from fractal_jax.models import fractal, shared
+from fractal_jax.models import rules, shared
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,7 +133,7 @@ def default() -> ml_collections.ConfigDict:
 
 def problems(config) -> list[str]:
   """Every rule that the config breaks, each naming value, rule and remedy."""
-  out = fractal.problems(config.model)
+  out = rules.problems(config.model)
   d, o, h, e, s = (
     config.data,
     config.optim,

@@ -1,13 +1,10 @@
 """Published PyTorch weights to our parameters, and back.
 
-The published model stores one tensor a layer and a channel; ours are stacked:
-layers first in a block, channels first in a codebook. Linear weights are
-[out, in] there and [in, out] here. Only `read_pth` and `write_pth` need torch.
+What corresponds to what is said by the levels (models/published.py). Only
+`read_pth` and `write_pth` need torch.
 """
 
 import argparse
-from collections.abc import Callable
-import dataclasses
 
 from flax import traverse_util
 import flax.linen as nn
@@ -15,7 +12,8 @@ import jax
 import numpy as np
 
 from fractal_jax.errors import UserError
-from fractal_jax.models import fractal, pixel, shared
+from fractal_jax.models import fractal, pixel, published, shared
+from fractal_jax.models.kinds import KINDS
 from fractal_jax.models.types import Spec
 
 
@@ -23,139 +21,32 @@ class ConvertError(UserError, ValueError):
   """Weights that do not fit the config; the message names the tensors."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How one tensor is stored there and here."""
-
-  ours: Callable[[np.ndarray], np.ndarray]
-  theirs: Callable[[np.ndarray], np.ndarray]
-
-
-SAME = Layout(lambda x: x, lambda x: x)
-LINEAR = Layout(np.transpose, np.transpose)
-TABLE = Layout(lambda x: x[0], lambda x: x[None])  # [1, T, D] there
-QKV = Layout(  # [3D, D] there, [D, 3, D] here
-  lambda x: x.T.reshape(x.shape[1], 3, -1),
-  lambda x: x.reshape(x.shape[0], -1).T,
-)
-QKV_BIAS = Layout(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
-
-VIT = {
-  ('norm1', 'scale'): ('norm1.weight', SAME),
-  ('norm1', 'bias'): ('norm1.bias', SAME),
-  ('attention', 'qkv'): ('attn.qkv.weight', QKV),
-  ('attention', 'qkv_bias'): ('attn.qkv.bias', QKV_BIAS),
-  ('attention', 'proj', 'kernel'): ('attn.proj.weight', LINEAR),
-  ('attention', 'proj', 'bias'): ('attn.proj.bias', SAME),
-  ('norm2', 'scale'): ('norm2.weight', SAME),
-  ('norm2', 'bias'): ('norm2.bias', SAME),
-  ('fc1', 'kernel'): ('mlp.fc1.weight', LINEAR),
-  ('fc1', 'bias'): ('mlp.fc1.bias', SAME),
-  ('fc2', 'kernel'): ('mlp.fc2.weight', LINEAR),
-  ('fc2', 'bias'): ('mlp.fc2.bias', SAME),
-}
-LLAMA = {
-  ('norm1', 'scale'): ('attention_norm.weight', SAME),
-  ('attention', 'qkv'): ('attention.wqkv.weight', QKV),
-  ('attention', 'proj', 'kernel'): ('attention.wo.weight', LINEAR),
-  ('norm2', 'scale'): ('ffn_norm.weight', SAME),
-  ('w1', 'kernel'): ('feed_forward.w1.weight', LINEAR),
-  ('w3', 'kernel'): ('feed_forward.w3.weight', LINEAR),
-  ('w2', 'kernel'): ('feed_forward.w2.weight', LINEAR),
-}
-
-
-def affine(ours, theirs, weight='kernel', layout=LINEAR):
-  """A linear layer's, or with weight='scale' a norm's, two tensors."""
-  return {
-    ours + (weight,): ([f'{theirs}.weight'], layout),
-    ours + ('bias',): ([f'{theirs}.bias'], SAME),
-  }
-
-
-def norm(ours, theirs):
-  return affine(ours, theirs, 'scale', SAME)
-
-
-def blocks(ours, theirs, depth, table):
-  """A stack's tensors: one of ours is `depth` of theirs."""
-  return {
-    ours + path: ([f'{theirs}.{i}.{name}' for i in range(depth)], layout)
-    for path, (name, layout) in table.items()
-    if depth
-  }
-
-
-def pixel_level(ours, theirs, spec):
-  names = {
-    **affine(ours + ('cond_embed',), theirs + 'cond_proj'),
-    **norm(ours + ('norm_in',), theirs + 'ln'),
-    **blocks(ours + ('blocks',), theirs + 'blocks', spec.depth, VIT),
-    **norm(ours + ('norm_out',), theirs + 'norm'),
-  }
-  names[ours + ('codebooks',)] = (
-    [f'{theirs}{c}_codebook.weight' for c in 'rgb'],
-    SAME,
-  )
-  names[ours + ('logit_bias',)] = (
-    [f'{theirs}{c}_mlm.bias' for c in 'rgb'],
-    TABLE,
-  )
-  return names
-
-
-def level(ours, theirs, spec):
-  names = {
-    ours + ('positions',): ([theirs + 'pos_embed_learned'], TABLE),
-    **affine(ours + ('patch_embed',), theirs + 'patch_emb'),
-    **affine(ours + ('cond_embed',), theirs + 'cond_emb'),
-    **norm(ours + ('norm_in',), theirs + 'patch_emb_ln'),
-    **blocks(
-      ours + ('blocks',),
-      theirs + 'blocks',
-      spec.depth,
-      {'ar': LLAMA, 'mar': VIT}[spec.kind],
-    ),
-    **norm(ours + ('norm_out',), theirs + 'norm'),
-  }
-  if spec.kind == 'mar':
-    names[ours + ('mask_token',)] = ([theirs + 'mask_token'], TABLE)
-  if spec.guide:
-    names |= affine(ours + ('guide_embed',), theirs + 'pix_proj')
-    names |= pixel_level(
-      ours + ('guide',),
-      theirs + 'guiding_pixel_loss.',
-      pixel.guide_spec(spec),
-    )
-  return names
-
-
-def names(specs: tuple[Spec, ...]) -> dict:
+def names(specs: tuple[Spec, ...]) -> published.Table:
   """Our parameter paths to (their tensor names, Layout).
 
   Raises:
     ConvertError: the published model has no such levels.
   """
   top = specs[0]
-  unpublished = [s.kind for s in specs[:-1] if s.kind not in ('ar', 'mar')]
-  if (top.rank, top.channels, top.values) != (2, 3, 256) or unpublished:
+  levels = [KINDS[s.kind].published(s) for s in specs[:-1]]
+  if (top.rank, top.channels, top.values) != (2, 3, 256) or None in levels:
     raise ConvertError(
-      f'The published layout is for RGB images (rank 2, 3 channels, 256 values)'
-      f' and levels "ar" and "mar"; the config has rank {top.rank}, '
+      'The published layout is for RGB images (rank 2, 3 channels, 256 values) '
+      f'and its own kinds of levels; the config has rank {top.rank}, '
       f'{top.channels} channels, {top.values} values, kinds '
       f'{[s.kind for s in specs]}.'
     )
   out = {
-    ('labels', 'table'): (['class_emb.weight'], SAME),
-    ('labels', 'none'): (['fake_latent'], SAME),
+    ('labels', 'table'): (['class_emb.weight'], published.SAME),
+    ('labels', 'none'): (['fake_latent'], published.SAME),
   }
-  for s in specs[:-1]:
+  for s, table in zip(specs, levels):
     theirs = 'next_fractal.' * s.index + 'generator.'
-    out |= level((f'level_{s.index}',), theirs, s)
-  last = specs[-1].index
-  return out | pixel_level(
-    (f'level_{last}',), 'next_fractal.' * last, specs[-1]
-  )
+    out |= published.within((f'level_{s.index}',), theirs, table)
+  last = specs[-1]
+  table = pixel.PixelLevel.published(last)
+  theirs = 'next_fractal.' * last.index
+  return out | published.within((f'level_{last.index}',), theirs, table)
 
 
 def shapes(model) -> dict:
@@ -194,7 +85,7 @@ def to_published(params, model) -> dict[str, np.ndarray]:
   """
   check_colour(model)
   specs = fractal.specs(model)
-  flat = traverse_util.flatten_dict(shared.whole(params, specs))
+  flat = traverse_util.flatten_dict(shared.expand(params, specs))
   out = {}
   for path, (theirs, layout) in names(specs).items():
     ours = np.asarray(flat[path], np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import ar, fractal, pixel
+from fractal_jax.models import ar, pixel, rules
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import Draws, Rows, Sampling
 from tests import tiny
@@ -161,4 +161,4 @@ def test_a_level_alone():
 def test_heads_that_rotary_positions_do_not_fit():
   model = tiny.model()
   model.widths, model.heads = (12, 16), (2, 2)
-  assert 'multiple of 4' in fractal.problems(model)[0]
+  assert 'multiple of 4' in rules.problems(model)[0]

@@ -13,7 +13,7 @@ from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.inference import inputs, sample
 from fractal_jax.models import mar, pixel
-from fractal_jax.models.types import Draws, Given, Sampling
+from fractal_jax.models.types import Draws, Given, Request, Sampling
 from tests import tiny
 
 KINDS = [('ar', 'mar', 'pixel'), ('mar', 'ar', 'pixel')]
@@ -91,9 +91,11 @@ def test_guides_are_drawn_within_bounds():
 
   @functools.partial(tiny.jit, static_argnames='free')
   def draw(bounds, free=False):
-    return guide.generate(
-      params, conds, keys, 1.0, flat, bounds=None if free else bounds
-    ).values.reshape(1000, 2)
+    wanted = Request(conds, keys, guidance=1.0)
+    steps = guide.generate(
+      params, wanted, flat, bounds=None if free else bounds
+    )
+    return steps.run().values.reshape(1000, 2)
 
   both = lambda *ends: tuple(np.full((1000, 2), x) for x in ends)
   free, inside = draw(both(0, 4), free=True), draw(both(1, 3))

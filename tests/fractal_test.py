@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax.models import fractal
+from fractal_jax.models import fractal, rules
 from fractal_jax.models.types import Draws, Sampling
 from tests import tiny
 
@@ -51,7 +51,7 @@ def test_series_pass_three_conditions():
   model = tiny.model(('mar', 'mar', 'pixel'), (4, 2, 1), rank=1, num_conds=5)
   assert [s.num_conds for s in fractal.specs(model)] == [5, 3, 1]
   model.num_conds = (3, 5)
-  assert 'gives only 3' in fractal.problems(model)[0]
+  assert 'gives only 3' in rules.problems(model)[0]
 
 
 def test_guides():

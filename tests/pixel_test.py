@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from fractal_jax.models import pixel
-from fractal_jax.models.types import Sampling
+from fractal_jax.models.types import Request, Sampling
 from tests import tiny
 
 
@@ -62,7 +62,9 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
   conds = jnp.stack([conditions(32), conditions(32, seed=1)])
   sampling = Sampling(temperature=1.1, greedy=True)
   generate = tiny.jit(
-    lambda conds: net.generate(params, conds, tiny.keys(32), 2.5, sampling)
+    lambda conds: net.generate(
+      params, Request(conds, tiny.keys(32), 2.5), sampling
+    ).run()
   )
   score = tiny.jit(
     lambda c, v: net.apply({'params': params}, c, v, method='logits')

@@ -7,7 +7,7 @@ import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import convert, sharding
-from fractal_jax.models import fractal
+from fractal_jax.models import fractal, shared
 from fractal_jax.models.types import Draws, Sampling
 from fractal_jax.planning import cost
 from fractal_jax.training import checkpoint, optimizer, train, train_state
@@ -22,7 +22,7 @@ def apart(kinds, sizes, share):
   """The shared model, and one with copies, of the same parameters."""
   net, params = tiny.build(kinds, sizes, share=share, **SAME)
   plain = fractal.from_config(tiny.model(kinds, sizes, **SAME))
-  return net, params, plain, net.whole(params)
+  return net, params, plain, shared.expand(params, net.specs)
 
 
 @pytest.mark.parametrize('kinds, sizes, share', [AR, MAR])
@@ -38,15 +38,14 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
   images, labels = jnp.asarray(tiny.images(net, 2)), jnp.zeros(2, jnp.int32)
   masks = [np.ones((2, 4), bool), np.ones((8, 4), bool)]
 
-  def grad(net, whole):
-    loss = lambda p: net.apply(
-      {'params': whole(p)}, images, labels, Draws(None, None), masks,
-      train=False,
-    ).pixels.nats.sum()  # fmt: skip
+  def grad(net):
+    loss = lambda p: net.score(
+      p, images, labels, Draws(None, None), masks, train=False
+    ).pixels.nats.sum()
     return tiny.jit(jax.value_and_grad(loss))
 
-  value, mine = grad(net, net.whole)(params)
-  wanted, theirs = grad(plain, lambda p: p)(copies)
+  value, mine = grad(net)(params)
+  wanted, theirs = grad(plain)(copies)
   np.testing.assert_allclose(value, wanted, rtol=1e-5)
   summed = [theirs[f'level_{i}'].pop('blocks') for i in users]
   summed.append(theirs['level_0']['blocks'])

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from fractal_jax import config, sharding
-from fractal_jax.models import fractal
+from fractal_jax.models import fractal, rules
 from fractal_jax.training import train_state
 
 # The compiler's optimiser would take most of the tests' time.
@@ -42,7 +42,7 @@ def model(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):
     label_dropout=0.0,
   )
   c.model.update(changes)
-  assert not fractal.problems(c.model), fractal.problems(c.model)
+  assert not rules.problems(c.model), rules.problems(c.model)
   return c.model
 
 

@@ -24,11 +24,6 @@ from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import Draws
 from fractal_jax.planning import cost
 
-CONDITIONS = {
-  1: ('itself', 'before', 'after'),
-  2: ('itself', 'top', 'right', 'bottom', 'left'),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
@@ -140,7 +135,7 @@ def explain(
   """
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   specs = net.specs
-  exact = all(s.kind != 'mar' for s in specs)
+  exact = net.exact
   passes = 1 if exact else passes
   parts = sharding.batch_devices(mesh)
   batch = -(-min(batch, passes) // parts) * parts
@@ -171,7 +166,7 @@ def explain(
   # What to leave out: the level that is told, its condition's name, how.
   leave = [(0, 'class', {'label': -1})] if label >= 0 else []
   for i, spec in enumerate(specs[:-1]):
-    names = CONDITIONS[spec.rank][: spec.out_conds]
+    names = net.kinds[i].conditions(spec.rank)[: spec.out_conds]
     leave += [(i + 1, n, {'drop': (i, j)}) for j, n in enumerate(names)]
   asks = [{'label': label}] + [{'label': label} | how for *_, how in leave]
   found = [[] for _ in asks]
@@ -240,9 +235,7 @@ def _value_nats(net, params, image, label, keep, draws):
   b = len(draws.ratio)
   images = jnp.repeat(image[None].astype(jnp.int32), b, 0)
   labels = jnp.full(b, label, jnp.int32)
-  result = net.apply(
-    {'params': net.whole(params)}, images, labels, draws, keep=keep, train=False
-  )
+  result = net.score(params, images, labels, draws, keep=keep, train=False)
 
   def placed(scores, level):
     sites = (net.specs[0].side // net.specs[level].side) ** net.specs[0].rank

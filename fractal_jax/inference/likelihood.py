@@ -1,18 +1,20 @@
 """Bits per dimension of a split.
 
-Autoregressive levels give the exact likelihood. For masked levels the model is
-any-order, and its likelihood is the mean over orders, estimated from one random
-mask a sequence and pass: with n masked patches uniform on 1 .. L, the masked
-patches' nats times L / n have the right mean (section 4.2 of the paper, and
-model.md). Guiding pixels are functions of the pixels, so with them the sum of
-pixel and guide nats is an upper bound: it is called one wherever it is shown.
-With model.colour='ycbcr' the bits are those of the rounded colours, fewer than
-the image has: no likelihood of it, and said to be none.
+Levels that send all patches down give the exact likelihood. For masked levels
+the model is any-order, and its likelihood is the mean over orders, estimated
+from one random mask per sequence and pass: with n masked patches uniform on
+1 .. L, the masked patches' nats times L / n have the right mean (section 4.2 of
+the paper, and docs/model.md). Guiding pixels are functions of the pixels, so
+with them the sum of pixel and guide nats is an upper bound: it is called one
+wherever it is shown. With model.colour='ycbcr' the bits are those of the
+rounded colours, fewer than the image has: that is no likelihood of it, and said
+to be none.
 """
 
 import dataclasses
 import functools
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +34,8 @@ class Likelihood:
   published_bits_per_dim: float  # mean over scored values, + mean guide nats
   images: int
   passes: int
-  exact: bool
-  bound: bool
+  exact: bool  # no Monte-Carlo estimate: see Fractal.exact
+  bound: bool  # an upper bound, since there are guiding pixels
   rounded: bool  # of colours that several values of the data share
   dropped: int  # masked patches that did not fit their buffers
 
@@ -49,13 +51,23 @@ class Likelihood:
     )
 
 
+@struct.dataclass
+class Masks:
+  """Which random masks a batch is scored under; levels without take none."""
+
+  key: jax.Array  # typed key: an image's masks follow from it and its index
+  first: int  # images before the batch: its place among the strata
+  number: int  # of the pass
+  offset: float  # of the pass, in [0, 1): moves the strata of mask ratios
+
+
 def evaluate(
   net: fractal.Fractal,
-  params,
+  params: dict,
   config,
   split: str | None = None,
   *,
-  mesh=None,
+  mesh: jax.sharding.Mesh | None = None,
   batch: int | None = None,
   num: int | None = None,
   passes: int | None = None,
@@ -72,24 +84,21 @@ def evaluate(
     mesh: the mesh; that of the config where None.
     batch: images at a time, rounded up to what the mesh divides.
     num: images; 0 for the whole split.
-    passes: Monte-Carlo passes; models of ar levels alone need just one.
+    passes: Monte-Carlo passes; exact models need just one.
     conditional: give the labels; else "no class", as published.
     progress: wraps the iterable of batches, say tqdm.
 
   Returns:
     A Likelihood.
   """
-  from fractal_jax.data import (
-    pipeline,  # the model and its metrics need no data set
-  )
+  from fractal_jax.data import pipeline  # the model itself needs no data set
 
   mesh = sharding.make_mesh(config) if mesh is None else mesh
   split = config.data.val_split if split is None else split
   batch = config.eval.batch if batch is None else batch
   num = config.eval.num if num is None else num
   passes = config.eval.passes if passes is None else passes
-  if all(s.kind != 'mar' for s in net.specs):
-    passes = 1
+  passes = 1 if net.exact else passes
   parts = sharding.batch_devices(mesh)
   batch = -(-batch // parts) * parts
   host, hosts = sharding.host_rows(mesh)
@@ -97,47 +106,50 @@ def evaluate(
     config, split, batch, process_index=host, process_count=hosts, num=num
   )
   key = jax.random.key(config.seed)
+  nats = []  # [images, passes] of each batch
+  pixels, guides, dropped = np.zeros(2), 0.0, 0
+  for n, rows in enumerate(progress(batches)):
+    if not conditional:
+      rows = {**rows, 'label': np.full_like(rows['label'], -1, np.int32)}
+    of_batch = []
+    for i in range(passes):
+      masks = Masks(key, first=n * batch, number=i, offset=i / passes)
+      out = _score(net, params, rows, masks, mesh)
+      seen = out['valid'].astype(bool)
+      of_batch.append(out['nats'][seen].astype(np.float64))
+      pixels += _sums(out['pixels'], seen)
+      guides += np.array([_sums(g, seen) for g in out['guides']])
+      dropped += int(out['dropped'])
+    nats.append(np.stack(of_batch, 1))
+  return summarise(net, np.concatenate(nats), pixels, guides, dropped)
 
-  nats, rows_nats, guide_nats, dropped = [], 0.0, 0.0, 0
-  with jax.set_mesh(mesh):
-    for n, host_batch in enumerate(progress(batches)):
-      placed = sharding.place(
-        {k: host_batch[k].astype(np.int32) for k in host_batch}, mesh
-      )
-      labels = (
-        placed['label'] if conditional else -jnp.ones_like(placed['label'])
-      )
-      for i in range(passes):
-        out = jax.device_get(
-          scorer()(net, parts, params, key, placed, labels, n, i, i / passes)
-        )
-        seen = out['valid'].astype(bool)
-        if not i:
-          nats.append(np.zeros((seen.sum(), passes)))
-        nats[-1][:, i] = out['nats'][seen].astype(np.float64)
-        rows_nats += _sums(out['pixels'], seen)
-        guide_nats += np.array([_sums(g, seen) for g in out['guides']])
-        dropped += int(out['dropped'])
 
-  spec = net.specs[0]
-  values = spec.channels * spec.side**spec.rank
-  bits = np.concatenate(nats) / values / np.log(2)  # [images, passes]
+def summarise(net, nats, pixels, guides, dropped: int) -> Likelihood:
+  """The Likelihood of scored images.
+
+  Args:
+    net: the model.
+    nats: [images, passes], estimates of each image's nats.
+    pixels: (nats, rows) of all scored pixels, unweighted.
+    guides: the same of each guiding pixel, [guides, 2].
+    dropped: masked patches that did not fit their buffers.
+  """
+  top = net.specs[0]
+  n, passes = nats.shape
+  bits = nats / (top.channels * top.side**top.rank * np.log(2))
   each = bits.mean(1)
-  n = len(each)
-  mean_of = lambda sums: sums[0] / sums[1] / spec.channels / np.log(2)
-  published = mean_of(rows_nats) + sum(mean_of(g) for g in guide_nats)
-  exact = all(s.kind != 'mar' for s in net.specs)
-  noise = 0.0 if exact else np.nan
+  mean_of = lambda sums: sums[0] / sums[1] / top.channels / np.log(2)
+  noise = 0.0 if net.exact else np.nan
   if passes > 1:
     noise = np.sqrt(bits.var(1, ddof=1).mean() / passes / n)
   return Likelihood(
     bits_per_dim=float(each.mean()),
     stderr=float(each.std(ddof=1) / np.sqrt(n)) if n > 1 else float('nan'),
     mc_stderr=float(noise),
-    published_bits_per_dim=float(published),
+    published_bits_per_dim=float(mean_of(pixels) + sum(map(mean_of, guides))),
     images=n,
     passes=passes,
-    exact=exact,
+    exact=net.exact,
     bound=any(s.guide for s in net.specs),
     rounded=net.colour.lossy,
     dropped=dropped,
@@ -146,11 +158,11 @@ def evaluate(
 
 def image_nats(
   net: fractal.Fractal,
-  params,
+  params: dict,
   images: np.ndarray,
   labels: np.ndarray,
   *,
-  mesh=None,
+  mesh: jax.sharding.Mesh | None = None,
   batch: int = 64,
   passes: int = 1,
   seed: int = 0,
@@ -165,16 +177,15 @@ def image_nats(
     labels: [n] classes, -1 for "no class".
     mesh: the mesh; one of the first device where None.
     batch: images at a time, rounded up to what the mesh divides.
-    passes: random masks an image; models of ar levels alone need just one.
+    passes: random masks per image; exact models need just one.
     seed: of the masks.
     progress: wraps the list of (first image of a batch, pass).
 
   Returns:
-    Nats [n, passes], float64: with masked levels, estimates each.
+    Nats [n, passes], float64: where the model masks, estimates each.
   """
   mesh = sharding.single_device_mesh() if mesh is None else mesh
-  if all(s.kind != 'mar' for s in net.specs):
-    passes = 1
+  passes = 1 if net.exact else passes
   parts = sharding.batch_devices(mesh)
   batch = -(-min(batch, len(images)) // parts) * parts
   host, hosts = sharding.host_rows(mesh)
@@ -182,26 +193,18 @@ def image_nats(
   key = jax.random.key(seed)
   out = np.zeros((len(images), passes))
   starts = range(0, len(images), batch)
-  steps = [(start, i) for start in starts for i in range(passes)]
-  with jax.set_mesh(mesh):
-    for start, i in progress(steps):
-      index = np.arange(start, start + batch)
-      at = np.minimum(index, len(images) - 1)
-      rows = {
-        'image': images[at],
-        'label': labels[at],
-        'index': index,
-        'valid': index < len(images),
-      }
-      placed = sharding.place(
-        {k: np.asarray(v[mine], np.int32) for k, v in rows.items()}, mesh
-      )
-      found = scorer()(
-        *(net, parts, params, key, placed, placed['label']),
-        *(start // batch, i, i / passes),
-      )
-      nats = jax.device_get(found['nats'])
-      out[start : start + batch, i] = nats[: len(images) - start]
+  for start, i in progress([(s, i) for s in starts for i in range(passes)]):
+    index = np.arange(start, start + batch)[mine]
+    at = np.minimum(index, len(images) - 1)
+    rows = {
+      'image': images[at],
+      'label': labels[at],
+      'index': index,
+      'valid': index < len(images),
+    }
+    masks = Masks(key, first=start, number=i, offset=i / passes)
+    nats = _score(net, params, rows, masks, mesh)['nats']
+    out[start : start + batch, i] = nats[: len(images) - start]
   return out
 
 
@@ -211,33 +214,57 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
+def _score(net, params, rows: dict, masks: Masks, mesh) -> dict:
+  """`score_batch` of this host's rows of a batch: NumPy arrays."""
+  rows = {k: np.asarray(v).astype(np.int32) for k, v in rows.items()}
+  placed = sharding.place(rows, mesh)
+  with jax.set_mesh(mesh):
+    groups = sharding.batch_devices(mesh)
+    return jax.device_get(scorer()(net, params, placed, masks, groups))
+
+
 @functools.cache
 def scorer():
   """`score_batch`, compiled. Made when first used: its options are of JAX's
   backend."""
   options = cpu.forward_options()
-  return jax.jit(score_batch, static_argnums=(0, 1), compiler_options=options)
+  return jax.jit(score_batch, static_argnums=(0, 4), compiler_options=options)
 
 
-def score_batch(net, parts, params, key, batch, labels, n, i, offset):
-  """Nats of each image of batch n in pass i; masks compacted by device."""
+def score_batch(
+  net: fractal.Fractal, params: dict, batch: dict, masks: Masks, groups: int
+) -> dict:
+  """Nats of the images of a batch under random masks; traced under a mesh.
+
+  Args:
+    net: the model.
+    params: its parameters.
+    batch: `image` [B, S, (S,) C], `label` [B] (-1: no class), `index` [B], and
+      `valid` [B], 0 where a row only fills the batch up.
+    masks: the random masks.
+    groups: of images that are compacted together, which never cross devices.
+
+  Returns:
+    `nats` [B] of each image; `pixels` and, of each guide, `guides`: (nats,
+    rows), [B] each, unweighted; `dropped`; `valid`. All on every host.
+  """
   image_keys = jax.vmap(
-    lambda index: jax.random.fold_in(jax.random.fold_in(key, index), i)
+    lambda i: jax.random.fold_in(jax.random.fold_in(masks.key, i), masks.number)
   )(batch['index'])
   # Images in a row fill the strata evenly, and so do the passes of one image.
-  shift = jax.random.bits(key, (), jnp.uint32)
-  places = n * len(labels) + jnp.arange(len(labels))
-  ratio = (masking.strata(shift, places) + offset) % 1.0
+  shift = jax.random.bits(masks.key, (), jnp.uint32)
+  places = masks.first + jnp.arange(len(batch['label']))
+  ratio = (masking.strata(shift, places) + masks.offset) % 1.0
   draws = Draws(image_keys, ratio, law='uniform')
 
   def split(x):
-    return x.reshape((parts, -1) + x.shape[1:])
+    return x.reshape((groups, -1) + x.shape[1:])
 
   score = jax.vmap(
     functools.partial(_score_images, net, params),
     spmd_axis_name=sharding.BATCH,
   )
-  args = batch['image'], labels, draws
+  args = batch['image'], batch['label'], draws
   scores = score(*jax.tree.map(split, args))
   dropped = scores.pop('dropped').sum()
   out = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), scores)
@@ -248,9 +275,7 @@ def score_batch(net, parts, params, key, batch, labels, n, i, offset):
 
 def _score_images(net, params, images, labels, draws):
   """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
-  result = net.apply(
-    {'params': net.whole(params)}, images, labels, draws, train=False
-  )
+  result = net.score(params, images, labels, draws, train=False)
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))
 
   def per_image(scores):

@@ -197,7 +197,7 @@ def generate_part(
 
   def run(loop, state):
     nonlocal steps
-    steps = loop.steps
+    steps = loop.count
     if state is None:
       state = loop.start
     else:
@@ -218,7 +218,7 @@ def _on_devices(
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
   def on_device(params, labels, given, keys, sampling, state):
-    loop = net.loop(params, labels, keys, sampling, guided=guided, given=given)
+    loop = net.steps(params, labels, keys, sampling, guided=guided, given=given)
     return run(loop, state)
 
   # Each device generates its own images; nothing crosses devices in the loop.

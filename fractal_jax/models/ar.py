@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
-from fractal_jax.models import layers
+from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.keys import fold_in
+from fractal_jax.models.level import all_down, check_rows
 from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
   Draws,
-  Loop,
+  Request,
   Rows,
   Sampling,
   Spec,
+  Steps,
   undrawn,
 )
 
@@ -33,21 +35,25 @@ class ARLevel(nn.Module):
   spec: Spec
 
   BLOCK = layers.LlamaBlock
+  MASKS = False
+  EXACT = True
+  GUIDES = False
 
   @staticmethod
-  def emits(rank: int) -> int:
-    """Conditions that it can give to the level below."""
+  def conditions(rank: int) -> tuple[str, ...]:
     del rank
-    return 1
+    return ('itself',)
 
   @staticmethod
   def takes(num_conds: int) -> int:
-    """Conditions that it takes where it is offered `num_conds`."""
     return min(num_conds, 1)
 
   @staticmethod
+  def published(spec: Spec) -> published.Table:
+    return published.level(spec.depth, published.LLAMA)
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
-    """Rules of this kind that the level breaks."""
     head = spec.width // spec.heads
     if head % (2 * spec.rank):
       return [
@@ -106,26 +112,13 @@ class ARLevel(nn.Module):
     return self.norm_out(x)  # [N, L, D]
 
   def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
-    """All patches go down.
-
-    Returns:
-      The rows of the next level, [N L]; no guide's scores; none dropped.
-    """
+    """All patches go down; see level.Level."""
     del draws, mask
-    s = self.spec
-    patches = patchify(rows.squares, s)
+    check_rows(rows, self.spec)
+    patches = patchify(rows.squares, self.spec)
     outputs = lambda level, *rows: level.outputs(*rows, train=train)
     conds = chunked(outputs, self, patches, rows.conds)  # [N, L, D]
-    n = len(patches) * s.length
-    site = rows.site[:, None] * s.length + jnp.arange(s.length)
-    below = Rows(
-      squares=patches.reshape((n,) + patches.shape[2:]),
-      conds=conds.reshape(n, 1, s.width),
-      weight=jnp.repeat(rows.weight, s.length),
-      image=jnp.repeat(rows.image, s.length),
-      site=site.reshape(n),
-    )
-    return below, None, jnp.zeros((), jnp.int32)
+    return all_down(rows, conds, self.spec), None, jnp.zeros((), jnp.int32)
 
   # Generating.
 
@@ -144,35 +137,21 @@ class ARLevel(nn.Module):
   def generate(
     self,
     params,
-    conds,
-    keys,
-    guidance,
+    request: Request,
     sampling: Sampling,
-    below,
+    draw_patch,
     order=None,
-    given=None,
-  ) -> Loop:
-    """Generates squares with a key-value cache, one patch a step.
+  ) -> Steps:
+    """One patch after another, in raster order, with a key-value cache.
 
-    Args:
-      params: this level's parameters; call it on the unbound module.
-      conds: [G, N, n, Dc].
-      keys: [N] typed keys, one a square.
-      guidance: scalar; at level 0 a linear schedule ramps up to it.
-      sampling: how values are drawn.
-      below: (conds [G, N, 1, D], keys [N], guidance, given) to the patch,
-        Drawn.
-      order: not used; patches come in raster order.
-      given: values that are known: Given, or None.
-
-    Returns:
-      The loop that draws squares [N, s, (s,) C].
+    See level.Level. At level 0 a linear schedule raises the guidance from
+    almost 1 to its full scale at the last patch.
     """
     del order
     s = self.spec
     level = self.clone(spec=dataclasses.replace(s, remat='none'))
-    streams, n = conds.shape[:2]
-    conds = conds.reshape((streams * n,) + conds.shape[2:])
+    streams, n = request.conds.shape[:2]
+    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
     turns = self.turns()
     block = layers.LlamaBlock(**self.block_fields())
     linear = s.index == 0 and sampling.schedule == 'linear'
@@ -180,30 +159,37 @@ class ARLevel(nn.Module):
     def call(method, *args):
       return level.apply({'params': params}, *args, method=method)
 
-    given = jax.tree.map(lambda x: patchify(x, s).swapaxes(0, 1), given)
+    given = jax.tree.map(
+      lambda x: patchify(x, s).swapaxes(0, 1), request.given
+    )  # [L, N, p, (p,) C]
 
     def step(t, state):
       patch, cache, drawn = state
       x = call('token', patch, conds, t)
       turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
       x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
-      cond = call('output', x).reshape(streams, n, 1, s.width)
-      scale = 1 + (guidance - 1) * (t + 1) / s.length if linear else guidance
-      known = jax.tree.map(lambda x: x[t], given)
-      new = below(cond, fold_in(keys, t), scale, known)
-      patch = new.values
-      if sampling.record:  # in values: each patch before it took so many
+      scale = request.guidance
+      if linear:
+        scale = 1 + (scale - 1) * (t + 1) / s.length
+      wanted = Request(
+        conds=call('output', x).reshape(streams, n, 1, s.width),
+        keys=fold_in(request.keys, t),
+        guidance=scale,
+        given=jax.tree.map(lambda x: x[t], given),
+      )
+      new = draw_patch(wanted)
+      if sampling.record:  # counted in values: of earlier patches, all
         new = new.replace(when=new.when + t * s.patch_values)
       drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, new)
-      return patch, cache, drawn
+      return new.values, cache, drawn
 
     shape = (n,) + (s.patch,) * s.rank + (s.channels,)
     cache = layers.empty_cache(
       s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
     )
     drawn = undrawn((s.length,) + shape, sampling, given)
-    return Loop(
-      steps=s.length,
+    return Steps(
+      count=s.length,
       start=(jnp.zeros(shape, jnp.int32), cache, drawn),
       step=step,
       drawn=lambda state: jax.tree.map(
@@ -211,11 +197,11 @@ class ARLevel(nn.Module):
       ),
     )
 
-  # Counting, for cost.py.
+  # Counting FLOPs, for planning/cost.py.
 
   @nn.nowrap
   def flops(self) -> float:
-    """Forward FLOPs a sequence, 2 per multiply-add, as computed here."""
+    """Of one sequence."""
     s = self.spec
     d, t = s.width, s.length  # the condition takes the last patch's place
     layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d
@@ -224,12 +210,11 @@ class ARLevel(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """FLOPs to generate a square: with the cache, those of one pass."""
+    """With the cache, those of one pass."""
     del iterations
     return self.flops()
 
   @nn.nowrap
   def share(self, law: str) -> float:
-    """Of a square's patches, how many go down."""
     del law
     return 1.0

@@ -1,4 +1,4 @@
-"""Dropout that costs a CPU a few operations a value."""
+"""Dropout whose draws cost a few operations per value."""
 
 import flax.linen as nn
 import jax
@@ -10,10 +10,10 @@ from fractal_jax.models.types import Array
 class Dropout(nn.Module):
   """Dropout whose draws are a hash of the value's place and two random words.
 
-  jax.random spends some hundred operations a draw, twice where the backward
-  pass draws again: over a third of a training step on a CPU. Keeping a value
-  or not needs no such quality. An element's draw depends on its place alone,
-  so that any split over devices draws the same.
+  jax.random spends some hundred operations on a draw, twice where the backward
+  pass draws again: a third of a training step on a CPU. Whether a value is kept
+  needs no such quality. A value's draw depends on its place alone, so that any
+  split over devices draws the same.
   """
 
   rate: float

@@ -5,16 +5,14 @@ for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
 positions, no biases) for autoregressive ones. Axis letters: types.py.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-import numpy as np
 
-from fractal_jax import sharding
+from fractal_jax import cpu
+from fractal_jax.models import products
 from fractal_jax.models.dropout import Dropout
 from fractal_jax.models.types import Array
 
@@ -41,43 +39,6 @@ def logical(init, *axes):
   return nn.with_logical_partitioning(init, axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: Array, w: Array, axes: tuple) -> Array:
-  """x [..., D] times w [D, F ...] of logical axes `axes`: [..., F ...].
-
-  w is gathered here, and again in the backward pass, which keeps it split.
-
-  For its gradient by w, x^T g, XLA on a CPU transposes one of the two, with
-  all that it has fused into it: here the narrower one. JAX's own rule always
-  transposes g: training the digits took 1.5 times as long.
-  """
-  return jnp.tensordot(x, sharding.gathered(w, *axes), 1)
-
-
-def _matmul_fwd(x, w, axes):
-  return matmul(x, w, axes), (x, w)
-
-
-def _matmul_bwd(axes, saved, g):
-  x, w = saved
-  outputs, rows = tuple(range(1 - w.ndim, 0)), tuple(range(x.ndim - 1))
-  whole = sharding.gathered(w, *axes)
-  by_x = jnp.tensordot(g, whole, (outputs, tuple(range(1, w.ndim))))
-  if x.shape[-1] <= w[0].size:
-    by_w = jnp.tensordot(x, g, (rows, rows))  # [D, F ...]
-  else:
-    by_w = jnp.moveaxis(jnp.tensordot(g, x, (rows, rows)), -1, 0)
-  return by_x, by_w
-
-
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
-
-
-def linear(x: Array, w: Array, axes: tuple) -> Array:
-  """`matmul`, whose result remat='dots' keeps."""
-  return checkpoint_name(matmul(x, w, axes), 'linear')
-
-
 def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
   """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
   joins = 'width' if axes[1] == 'embed' else axes[1]  # see sharding.Rules
@@ -85,8 +46,7 @@ def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
     features,
     use_bias=bias,
     dtype=dtype,
-    # nn.Dense contracts the last axis of x with the first of the kernel.
-    dot_general=lambda x, w, *_, **__: linear(x, w, axes),
+    dot_general=products.dot_general(axes),
     kernel_init=logical(XAVIER, *axes),
     bias_init=logical(ZEROS, joins),
     name=name,
@@ -147,7 +107,6 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   is applied to the weights. Sequences are at most a few hundred tokens, where
   plain attention is a few percent of the FLOPs and no kernel pays.
   """
-  # Heads first, in so many words: XLA on a CPU does not find the faster layout.
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [N, H, ., K]
   logits = jnp.einsum(
     'nhtk,nhsk->nhts', q, k, preferred_element_type=jnp.float32
@@ -161,12 +120,12 @@ def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
   return jnp.swapaxes(jnp.einsum('nhts,nhsk->nhtk', weights, v), 1, 2)
 
 
-# The backward pass computes activations again rather than read what they are
-# made of, as large each: less memory, and no slower.
+# Activations are computed again in the backward pass rather than kept with what
+# they are made of, each as large: less memory, and no slower.
 @jax.checkpoint
 def gelu(x: Array) -> Array:
-  """Exact GELU. By erf, which costs a CPU half of jax.nn.gelu's erfc."""
-  return x * (0.5 + 0.5 * jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+  """Exact GELU."""
+  return cpu.gelu(x) if cpu.is_target() else nn.gelu(x, approximate=False)
 
 
 @jax.checkpoint
@@ -207,7 +166,7 @@ class Attention(nn.Module):
     n, t, d = x.shape
     # One matrix product: three would read x three times.
     weights = self.qkv.astype(self.dtype)[:, parts]
-    out = linear(x, weights, ('embed', None, 'heads'))  # [N, T, 3, D]
+    out = products.product(x, weights, ('embed', None, 'heads'))  # [N, T, 3, D]
     if self.bias:
       out += self.qkv_bias.astype(self.dtype)[parts]
     out = out.reshape(n, t, -1, self.heads, d // self.heads)

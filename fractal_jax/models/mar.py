@@ -7,6 +7,7 @@ Axis letters: types.py.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import sharding
-from fractal_jax.models import layers, masking, pixel
+from fractal_jax.models import layers, masking, pixel, published
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.keys import Salt, fold_in
+from fractal_jax.models.level import check_rows
 from fractal_jax.models.patches import (
   flatten_patches,
   normalise,
@@ -27,18 +29,25 @@ from fractal_jax.models.types import (
   Array,
   Draws,
   Given,
-  Loop,
+  Request,
   Rows,
   Sampling,
   Scores,
   Spec,
+  Steps,
   undrawn,
 )
 
-# Itself, then its neighbours: top, right, bottom, left; before, after.
+# By rank: whose outputs are a patch's conditions, and how far these are away.
 OFFSETS = {
-  1: ((0,), (-1,), (1,)),
-  2: ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1)),
+  1: {'itself': (0,), 'before': (-1,), 'after': (1,)},
+  2: {
+    'itself': (0, 0),
+    'top': (-1, 0),
+    'right': (0, 1),
+    'bottom': (1, 0),
+    'left': (0, -1),
+  },
 }
 
 
@@ -73,22 +82,32 @@ class MARLevel(nn.Module):
   spec: Spec
 
   BLOCK = layers.ViTBlock
+  MASKS = True
+  EXACT = False
+  GUIDES = True
 
   @staticmethod
-  def emits(rank: int) -> int:
-    """Conditions that it can give to the level below."""
-    return len(OFFSETS[rank])
+  def conditions(rank: int) -> tuple[str, ...]:
+    return tuple(OFFSETS[rank])
 
   @staticmethod
   def takes(num_conds: int) -> int:
-    """Conditions that it takes where it is offered `num_conds`."""
     return num_conds
 
   @staticmethod
   def problems(spec: Spec) -> list[str]:
-    """Rules of this kind that the level breaks."""
     del spec
     return []
+
+  @staticmethod
+  def published(spec: Spec) -> published.Table:
+    table = published.level(spec.depth, published.VIT)
+    table['mask_token',] = ['mask_token'], published.ROWS
+    if spec.guide:
+      table |= published.linear('guide_embed', 'pix_proj')
+      guide = pixel.PixelLevel.published(pixel.guide_spec(spec))
+      table |= published.within(('guide',), 'guiding_pixel_loss.', guide)
+    return table
 
   def setup(self):
     s = self.spec
@@ -146,17 +165,11 @@ class MARLevel(nn.Module):
   def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
     """Masks patches at random, and sends the masked ones down.
 
-    Args:
-      rows: the squares and their conditions.
-      draws: keys of the images and the law of the mask ratio.
-      mask: [N, L] to use in place of a random one (a concrete array).
-      train: whether dropout is on.
-
-    Returns:
-      The rows of the next level; the guide's Scores, or None; how many masked
-      patches did not fit.
+    See level.Level; a given mask must be a concrete array, since the number of
+    rows of the next level follows from it.
     """
     s = self.spec
+    check_rows(rows, s)
     patches = patchify(rows.squares, s)
     weight = rows.weight
     overflow = None
@@ -234,8 +247,8 @@ class MARLevel(nn.Module):
     """
     s = self.spec
     cell = jnp.stack(jnp.unravel_index(place, s.grid), -1)  # [..., rank]
-    offsets = jnp.asarray(OFFSETS[s.rank][: s.out_conds])  # [n, rank]
-    cell = cell[..., None, :] + offsets  # [..., n, rank]
+    offsets = list(OFFSETS[s.rank].values())[: s.out_conds]
+    cell = cell[..., None, :] + jnp.asarray(offsets)  # [..., n, rank]
     inside = ((cell >= 0) & (cell < jnp.asarray(s.grid))).all(-1)
     at = jnp.ravel_multi_index(
       tuple(jnp.moveaxis(cell, -1, 0)), s.grid, mode='clip'
@@ -248,104 +261,68 @@ class MARLevel(nn.Module):
   def generate(
     self,
     params,
-    conds,
-    keys,
-    guidance,
+    request: Request,
     sampling: Sampling,
-    below,
+    draw_patch,
     order=None,
-    given=None,
-  ) -> Loop:
-    """Generates squares, several patches a step, in a random order.
+  ) -> Steps:
+    """Several patches per step, in a random order for each square.
 
-    Args:
-      params: this level's parameters; call it on the unbound module.
-      conds: [G, N, n, Dc].
-      keys: [N] typed keys, one a square.
-      guidance: scalar; at level 0 a linear schedule ramps up to it.
-      sampling: how values are drawn, and in how many iterations.
-      below: (conds [G, M, n, D], keys [M], guidance, given) to the patch,
-        Drawn.
-      order: [L], an order for all squares in place of random ones; its last
-        entries are generated first.
-      given: values that are known: Given, or None. Patches known as a whole
-        count as generated in the first steps, and are seen from the start.
-
-    Returns:
-      The loop that draws squares [N, s, (s,) C].
+    See level.Level. The last entries of an order are generated first. Patches
+    that are known as a whole count as generated in the first steps, and are
+    seen from the start. At level 0 a linear schedule raises the guidance with
+    the number of patches that are there.
     """
     s = self.spec
     generating = dataclasses.replace(
       s, remat='none', unroll=layers.unrolls(s.depth)
     )
     level = self.clone(spec=generating)
-    streams, n = conds.shape[:2]
-    linear = s.index == 0 and sampling.schedule == 'linear'
-    # A guide draws its colour first, for the square as a whole: one that the
-    # known values allow, so the true one where all of them are known.
-    guide = None
-    if s.guide:
-      guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
-        params['guide'],
-        conds,
-        fold_in(keys, jnp.asarray(Salt.GUIDE_NOISE.value)),
-        guidance,
-        sampling.replace(record=False),
-        bounds=None if given is None else possible_means(given, s),
-      )
-      guide = guide.values.reshape(n, s.channels)
-    conds = conds.reshape((streams * n,) + conds.shape[2:])
-    if order is None:
-      scores = jax.vmap(lambda k: jax.random.uniform(k, (s.length,)))(keys)
-      order = scores.argsort(-1)  # [N, L]
-    else:
-      order = jnp.broadcast_to(jnp.asarray(order), (n, s.length))
-    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
+    streams, n = request.conds.shape[:2]
+    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
+    guide = self.draw_guide(params, request, sampling) if s.guide else None
+    given = jax.tree.map(lambda x: patchify(x, s), request.given)
+    known = None  # [N, L]: which patches are known as a whole
     if given is not None:
-      given = jax.tree.map(lambda x: patchify(x, s), given)
-      whole = given.known.all(tuple(range(2, given.known.ndim)))  # [N, L]
-      last = jnp.take_along_axis(whole, order, 1).argsort(-1, stable=True)
-      order = jnp.take_along_axis(order, last, 1)  # known ones at its end
-
-    # How many patches each step generates is known now, so each step runs in
-    # a program of about its size.
-    steps = min(s.length, sampling.iterations[s.index])
-    left = np.array(masking.unmask_counts(s.length, steps))
-    still = np.concatenate([[s.length], left[:-1]])
-    left, still = left[still > left], still[still > left]
-    # Programs multiply from level to level: afford more at the outermost.
-    most = 3 if s.index == 0 else 2
-    sizes = masking.static_sizes(list(still - left), most)
+      known = given.known.all(tuple(range(2, given.known.ndim)))
+    order = self.order_of(request.keys, order, known)  # [N, L]
     rows = jnp.arange(n)[:, None]
+    linear = s.index == 0 and sampling.schedule == 'linear'
 
     def step(size, drawn, left, still):
+      """Generates the patches of an order's places left .. still - 1.
+
+      It computes `size` of them, at least as many, and drops the others.
+      """
       first = jnp.maximum(still - size, 0)
       slots = first + jnp.arange(size)
       place = jax.lax.dynamic_slice_in_dim(order, first, size, 1)  # [N, m]
       used = (slots >= left) & (slots < still)
       mask = jnp.zeros((n, s.length), bool)
       mask = mask.at[rows, order].set(jnp.arange(s.length) < still)
-      if given is not None:
-        mask &= ~whole
+      if known is not None:
+        mask &= ~known
       cond = level.conds_of(
         params, drawn.values, mask, conds, guide, jnp.tile(place, (streams, 1))
       )  # [G N, m, n, D]
-      cond = cond.reshape((streams, n * size) + cond.shape[2:])
-      scale = guidance
+      scale = request.guidance
       if linear:
         # The published schedule counts one patch as masked at the last step.
         seen = s.length - jnp.maximum(left, 1)
-        scale = 1 + (guidance - 1) * seen / s.length
-      patch_keys = fold_in(keys[:, None], place).reshape(-1)
-      known = jax.tree.map(
-        lambda x: x[rows, place].reshape((-1,) + x.shape[2:]), given
+        scale = 1 + (scale - 1) * seen / s.length
+      wanted = Request(
+        conds=cond.reshape((streams, n * size) + cond.shape[2:]),
+        keys=fold_in(request.keys[:, None], place).reshape(-1),
+        guidance=scale,
+        given=jax.tree.map(
+          lambda x: x[rows, place].reshape((-1,) + x.shape[2:]), given
+        ),
       )
-      patches = below(cond, patch_keys, scale, known)  # [N m, p, (p,) C]
+      patches = draw_patch(wanted)  # [N m, p, (p,) C]
       if sampling.record:
         when = (s.length - still) * s.patch_values + patches.when * size
         patches = patches.replace(when=when)
-      # Slots that this step does not need are dropped.
-      at = jnp.where(used, place, s.length)
+      at = jnp.where(used, place, s.length)  # out of range: dropped
       return jax.tree.map(
         lambda all, new: all.at[rows, at].set(
           new.reshape((n, size) + new.shape[1:]), mode='drop'
@@ -354,18 +331,59 @@ class MARLevel(nn.Module):
         patches,
       )
 
-    branches = [lambda *args, size=size: step(size, *args) for size in sizes]
+    # How many patches a step generates is known now. Each number would be a
+    # program of its own; a few sizes serve all. Programs multiply from level to
+    # level, so the outermost can afford more.
+    steps = min(s.length, sampling.iterations[s.index])
+    left = np.array(masking.unmask_counts(s.length, steps))
+    still = np.concatenate([[s.length], left[:-1]])
+    left, still = left[still > left], still[still > left]
+    most = 3 if s.index == 0 else 2
+    sizes = masking.static_sizes(list(still - left), most)
+    branches = [functools.partial(step, size) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
-
     branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))
-    return Loop(
-      steps=len(branch),
+    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
+    return Steps(
+      count=len(branch),
       start=undrawn(shape, sampling, given),
       step=lambda t, drawn: jax.lax.switch(
         branch[t], branches, drawn, left[t], still[t]
       ),
       drawn=lambda drawn: jax.tree.map(lambda x: unpatchify(x, s), drawn),
     )
+
+  @nn.nowrap
+  def draw_guide(self, params, request: Request, sampling: Sampling) -> Array:
+    """The mean colour of each square, drawn first: [N, C].
+
+    It is one that the known values allow, so the true one where all are known.
+    """
+    s = self.spec
+    keys = fold_in(request.keys, jnp.asarray(Salt.GUIDE_NOISE.value))
+    guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
+      params['guide'],
+      request.replace(keys=keys, given=None),
+      sampling.replace(record=False),
+      bounds=(
+        None if request.given is None else possible_means(request.given, s)
+      ),
+    )
+    return guide.run().values.reshape(-1, s.channels)
+
+  @nn.nowrap
+  def order_of(self, keys: Array, order, known) -> Array:
+    """Each square's order [N, L]: `order`, or a random one; known ones last."""
+    n, length = len(keys), self.spec.length
+    if order is None:
+      scores = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(keys)
+      order = scores.argsort(-1)
+    else:
+      order = jnp.broadcast_to(jnp.asarray(order), (n, length))
+    if known is not None:
+      last = jnp.take_along_axis(known, order, 1).argsort(-1, stable=True)
+      order = jnp.take_along_axis(order, last, 1)
+    return order
 
   @nn.nowrap
   def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
@@ -397,11 +415,11 @@ class MARLevel(nn.Module):
     x = run(lambda level, x: level.norm_out(x), x)
     return x.reshape(at.shape + (s.width,)) * inside[..., None]
 
-  # Counting, for cost.py.
+  # Counting FLOPs, for planning/cost.py.
 
   @nn.nowrap
   def flops(self) -> float:
-    """Forward FLOPs a sequence, 2 per multiply-add, as computed here."""
+    """Of one sequence, its guide's prediction included."""
     return self.outputs_flops() + self.guide_flops()
 
   @nn.nowrap
@@ -420,9 +438,9 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """FLOPs to generate a square: one pass an iteration, one guide.
+    """One pass per iteration, and one guide.
 
-    The last layer reads from the tokens whose outputs are conditions only.
+    The last layer computes the outputs that are conditions, and no others.
     """
     s = self.spec
     d, t = s.width, s.guide + s.num_conds + s.length
@@ -434,7 +452,7 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def share(self, law: str) -> float:
-    """Of a square's patches, how many go down under a law: E[n] / L."""
+    """E[n] / L, of the number n of masked patches."""
     strata = (np.arange(1 << 16) + 0.5) / (1 << 16)
     counts = masking.counts(strata, self.spec, law, np)
     return counts.mean() / self.spec.length

@@ -13,9 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
-from fractal_jax.models import layers
+from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
-from fractal_jax.models.types import Array, Drawn, Given, Sampling, Spec
+from fractal_jax.models.types import (
+  Array,
+  Drawn,
+  Request,
+  Sampling,
+  Spec,
+  Steps,
+)
 
 
 class PixelLevel(nn.Module):
@@ -24,6 +31,18 @@ class PixelLevel(nn.Module):
   spec: Spec
 
   BLOCK = layers.ViTBlock
+
+  @staticmethod
+  def published(spec: Spec) -> published.Table:
+    """As in level.Level."""
+    return {
+      **published.linear('cond_embed', 'cond_proj'),
+      **published.norm('norm_in', 'ln'),
+      **published.blocks(spec.depth, published.VIT),
+      **published.norm('norm_out', 'norm'),
+      ('codebooks',): ([f'{c}_codebook.weight' for c in 'rgb'], published.SAME),
+      ('logit_bias',): ([f'{c}_mlm.bias' for c in 'rgb'], published.ROWS),
+    }
 
   def setup(self):
     s = self.spec
@@ -105,69 +124,70 @@ class PixelLevel(nn.Module):
   def generate(
     self,
     params,
-    conds: Array,
-    keys: Array,
-    guidance,
+    request: Request,
     sampling: Sampling,
-    given: Given | None = None,
+    draw_patch=None,
+    order=None,
+    *,
     bounds: tuple[Array, Array] | None = None,
-  ) -> Drawn:
+  ) -> Steps:
     """Draws pixels, channel by channel, with cached keys and values.
 
     Args:
       params: this level's parameters; call it on the unbound module.
-      conds: [G, N, n, Dc], G = 2 for with and without the class.
-      keys: [N] typed keys, one a pixel.
-      guidance: scalar; not used where G = 1.
+      request: the pixels that are wanted: squares of side 1.
       sampling: temperature, filter threshold.
-      given: values that are known, of squares of side 1.
+      draw_patch: not used: no level is below.
+      order: not used: channels come in their order.
       bounds: the least and the largest value that may be drawn, [N, C] each.
 
     Returns:
-      Squares of side 1: values [N, 1, (1,) C].
+      The steps whose result are the squares, values [N, 1, (1,) C].
     """
+    del draw_patch, order
     s = self.spec
-    streams, n = conds.shape[:2]
+    streams, n = request.conds.shape[:2]
+    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
 
     def call(method, *args):
       return self.apply({'params': params}, *args, method=method)
 
-    uniforms = jax.vmap(lambda k: jax.random.uniform(k, (s.channels,)))(keys)
-    cache = layers.empty_cache(
-      s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
-    )
+    draw_uniforms = lambda key: jax.random.uniform(key, (s.channels,))
+    uniforms = jax.vmap(draw_uniforms)(request.keys).T  # [C, N]
+    given, bounds = jax.tree.map(
+      lambda x: x.reshape(n, s.channels).T, (request.given, bounds)
+    )  # [C, N]
     block = layers.ViTBlock(**self.block_fields())
-    first = call('first', conds.reshape((streams * n,) + conds.shape[2:]))
 
-    def channel(carry, step):
-      x, cache = carry
-      k, uniform, given, bounds = step
+    def step(k, state):
+      x, cache, drawn = state
       if s.depth:
         x, cache = layers.step_stack(block, params['blocks'], x, cache, k, None)
       logits = call('head', x, k).reshape(streams, n, s.values)
-      values = draw(logits, uniform, guidance, sampling, bounds)  # [N]
+      limits = jax.tree.map(lambda x: x[k], bounds)
+      values = draw(logits, uniforms[k], request.guidance, sampling, limits)
       if given is not None:
-        values = jnp.where(given.known, given.values, values)
+        values = jnp.where(given.known[k], given.values[k], values)
       x = jnp.tile(call('next', k, values), (streams, 1, 1))
-      return (x, cache), values
+      return x, cache, drawn.at[k].set(values)
 
-    given, bounds = jax.tree.map(
-      lambda x: x.reshape(n, s.channels).T, (given, bounds)
-    )
-    steps = (jnp.arange(s.channels), uniforms.T, given, bounds)
-    _, values = jax.lax.scan(channel, (first, cache), steps)  # [C, N]
-    shape = (n,) + (1,) * s.rank + (s.channels,)
-    values = values.T.reshape(shape)
-    when = None
-    if sampling.record:
+    def squares(state) -> Drawn:
+      shape = (n,) + (1,) * s.rank + (s.channels,)
+      values = state[-1].T.reshape(shape)
       when = jnp.broadcast_to(jnp.arange(s.channels), shape)
-    return Drawn(values, when)
+      return Drawn(values, when if sampling.record else None)
+
+    cache = layers.empty_cache(
+      s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
+    )
+    start = call('first', conds), cache, jnp.zeros((s.channels, n), jnp.int32)
+    return Steps(count=s.channels, start=start, step=step, drawn=squares)
 
   @nn.nowrap
   def flops(self) -> float:
-    """Forward FLOPs a pixel: C tokens through the blocks, and the logits.
+    """Of scoring one pixel: C tokens through the blocks, and the logits.
 
-    Generating a pixel with the cache takes as many.
+    Generating one with the cache takes as many.
     """
     s = self.spec
     d, t = s.width, s.channels

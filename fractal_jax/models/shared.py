@@ -3,7 +3,7 @@
 With `model.share` a level's transformer has the very parameters of an earlier
 level's; embeddings, norms and tables remain its own. What is trained and saved
 holds such blocks once, at their owner, so that gradients add up there and
-nothing can come apart; `whole` puts them in place where a level is applied.
+nothing can come apart; `expand` puts them in place where a level is applied.
 """
 
 from fractal_jax.models.types import Spec
@@ -14,7 +14,7 @@ def owners(model) -> tuple[int, ...]:
   return tuple(model.share) or tuple(range(len(model.sizes)))
 
 
-def whole(params: dict, specs: tuple[Spec, ...]) -> dict:
+def expand(params: dict, specs: tuple[Spec, ...]) -> dict:
   """Parameters by level, every level with its blocks."""
   out = dict(params)
   for s in specs:
@@ -24,8 +24,8 @@ def whole(params: dict, specs: tuple[Spec, ...]) -> dict:
   return out
 
 
-def once(params: dict, specs: tuple[Spec, ...]) -> dict:
-  """The inverse of `whole`: blocks at their owners alone."""
+def collapse(params: dict, specs: tuple[Spec, ...]) -> dict:
+  """The inverse of `expand`: blocks at their owners alone."""
   out = dict(params)
   for s in specs:
     if s.shares != s.index:

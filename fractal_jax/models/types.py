@@ -140,18 +140,28 @@ class Drawn:
 NEVER = 2**31 - 1  # when a value is drawn that is not drawn yet
 
 
-@dataclasses.dataclass(frozen=True)
-class Loop:
-  """The generation of squares step by step: at once, or in parts."""
+@struct.dataclass
+class Request:
+  """N squares of a level to be generated, and what each is generated from."""
 
-  steps: int
+  conds: Array  # [G, N, n, D of the level above]
+  keys: Array  # [N] typed keys: a square is a function of its own key
+  guidance: Array | float  # not used where G = 1
+  given: Given | None = None  # values that are known, of these squares
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+  """The generation of squares, step by step: all at once, or some at a time."""
+
+  count: int
   start: Any  # the state before step 0
   step: Callable  # (t, state) to the state after step t
-  drawn: Callable  # a state to Drawn, of what is drawn by then
+  drawn: Callable  # a state to Drawn: the squares as they are by then
 
   def run(self) -> Drawn:
     """All the steps."""
-    state = jax.lax.fori_loop(0, self.steps, self.step, self.start)
+    state = jax.lax.fori_loop(0, self.count, self.step, self.start)
     return self.drawn(state)
 
 

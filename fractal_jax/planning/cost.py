@@ -81,7 +81,7 @@ def cost(config) -> Cost:
   params = param_counts(net)
   iterations = sample_iterations(net.specs, config.sample.iterations)
   levels, sequences, scored, trained = [], 1, 1.0, 1.0
-  for spec, kind, steps in zip(net.specs, net.level_classes(), iterations):
+  for spec, kind, steps in zip(net.specs, net.kinds, iterations):
     level = kind(spec, parent=None)
     above_pixels = steps is not None
     flops = level.flops()

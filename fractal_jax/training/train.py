@@ -305,8 +305,8 @@ def loss_fn(config, net, mesh, params, batch, key):
     return w @ (scores.nats @ weights), w @ mean, w.sum()
 
   def one_group(images, labels, draws, dropout):
-    out = net.apply(
-      {'params': net.whole(params)},
+    out = net.score(
+      params,
       images,
       labels,
       draws,

@@ -1,0 +1,159 @@
+"""Level kind "independent": all patches at once, none seeing another.
+
+Sequence [c_{n-1} ; ... ; c_0 ; p_1 ; ... ; p_L] whose patch tokens are learned
+positions alone: the conditions of all patches follow from those of the square
+in one pass. Given these, patches are independent, so the likelihood is exact.
+What a decoder without autoregression would be; docs/ablations.md compares it
+with "ar" and "mar". Axis letters: types.py.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fractal_jax import sharding
+from fractal_jax.models import layers
+from fractal_jax.models.chunked import chunked
+from fractal_jax.models.keys import fold_in
+from fractal_jax.models.level import all_down, check_rows
+from fractal_jax.models.patches import patchify, unpatchify
+from fractal_jax.models.types import (
+  Array,
+  Draws,
+  Request,
+  Rows,
+  Sampling,
+  Spec,
+  Steps,
+  undrawn,
+)
+
+
+class IndependentLevel(nn.Module):
+  """A level whose patches are independent given its conditions."""
+
+  spec: Spec
+
+  BLOCK = layers.ViTBlock
+  MASKS = False
+  EXACT = True
+  GUIDES = False
+
+  @staticmethod
+  def conditions(rank: int) -> tuple[str, ...]:
+    del rank
+    return ('itself',)
+
+  @staticmethod
+  def takes(num_conds: int) -> int:
+    return num_conds
+
+  @staticmethod
+  def problems(spec: Spec) -> list[str]:
+    del spec
+    return []
+
+  @staticmethod
+  def published(spec: Spec) -> None:
+    del spec
+
+  def setup(self):
+    s = self.spec
+    self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
+    self.positions = self.param(
+      'positions',
+      layers.logical(layers.TABLE, None, 'embed'),
+      (s.num_conds + s.length, s.width),
+    )
+    self.norm_in = layers.layer_norm(s.dtype)
+    fields = dict(
+      width=s.width,
+      heads=s.heads,
+      causal=False,
+      dropout=s.dropout,
+      dtype=s.dtype,
+    )
+    self.blocks = layers.stack(self.BLOCK, fields, s.depth, s.remat, s.unroll)
+    self.norm_out = layers.layer_norm(s.dtype)
+
+  def outputs(self, conds: Array, *, train: bool) -> Array:
+    """Conditions of the square [N, n, Dc] to those of its patches [N, L, D]."""
+    s = self.spec
+    front = self.cond_embed(conds[:, ::-1])  # [N, n, D], the last one first
+    x = jnp.pad(front, ((0, 0), (0, s.length), (0, 0)))  # [N, n + L, D]
+    positions = sharding.gathered(self.positions, None, 'embed')
+    x = self.norm_in(x + positions.astype(x.dtype))
+    x, _ = self.blocks(x, None, train)
+    return self.norm_out(x[:, s.num_conds :])  # [N, L, D]
+
+  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
+    """All patches go down; see level.Level."""
+    del draws, mask
+    check_rows(rows, self.spec)
+    outputs = lambda level, conds: level.outputs(conds, train=train)
+    conds = chunked(outputs, self, rows.conds)  # [N, L, D]
+    return all_down(rows, conds, self.spec), None, jnp.zeros((), jnp.int32)
+
+  @nn.nowrap  # pure: it calls `apply` itself
+  def generate(
+    self,
+    params,
+    request: Request,
+    sampling: Sampling,
+    draw_patch,
+    order=None,
+  ) -> Steps:
+    """All patches in one step; see level.Level. Guidance is at full scale."""
+    del order
+    s = self.spec
+    level = self.clone(spec=dataclasses.replace(s, remat='none'))
+    streams, n = request.conds.shape[:2]
+    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
+    given = jax.tree.map(lambda x: patchify(x, s), request.given)
+
+    def step(t, drawn):
+      del t
+      conds_below = level.apply(
+        {'params': params}, conds, train=False, method='outputs'
+      )
+      wanted = Request(
+        conds=conds_below.reshape(streams, n * s.length, 1, s.width),
+        keys=fold_in(request.keys[:, None], jnp.arange(s.length)).reshape(-1),
+        guidance=request.guidance,
+        given=jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), given),
+      )
+      new = draw_patch(wanted)  # [N L, p, (p,) C]
+      if sampling.record:  # counted in values: all patches take turns
+        new = new.replace(when=new.when * s.length)
+      return jax.tree.map(lambda old, x: x.reshape(old.shape), drawn, new)
+
+    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
+    return Steps(
+      count=1,
+      start=undrawn(shape, sampling, given),
+      step=step,
+      drawn=lambda drawn: jax.tree.map(lambda x: unpatchify(x, s), drawn),
+    )
+
+  # Counting FLOPs, for planning/cost.py.
+
+  @nn.nowrap
+  def flops(self) -> float:
+    """Of one sequence."""
+    s = self.spec
+    d, t = s.width, s.num_conds + s.length
+    embed = 2 * d * s.num_conds * s.cond_width
+    return embed + s.depth * (24 * d * d * t + 4 * t * t * d)
+
+  @nn.nowrap
+  def sample_flops(self, iterations: int) -> float:
+    """One pass, however many iterations the other levels take."""
+    del iterations
+    return self.flops()
+
+  @nn.nowrap
+  def share(self, law: str) -> float:
+    del law
+    return 1.0

@@ -1,0 +1,154 @@
+"""What a level must provide: the interface between the recursion and a kind.
+
+A *kind* of level is a flax module with one field, its Spec, and the methods
+below. `fractal.Fractal` and everything behind it (likelihood, explanations,
+costs, conversion of published weights) know levels by this interface alone, so
+that a new kind is one file beside this one and one entry of `kinds.KINDS`.
+Axis letters: types.py.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from fractal_jax.models.patches import patchify
+from fractal_jax.models.types import (
+  Array,
+  Drawn,
+  Draws,
+  Request,
+  Rows,
+  Sampling,
+  Scores,
+  Spec,
+  Steps,
+)
+
+
+class Level(Protocol):
+  """A level above the pixels."""
+
+  spec: Spec
+
+  # What the kind is.
+
+  # Its transformer's block. Levels may share blocks of one class.
+  BLOCK: ClassVar[type[nn.Module]]
+  # Whether a pass sends only some patches down, drawn at random, rather than
+  # all of them. Such a pass estimates the likelihood; see Draws.law.
+  MASKS: ClassVar[bool]
+  # Whether one pass gives the exact likelihood, by the chain rule.
+  EXACT: ClassVar[bool]
+  # Whether it can predict a guiding pixel (config.model.guide).
+  GUIDES: ClassVar[bool]
+
+  @staticmethod
+  def conditions(rank: int) -> tuple[str, ...]:
+    """Names of the conditions that it can give to the level below, in order."""
+
+  @staticmethod
+  def takes(num_conds: int) -> int:
+    """How many conditions it takes where it is offered `num_conds`."""
+
+  @staticmethod
+  def problems(spec: Spec) -> list[str]:
+    """Every rule of this kind that the level breaks, for the user to read."""
+
+  @staticmethod
+  def published(spec: Spec) -> dict | None:
+    """Its parameters in the published checkpoints; None: there are none.
+
+    Returns:
+      {path of ours: (names of theirs, Layout)}, see published.py.
+    """
+
+  # Scoring: teacher-forced, as a flax module.
+
+  def __call__(
+    self, rows: Rows, draws: Draws, mask=None, *, train: bool
+  ) -> tuple[Rows, Scores | None, Array]:
+    """Sends patches down, each with its conditions.
+
+    Args:
+      rows: N squares [N, s, (s,) C] with conditions [N, num_conds, Dc].
+      draws: the random draws of levels that mask.
+      mask: [N, L], which patches go down, in place of a random choice; levels
+        that do not mask ignore it.
+      train: whether dropout is on.
+
+    Returns:
+      The M patches that go down, as the rows of the next level, with conditions
+      [M, out_conds, D]; the scores of its guiding pixel, or None; an int32
+      scalar, how many patches should have gone down and did not fit.
+    """
+
+  # Generating: pure, on the unbound module.
+
+  def generate(
+    self,
+    params,
+    request: Request,
+    sampling: Sampling,
+    draw_patch: Callable[[Request], Drawn],
+    order=None,
+  ) -> Steps:
+    """Generates squares [N, s, (s,) C], patch by patch.
+
+    Args:
+      params: this level's parameters.
+      request: the squares that are wanted.
+      sampling: how values are drawn.
+      draw_patch: the next level: M patches from conditions [G, M, out_conds,
+        D], one key and one Given each.
+      order: [L], an order of the patches for all squares, in place of random
+        ones; levels with an order of their own ignore it.
+
+    Returns:
+      The steps whose result are the squares. What is known of them is kept.
+    """
+
+  # Counting FLOPs, 2 per multiply-add, as they are computed here.
+
+  def flops(self) -> float:
+    """Of scoring one square."""
+
+  def sample_flops(self, iterations: int) -> float:
+    """Of generating one square in so many iterations."""
+
+  def share(self, law: str) -> float:
+    """The share of a square's patches that go down; law: as in Draws."""
+
+
+def check_rows(rows: Rows, spec: Spec) -> None:
+  """Asserts the shapes of what a level is given."""
+  n = len(rows.squares)
+  side = (spec.side,) * spec.rank
+  chex.assert_shape(rows.squares, (n, *side, spec.channels))
+  chex.assert_shape(rows.conds, (n, spec.num_conds, spec.cond_width))
+  chex.assert_shape([rows.weight, rows.image, rows.site], (n,))
+
+
+def all_down(rows: Rows, conds: Array, spec: Spec) -> Rows:
+  """The rows of the next level where every patch goes down.
+
+  Args:
+    rows: N squares of this level.
+    conds: [N, L, D], one condition for each patch.
+    spec: of this level.
+
+  Returns:
+    N L rows: the patches of a square are neighbours, in raster order.
+  """
+  patches = patchify(rows.squares, spec)  # [N, L, p, (p,) C]
+  n = len(patches) * spec.length
+  site = rows.site[:, None] * spec.length + jnp.arange(spec.length)
+  return Rows(
+    squares=patches.reshape((n,) + patches.shape[2:]),
+    conds=conds.reshape(n, 1, spec.width),
+    weight=jnp.repeat(rows.weight, spec.length),
+    image=jnp.repeat(rows.image, spec.length),
+    site=site.reshape(n),
+  )
