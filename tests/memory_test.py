@@ -3,14 +3,13 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from benchmarks import memory as benchmark
 from configs import digits
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.planning import cost, liveness, memory
+from fractal_jax.planning import cost, memory
 from fractal_jax.training import optimizer, train_state
 
 # As by default, and not as conftest.py has it; the schedule for least memory,
@@ -31,20 +30,20 @@ def configure(kind, axes=(1, 1, 1), batch=256, **model):
 
 
 @pytest.mark.parametrize(
-  'kind, axes, remat',
+  'kind, axes, remat, error',
   [
-    ('ar', (1, 1, 1), 'none'),
-    ('ar', (1, 1, 1), 'full'),
-    ('mar', (1, 8, 1), 'full'),
+    ('ar', (1, 1, 1), 'none', 0.15),
+    ('ar', (1, 1, 1), 'full', 0.2),  # the smallest, and furthest off
+    ('mar', (1, 8, 1), 'full', 0.15),
   ],
 )
-def test_counted_is_what_xla_says(kind, axes, remat):
-  """Within 15%; benchmarks/memory.py has more, and larger, configs."""
+def test_counted_is_what_xla_says(kind, axes, remat, error):
+  """As docs/mesh.md states; benchmarks/memory.py has larger configs."""
   c = configure(kind, axes, 128 * math.prod(axes), remat=remat)
   mesh = sharding.make_mesh(c, jax.devices()[: math.prod(axes)])
   analysis, _ = benchmark.compiled(c, mesh, NORMAL)
   counted = memory.memory(c, mesh)
-  assert counted.total == pytest.approx(benchmark.total(analysis), rel=0.15)
+  assert counted.total == pytest.approx(benchmark.total(analysis), rel=error)
 
 
 def test_parts_are_the_bytes_that_lie_on_a_device():
@@ -70,76 +69,57 @@ def test_parts_are_the_bytes_that_lie_on_a_device():
   assert less.activations < found.activations
 
 
-def test_chunks_are_found_that_fit():
-  c = configure('mar')
-  mesh = sharding.abstract_mesh(c, 1)
-  whole = memory.memory(c, mesh)
-  chunks, found = memory.fitting_chunks(c, mesh, 0.7 * whole.total)
-  assert found.total <= 0.7 * whole.total and max(chunks) <= 16
-  assert found.params == whole.params
-  assert memory.fitting_chunks(c, mesh, 2 * whole.params) is None
-  assert c.model.chunks == ()
+def test_what_is_kept_is_by_level():
+  """Chunks of a level keep its input alone, and its block works in parts."""
+  c = configure('mar', remat='none')
+  found = memory.step(c, sharding.abstract_mesh(c, 1))
+  assert found.kept > sum(found.chunked) > 0.8 * found.kept
+  whole, halves = found.memory(), found.memory((1, 2))
+  assert whole.level == 1 and whole.params == halves.params
+  less = found.chunked[1] - (found.chunked[1] - found.working[1]) / 2
+  assert whole.activations - halves.activations == pytest.approx(less)
 
 
-def test_chunks_of_a_level_within_where_those_of_the_fullest_do_not_help(
-  monkeypatch,
-):
-  c = configure('ar')
-  c.model.chunks = (1, 1)
-
-  def counted(config, mesh, tiles):
-    outer, inner = config.model.chunks
-    return memory.Memory(0, 0, 0, 0, max(32 / outer, 16 / inner), '0')
-
-  monkeypatch.setattr(memory, 'memory', counted)
-  assert memory.fitting_chunks(c, None, 8.0)[0] == (4, 2)
-  assert memory.fitting_chunks(c, None, 17.0)[0] == (2, 1)
-  monkeypatch.setattr(
-    memory, 'memory', lambda *_: memory.Memory(0, 0, 0, 0, 32, '0')
-  )
-  assert memory.fitting_chunks(c, None, 8.0) is None
-
-
-def test_chunks_that_are_not_needed_are_taken_back(monkeypatch):
-  """The fullest moment is in a level that has the lesser part in it."""
-  c = configure('ar')
-  c.model.chunks = (1, 1)
-
-  def counted(config, mesh, tiles):
-    outer, inner = config.model.chunks
-    return memory.Memory(0, 0, 0, 0, 8 / outer + 24 / inner, '0')
-
-  monkeypatch.setattr(memory, 'memory', counted)
-  assert memory.fitting_chunks(c, None, 17.0)[0] == (2, 2)
-  c.model.chunks = (8, 1)  # the config's own stay
-  assert memory.fitting_chunks(c, None, 17.0)[0] == (8, 2)
-
-
-def test_tpus_pad_attention_to_tiles():
-  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
-  assert liveness.tiled(shape(7, 4, 3, 16)) == 2 * 7 * 4 * 4 * 128
-  assert liveness.tiled(shape(5, 21, 130)) == 2 * 5 * 24 * 256
-  assert liveness.tiled(shape(9)) == 2 * 128
+def test_remat_keeps_less():
   c = configure('ar')
   mesh = sharding.abstract_mesh(c, 1)
-  plain, padded = (memory.memory(c, mesh, tiles) for tiles in (False, True))
-  assert padded.activations > 1.5 * plain.activations
-  assert padded.params == plain.params
+  totals = []
+  for c.model.remat in ('none', 'dots', 'full'):
+    totals.append(memory.memory(c, mesh).total)
+  assert totals[0] > 1.3 * totals[1] > 1.5 * totals[2]
 
-  def activations(device):
-    row = next(
-      line
-      for line in memory.table(c, 1, device, 0.4, 1_500).splitlines()
-      if line.startswith('none')
-    )
-    return float(row.split()[5])
 
-  assert activations('H100') == pytest.approx(
-    plain.activations / memory.GIB, abs=0.006
-  )
-  assert activations('v5p') == pytest.approx(
-    padded.activations / memory.GIB, abs=0.006
-  )
+def step_of(kept, chunked, working):
+  return memory.Step(1.0, 2.0, 1.0, 0.0, kept, chunked, working)
+
+
+def test_the_fewest_chunks_that_fit_are_found():
+  found = step_of(100.0, (40.0, 50.0), (2.0, 20.0))
+  assert found.memory().total == 124 and found.memory().level == 1
+  fits = memory.fitting_chunks(found, (1, 1), 124.0)
+  assert fits == (1, 1)
+  # Halves of the outer level: 60 are kept, and at most 21 beside them.
+  assert memory.fitting_chunks(found, (1, 1), 100.0) == (2, 1)
+  assert memory.fitting_chunks(found, (1, 1), 60.0) == (2, 2)
+  assert memory.fitting_chunks(found, (1, 8), 100.0) == (1, 8)  # its own stay
+  assert memory.fitting_chunks(found, (1, 1), 14.0) is None
+
+
+def test_gradients_and_updates_are_the_least():
+  """Where activations are few, the end of a step is its fullest moment."""
+  found = memory.Step(8.0, 16.0, 8.0, 0.0, 1.0, (1.0,), (1.0,))
+  assert found.memory().activations == 8 and found.memory().total == 40
+
+
+def test_the_table_finds_chunks():
+  c = configure('mar', batch=32768)
+  text = memory.table(c, 1, 'v5e', 0.4, 1_500)
+  (line,) = [x for x in text.splitlines() if 'It fits with' in x]
+  chunks = line.split('chunks=')[1].rstrip('.')
+  assert any(row.split()[1] == chunks for row in text.splitlines()[3:8])
+  c.model.chunks = tuple(map(int, chunks.split(',')))
+  mesh = sharding.abstract_mesh(c, 1)
+  assert memory.memory(c, mesh).total <= memory.FITS * 16 * memory.GIB
 
 
 def test_table():

@@ -1,12 +1,16 @@
 """Memory of a training step on each device of a mesh, and hours of a run.
 
-Counted from the config: the step is traced (a few seconds), not compiled.
-Parameters, gradients and optimizer state follow from the shardings; what the
-activations take, from a walk over the traced loss and its gradient, see
-liveness.py. `benchmarks/memory.py` compares with what XLA says.
+Parameters, gradients and optimizer state follow from the shardings. What the
+forward pass keeps for the backward pass is what JAX says: the residuals of the
+traced loss. On top comes what one block needs while its backward pass runs.
+Nothing is compiled, so the compiler's own choices are left out:
+`python benchmarks/memory.py` compiles and compares, and docs/mesh.md says how
+far off the sum is. For TPUs `fractal-jax cost --topology` asks the compiler.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -14,10 +18,16 @@ import jax.numpy as jnp
 
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.planning import cost, liveness
+from fractal_jax.planning import cost
 from fractal_jax.training import optimizer, train, train_state
 
 GIB = 2**30
+# A block in its backward pass: all that it would keep without remat, and the
+# gradients that pass through it, of which the widest are alive together.
+WORKING = 1.25
+# The share of a block's activations between its projections into and out of
+# heads or MLP columns, which `tensor` splits (12 of 16 widths of a ViTBlock).
+BETWEEN = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Memory:
   gradients: float
   batch: float  # images and labels
   activations: float  # all else at the fullest moment
-  level: str  # in which that is
+  level: int  # in whose backward pass that is
 
   @property
   def total(self) -> float:
@@ -42,77 +52,166 @@ class Memory:
     )
 
 
-def memory(config, mesh, tiles=False) -> Memory:
-  """The memory of a training step.
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What a training step with one choice of `remat` takes, in bytes.
+
+  Attributes:
+    params, optimizer, gradients, batch: as in Memory.
+    kept: activations kept for the backward pass if no level is chunked.
+    chunked: for each level, how much less is kept if it is.
+    working: for each level, the most that its backward pass needs beside.
+  """
+
+  params: float
+  optimizer: float
+  gradients: float
+  batch: float
+  kept: float
+  chunked: tuple[float, ...]
+  working: tuple[float, ...]
+
+  def memory(self, chunks: Sequence[int] = ()) -> Memory:
+    """The Memory with model.chunks."""
+    chunks = chunks or (1,) * len(self.working)
+    kept = self.kept
+    # A part of a chunked level keeps what the whole would, while it is on.
+    during = []
+    for less, working, n in zip(self.chunked, self.working, chunks):
+      kept -= less if n > 1 else 0
+      during.append((working + (less if n > 1 else 0)) / n)
+    fullest = max(range(len(during)), key=during.__getitem__)
+    return Memory(
+      params=self.params,
+      optimizer=self.optimizer,
+      gradients=self.gradients,
+      batch=self.batch,
+      # In the end, updates lie beside the gradients.
+      activations=max(kept + during[fullest], self.gradients),
+      level=fullest,
+    )
+
+
+def memory(config, mesh) -> Memory:
+  """The memory of a training step on one device.
 
   Args:
     config: reads `model`, `optim` and `mesh.groups`.
     mesh: the mesh, of devices or abstract.
-    tiles: whether arrays lie in tiles of 8 by 128, as on TPUs.
-
-  Returns:
-    A Memory, of one device.
   """
-  parts = sharding.batch_devices(mesh)
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.mesh.groups = (config.mesh.groups or parts) // parts
-    config.optim.batch //= parts
-  net = fractal.from_config(config.model)
-  one = sharding.single_device_mesh()
-  boxed = train_state.boxed_params(net)
-  params = sharding.unbox(boxed)
-  specs = jax.tree.map(
-    lambda x: sharding.spec(x.names, x.value.shape, mesh),
-    boxed,
-    is_leaf=sharding.is_boxed,
-  )
-  trained, frozen = optimizer.split(config, params)
-  split, kept = optimizer.split(config, specs)
-  batch = batch_of(config)
+  return step(config, mesh).memory(config.model.chunks)
 
-  def gradient(trained, frozen, batch):
+
+def step(config, mesh, working: tuple[float, ...] | None = None) -> Step:
+  """What a training step takes on one device, whatever model.chunks are.
+
+  Args:
+    config: as for `memory`.
+    mesh: the mesh, of devices or abstract.
+    working: what `working_bytes` gave, where it is known.
+  """
+  boxed = train_state.boxed_params(fractal.from_config(config.model))
+
+  def local(leaf):  # float32 bytes of a parameter on a device
+    where = sharding.spec(leaf.names, leaf.value.shape, mesh)
+    ways = math.prod(mesh.shape[axis] for axis in where if axis)
+    return 4 * math.prod(leaf.value.shape) / ways
+
+  sizes = jax.tree.map(local, boxed, is_leaf=sharding.is_boxed)
+  trained, _ = optimizer.split(config, sizes)
+  gradients = sum(jax.tree.leaves(trained))
+  own = of_a_device(config, mesh)
+  kept, chunked = kept_bytes(own), []
+  for i, _ in enumerate(own.model.sizes):
+    own.model.chunks = changed((1,) * len(own.model.sizes), i, 2)
+    chunked.append(kept - kept_bytes(own))
+  share = share_of_tensor(mesh)
+  return Step(
+    params=sum(jax.tree.leaves(sizes)),
+    optimizer=2 * gradients,
+    gradients=gradients,
+    batch=sum(map(bytes_of, jax.tree.leaves(batch_of(own)))),
+    kept=kept * share,
+    chunked=tuple(x * share for x in chunked),
+    working=working or working_bytes(config, mesh),
+  )
+
+
+def working_bytes(config, mesh) -> tuple[float, ...]:
+  """For each level, the most that its backward pass needs at a time.
+
+  That is a block's own activations, those that one block more would keep
+  without remat, or at the pixel level the logits and their gradient.
+  """
+  own = of_a_device(config, mesh)
+  own.model.remat = 'none'
+  depths = tuple(own.model.depths)
+  kept, blocks = kept_bytes(own), []
+  for i, depth in enumerate(depths):
+    own.model.depths = changed(depths, i, depth + 1)
+    blocks.append(kept_bytes(own) - kept)
+  own.model.depths = depths
+  out = [WORKING * share_of_tensor(mesh) * x for x in blocks]
+  return (*out[:-1], max(out[-1], logits_bytes(own)))
+
+
+def of_a_device(config, mesh):
+  """A config of one device's images, in its own groups, without chunks."""
+  parts = sharding.batch_devices(mesh)
+  own = config.copy_and_resolve_references().unlock()
+  own.mesh.groups = (config.mesh.groups or parts) // parts
+  own.optim.batch //= parts
+  own.model.chunks, own.model.share = (), ()
+  return own
+
+
+def changed(values: tuple, i: int, value) -> tuple:
+  """`values` with another entry i."""
+  return (*values[:i], value, *values[i + 1 :])
+
+
+def share_of_tensor(mesh) -> float:
+  """The share of a block's activations that each of `tensor` devices holds."""
+  return 1 - BETWEEN * (1 - 1 / mesh.shape['tensor'])
+
+
+def kept_bytes(config) -> float:
+  """Bytes that the loss keeps for its gradient, beside the parameters."""
+  net = fractal.from_config(config.model)
+  mesh = sharding.single_device_mesh()
+  params = sharding.unbox(train_state.boxed_params(net))
+  trained, frozen = optimizer.split(config, params)
+
+  def residuals(trained, frozen, batch):
     def loss(trained):
       key = jax.random.key(0)
-      return train.loss_fn(config, net, one, trained | frozen, batch, key)
+      return train.loss_fn(config, net, mesh, trained | frozen, batch, key)[0]
 
-    return jax.value_and_grad(loss, has_aux=True)(trained)
+    return jax.vjp(loss, trained)[1]
 
-  with jax.set_mesh(one):
-    traced, shapes = jax.make_jaxpr(gradient, return_shape=True)(
-      trained, frozen, batch
-    )
-  ways = lambda spec: math.prod(mesh.shape[axis] for axis in spec if axis)
-  whole = lambda tree: jax.tree.map(lambda _: None, tree)
-  out = (whole(shapes[0]), jax.tree.map(ways, split))
-  over_tensor = lambda spec: 'tensor' in spec and mesh.shape['tensor'] > 1
-  found = liveness.peak(
-    traced,
-    jax.tree.leaves(jax.tree.map(over_tensor, (split, kept)))
-    + [False] * len(jax.tree.leaves(batch)),
-    jax.tree.leaves(out, is_leaf=lambda x: x is None),
-    mesh.shape['tensor'],
-    mesh.shape['fsdp'] > 1,
-    tiles,
-  )
-  bytes_of = lambda tree, specs: sum(
-    jax.tree.leaves(
-      jax.tree.map(lambda x, s: 4 * math.prod(x.shape) / ways(s), tree, specs)
-    )
-  )
-  grads = bytes_of(trained, split)
-  return Memory(
-    params=bytes_of(params, specs),
-    optimizer=2 * grads,
-    gradients=grads,
-    batch=sum(liveness.bytes_of(x) for x in jax.tree.leaves(batch)),
-    # In the end, updates lie beside the gradients.
-    activations=max(found.size - grads, grads),
-    level=found.level,
-  )
+  with jax.set_mesh(mesh):
+    found = jax.eval_shape(residuals, trained, frozen, batch_of(config))
+  every = sum(map(bytes_of, jax.tree.leaves(found)))
+  return every - sum(map(bytes_of, jax.tree.leaves(params)))
 
 
-def batch_of(config):
+def logits_bytes(config) -> float:
+  """Bytes of the logits of all pixels at once, and of their gradient."""
+  net = fractal.from_config(config.model)
+  rows = float(config.optim.batch)
+  for kind, spec in zip(net.kinds[:-1], net.specs):
+    rows *= spec.length * kind(spec, parent=None).share('train')
+  return 2 * 4 * rows * config.model.channels * config.model.num_values
+
+
+def bytes_of(x) -> int:
+  """Of an array or its shape; a random key is two words."""
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return 8 * math.prod(x.shape)
+  return x.dtype.itemsize * math.prod(x.shape)
+
+
+def batch_of(config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of what data/pipeline.py gives for a step, the index left out."""
   m, b = config.model, config.optim.batch
   shape = (b,) + (m.sizes[0],) * m.rank + (m.channels,)
@@ -134,59 +233,30 @@ DEVICES = {
   'H100': ('H100', 80),
   'H200': ('H200', 140),
 }
-# Of the memory. The count is good to 15%, for TPUs to 20%.
-FITS = 0.75
-MOST_CHUNKS = 4096
+FITS = 0.75  # of the memory: what is counted is good to 15%
+MOST_CHUNKS = 256
 
 
-def fitting_chunks(config, mesh, room: float, tiles=False) -> tuple | None:
-  """Few model.chunks with which a step fits; None if none are found.
-
-  In powers of two. Doubled at the level in which the fullest moment is, or
-  where that does not help at another, until it fits; then those that are not
-  needed are taken back.
+def fitting_chunks(
+  found: Step, least: Sequence[int], room: float
+) -> tuple[int, ...] | None:
+  """The fewest model.chunks with which a step fits; None if none are found.
 
   Args:
-    config: the config; its own chunks are the least.
-    mesh: the mesh, of devices or abstract.
+    found: the step.
+    least: the fewest of each level; they are doubled where that helps.
     room: bytes.
-    tiles: as `memory` takes it.
-
-  Returns:
-    model.chunks and the Memory with them.
   """
-  config = config.copy_and_resolve_references().unlock()
-  least = config.model.chunks or (1,) * len(config.model.sizes)
 
-  def count(chunks):
-    config.model.chunks = tuple(chunks)
-    return memory(config, mesh, tiles)
+  def doublings(n):
+    return [n] + [n << k for k in range(1, 20) if n << k <= MOST_CHUNKS]
 
-  chunks, found = list(least), count(least)
-  while found.total > room:
-    left = room - (found.total - found.activations)
-    if left <= 0 or max(chunks) >= MOST_CHUNKS:
-      return None
-    factor = 2 ** max(1, int(math.log2(found.activations / left)))
-    levels = range(len(chunks))
-    for level in sorted(levels, key=lambda i: str(i) != found.level):
-      more = chunks.copy()
-      more[level] *= factor
-      less = count(more)
-      if less.activations <= 0.98 * found.activations:
-        break
-    else:
-      return None
-    chunks, found = more, less
-  for level in sorted(range(len(chunks)), key=lambda i: -chunks[i]):
-    while chunks[level] >= 2 * least[level]:
-      fewer = chunks.copy()
-      fewer[level] //= 2
-      less = count(fewer)
-      if less.total > room:
-        break
-      chunks, found = fewer, less
-  return tuple(chunks), found
+  fit = (
+    (math.prod(chunks), found.memory(chunks).total, chunks)
+    for chunks in itertools.product(*map(doublings, least))
+    if found.memory(chunks).total <= room
+  )
+  return min(fit, default=(None,))[-1]
 
 
 def table(config, devices: int, device: str, mfu: float, images: int) -> str:
@@ -201,7 +271,6 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   """
   mesh = sharding.abstract_mesh(config, devices)
   kind, size = DEVICES[device]
-  tiles = kind.startswith('TPU')
   peak = cost.peak_flops(kind)
   axes = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items())
   batch, parts = config.optim.batch, sharding.batch_devices(mesh)
@@ -223,17 +292,20 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
     )
 
   room, notes = FITS * size * GIB, []
-  changed = config.copy_and_resolve_references().unlock()
+  working = working_bytes(config, mesh)
+  other = config.copy_and_resolve_references().unlock()
+  chunks = tuple(config.model.chunks)
   for remat in ('none', 'dots', 'full'):
-    changed.model.remat = remat
-    found = memory(changed, mesh, tiles)
-    row(remat, config.model.chunks, found)
-    if found.total > room and remat == config.model.remat:
-      fits = fitting_chunks(changed, mesh, room, tiles)
+    other.model.remat = remat
+    found = step(other, mesh, working)
+    row(remat, chunks, found.memory(chunks))
+    if found.memory(chunks).total > room and remat == config.model.remat:
+      least = chunks or (1,) * len(config.model.sizes)
+      fits = fitting_chunks(found, least, room)
       if fits:
-        row(remat, *fits)
+        row(remat, fits, found.memory(fits))
         notes.append(
-          f'It fits with --config.model.chunks={",".join(map(str, fits[0]))}.'
+          f'It fits with --config.model.chunks={",".join(map(str, fits))}.'
         )
       else:
         notes.append(
@@ -248,7 +320,7 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   lines = [
     f'{devices} x {device} ({size} GiB, {peak / 1e12:.0f} TFLOP/s), '
     f'mesh {axes}.',
-    f'{batch} images a step, {batch // parts} a device. GiB on each device:',
+    f'{batch} images per step, {batch // parts} per device. GiB on each:',
     *cost.aligned(rows),
     'activations: all that a step holds at its fullest moment beside the rest.',
     *notes,
