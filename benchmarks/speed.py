@@ -8,7 +8,13 @@ median of several, each waited for. Compilation is timed without JAX's
 persistent cache. The sample job has guidance 4 (linear schedule, both
 streams), temperature 1, and 16 iterations at level 0 and 8 below for masked
 levels; flags change that. MFU is model FLOPs (cost.py: nothing for what remat
-computes again or padding) a second, as a share of the chips' bfloat16 peak.
+computes again or padding) per second, as a share of the chips' bfloat16 peak.
+
+  python benchmarks/speed.py --config=configs/mini.py:ar --published=fractalgen
+
+also times the published PyTorch code (published.py), in the same process and
+with the same sizes, batch and job: ours, theirs, ours, theirs. The ratio is the
+median of those of neighbouring calls, with the least and the largest.
 """
 
 import json
@@ -39,7 +45,10 @@ TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of sampling.')
 ITERATIONS = flags.DEFINE_list(
   'iterations', None, 'Of masked levels; 16,8,8,... if unset.'
 )
-JSON = flags.DEFINE_bool('json', False, 'One line of JSON a job, no table.')
+PUBLISHED = flags.DEFINE_string(
+  'published', None, 'A checkout of the published code, to be timed in turn.'
+)
+JSON = flags.DEFINE_bool('json', False, 'One line of JSON per job, no table.')
 flags.mark_flag_as_required('config')
 
 
@@ -97,23 +106,32 @@ def random_batch(config, mesh):
   return sharding.place(batch, mesh)
 
 
-def measure(what, config) -> dict:
-  """One job's numbers, by name."""
+def measure(what, config, theirs=None) -> dict:
+  """One job's numbers, by name.
+
+  Args:
+    what: one of JOBS.
+    config: reads all but its data.
+    theirs: a call that does the same job in the published code, or None.
+  """
   net = fractal.from_config(config.model)
   mesh = sharding.make_mesh(config)
   function, args, again, flops = JOBS[what](config, net, mesh)
+  times, ratios = [], []
   with jax.set_mesh(mesh):
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     compile_s = time.perf_counter() - start
-    static = getattr(function, 'static_argnums', STATIC[what])
-    times = []
     for _ in range(1 + REPEATS.value):
       start = time.perf_counter()
-      out = compiled(*[a for i, a in enumerate(args) if i not in static])
+      out = compiled(*[a for i, a in enumerate(args) if i not in STATIC[what]])
       jax.block_until_ready(out)
       times.append(time.perf_counter() - start)
       args = again(out)
+      if theirs is not None:
+        start = time.perf_counter()
+        theirs()
+        ratios.append((time.perf_counter() - start) / times[-1])
   seconds = float(np.median(times[1:]))
   images = config.optim.batch
   devices = list(mesh.devices.flat)
@@ -133,11 +151,12 @@ def measure(what, config) -> dict:
     'program_memory_gib': gib(
       program and program.temp_size_in_bytes + program.argument_size_in_bytes
     ),
+    'times_as_fast_as_published': sorted(ratios[1:]),
   }
 
 
 # Arguments that are compiled in.
-STATIC = {'train': (), 'likelihood': (0, 1), 'sample': (0, 1, 2)}
+STATIC = {'train': (), 'likelihood': (0, 4), 'sample': (0, 1, 2)}
 
 
 def gib(size):
@@ -171,11 +190,13 @@ def cpu_name() -> str:
 def table(rows: list[dict]) -> str:
   head = (
     'job', 'batch', 's', 'images/s', 'compile s', 'GFLOP/image', 'TFLOP/s',
-    'MFU', 'memory GiB',
+    'MFU', 'memory GiB', 'published / ours',
   )  # fmt: skip
   lines = [head]
   for r in rows:
     memory = r['peak_memory_gib'] or r['program_memory_gib']
+    ratios = r['times_as_fast_as_published']
+    spread = ratios and f'{ratios[0]:.2f} to {ratios[-1]:.2f}'
     lines.append(
       (
         r['what'],
@@ -187,6 +208,7 @@ def table(rows: list[dict]) -> str:
         f'{r["tflops_per_s"]:.3g}',
         '-' if r['mfu'] is None else f'{r["mfu"]:.1%}',
         '-' if memory is None else f'{memory:.2f}',
+        f'{np.median(ratios):.2f} ({spread})' if ratios else '-',
       )
     )
   return '\n'.join(cost.aligned(lines))
@@ -209,9 +231,13 @@ def main(argv):
   jobs = list(JOBS) if WHAT.value == 'all' else [WHAT.value]
   if not JSON.value:
     print(machine())
-  rows = []
+  rows, theirs = [], {}
+  if PUBLISHED.value:
+    import published  # beside this script
+
+    theirs = published.jobs(PUBLISHED.value, config)
   for what in jobs:
-    rows.append(measure(what, config))
+    rows.append(measure(what, config, theirs.get(what)))
     if JSON.value:
       print(json.dumps(rows[-1] | {'machine': machine()}), flush=True)
   if not JSON.value:
