@@ -11,6 +11,7 @@ levels; flags change that. MFU is model FLOPs (cost.py: nothing for what remat
 computes again or padding) a second, as a share of the chips' bfloat16 peak.
 """
 
+import functools
 import json
 import platform
 import time
@@ -70,10 +71,12 @@ def sampling(config, net, mesh):
   settings, guided = sample.settings(config)
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
-  key = jax.random.key(0)
-  args = net, guided, mesh, params, key, labels, None, index, settings
+  batch = sample.Batch(labels, index, jax.random.key(0), None, settings)
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
-  return sample.generate_batch, args, lambda _: args, flops
+  how = dict(guided=guided, mesh=mesh)
+  generate = jax.jit(functools.partial(sample.generate_batch, net, **how))
+  args = params, batch
+  return generate, args, lambda _: args, flops
 
 
 JOBS = {'train': training, 'likelihood': scoring, 'sample': sampling}
@@ -137,7 +140,7 @@ def measure(what, config) -> dict:
 
 
 # Arguments that are compiled in.
-STATIC = {'train': (), 'likelihood': (0, 1), 'sample': (0, 1, 2)}
+STATIC = {'train': (), 'likelihood': (0, 4), 'sample': ()}
 
 
 def gib(size):
