@@ -71,7 +71,7 @@ def sampling(config, net, mesh):
   settings, guided = sample.settings(config)
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
-  batch = sample.Batch(labels, index, jax.random.key(0), None, settings)
+  batch = sample.Batch(jax.random.key(0), index, labels, None, settings)
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
   how = dict(guided=guided, mesh=mesh)
   generate = jax.jit(functools.partial(sample.generate_batch, net, **how))

@@ -127,6 +127,7 @@ class Page:
   # Jobs.
 
   def generate(self, request: gr.Request, label, num, *settings):
+    """Draws images, and shows them as they grow."""
     labels = sample.round_robin(
       num, np.arange(len(self.classes)) if label == layout.EACH else label
     )
@@ -155,6 +156,7 @@ class Page:
   def complete(
     self, request: gr.Request, image, canvas, label, num, candidates, *settings
   ):
+    """Completes what is painted over, and shows it as it grows."""
     known = None
 
     def job():
@@ -191,6 +193,8 @@ class Page:
     yield from self._follow(request, job(), buttons, shown, finished)
 
   def bits(self, request: gr.Request, image, label, passes):
+    """Explains an image, and shows its maps of bits."""
+
     def job():
       if image is None:
         raise DemoError('Choose an image first: upload one, or take one.')
@@ -277,6 +281,7 @@ class Page:
     self.jobs.cancel(request.session_hash)
 
   def replay(self, drawn):
+    """Shows the movie of the images that were drawn last."""
     if drawn is None:
       return '', views.error('Generate something first.')
     some = type(drawn)(drawn.values[:MOVIE], drawn.when[:MOVIE])
@@ -288,10 +293,13 @@ class Page:
   # Images and masks.
 
   def upload(self, path):
+    """Takes an upload as the image."""
     model = self.model.config.model
     return self._chosen(lambda: uploads.read_image(path, model))
 
   def take(self, number):
+    """Takes an image of the validation split."""
+
     def read():
       if number is None or not 0 <= number < self.split.size:
         raise DemoError(f'Validation images are 0 to {self.split.size - 1}.')
@@ -301,6 +309,7 @@ class Page:
     return self._chosen(read)
 
   def use(self, tab, drawn, which):
+    """Takes one of the images that were drawn last to another tab."""
     number = len(drawn.values) if drawn is not None else 0
     if which is None or not 1 <= which <= number:
       text = f'Images are 1 to {number}.'
@@ -309,6 +318,7 @@ class Page:
     return [*self._shown(image), gr.update(selected=tab), gr.skip()]
 
   def ready_mask(self, mode, canvas):
+    """Puts a mask that is made, or none, onto the canvas."""
     model = self.model.config.model
     mask = np.zeros(inputs.shape(model), bool)
     if mode is not None:
@@ -316,6 +326,7 @@ class Page:
     return canvas | {'mask': self._digits(mask)}
 
   def upload_mask(self, path, canvas):
+    """Puts an upload onto the canvas, as the mask."""
     try:
       mask = uploads.read_mask(path, self.model.config.model)
     except UserError as e:

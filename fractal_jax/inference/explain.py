@@ -8,6 +8,7 @@ over orders, from random masks, as in `likelihood`.
 
 import dataclasses
 import functools
+import itertools
 
 from flax import struct
 import jax
@@ -147,11 +148,8 @@ def explain(
   questions += [_question(net, image, label, x) for x in told]
   key, parts = jax.random.key(seed), sharding.batch_devices(mesh)
   found, dropped = [[] for _ in questions], 0
-  steps = [
-    (i, start)
-    for i in range(len(questions))
-    for start in range(0, passes, batch)
-  ]
+  starts = range(0, passes, batch)
+  steps = list(itertools.product(range(len(questions)), starts))
   for done, (i, start) in enumerate(steps):
     index = start + np.arange(batch)
     with jax.set_mesh(mesh):

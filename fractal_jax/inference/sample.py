@@ -37,9 +37,9 @@ PART = 0.25  # seconds between two reports of a watched generation, about
 class Batch:
   """The images of a request that are generated at a time."""
 
-  labels: Array  # [b] classes, -1 for "no class"
-  index: Array  # [b] which images of the request they are
   key: Array  # the request's
+  index: Array  # [b] which images of the request they are
+  labels: Array  # [b] classes, -1 for "no class"
   given: Given | None  # values that are known, [b, S, (S,) C] each
   sampling: Sampling
 
@@ -209,6 +209,7 @@ def steps(
     Drawn, as NumPy arrays [num, S, (S,) C].
   """
   mesh = sharding.single_device_mesh() if mesh is None else mesh
+  labels = np.asarray(labels, np.int32)
   if stepwise:
     sampling = sampling.replace(record=True)
   batch = sharding.padded_batch(min(batch, len(labels)), mesh)
@@ -217,13 +218,8 @@ def steps(
   for past in range(batches):
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
-    some = Batch(
-      labels=np.asarray(labels, np.int32)[at],
-      index=jnp.asarray(first + index),
-      key=jax.random.key(seed),
-      given=jax.tree.map(lambda x, at=at: x[at], given),
-      sampling=sampling,
-    )
+    rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
+    some = Batch(jax.random.key(seed), first + index, *rows, sampling)
     if stepwise:
       for drawn, done, total in _in_parts(net, params, some, guided, mesh):
         shot = _filled([*out, drawn], len(labels))
