@@ -17,6 +17,7 @@ with the same sizes, batch and job: ours, theirs, ours, theirs. The ratio is the
 median of those of neighbouring calls, with the least and the largest.
 """
 
+import functools
 import json
 import platform
 import time
@@ -79,10 +80,12 @@ def sampling(config, net, mesh):
   settings, guided = sample.settings(config)
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
-  key = jax.random.key(0)
-  args = net, guided, mesh, params, key, labels, None, index, settings
+  batch = sample.Batch(jax.random.key(0), index, labels, None, settings)
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
-  return sample.generate_batch, args, lambda _: args, flops
+  how = dict(guided=guided, mesh=mesh)
+  generate = jax.jit(functools.partial(sample.generate_batch, net, **how))
+  args = params, batch
+  return generate, args, lambda _: args, flops
 
 
 JOBS = {'train': training, 'likelihood': scoring, 'sample': sampling}
@@ -156,7 +159,7 @@ def measure(what, config, theirs=None) -> dict:
 
 
 # Arguments that are compiled in.
-STATIC = {'train': (), 'likelihood': (0, 4), 'sample': (0, 1, 2)}
+STATIC = {'train': (), 'likelihood': (0, 4), 'sample': ()}
 
 
 def gib(size):

@@ -13,9 +13,20 @@ def load(workdir: str, step: int | None = None):
     workdir: the run's directory, as `fractal-jax train` or `convert` wrote it.
     step: of the checkpoint; the latest where None.
 
+  Returns:
+    An `api.Model`.
+
   Raises:
     CheckpointError: there is no such run or checkpoint.
   """
   from fractal_jax import api  # importing the package stays instant
 
   return api.load(workdir, step)
+
+
+def __getattr__(name: str):
+  if name == '__version__':  # of what is installed; looked up when asked for
+    from importlib import metadata
+
+    return metadata.version('fractal_jax')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

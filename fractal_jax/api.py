@@ -1,55 +1,68 @@
 """A trained model, for use from Python.
 
 Images are arrays [n, S, (S,) C] of whole numbers 0 .. V - 1, as the data sets
-give them: S the side, C the channels, V the values a channel (256 for pixels).
+give them: S the side, C the channels, V the values per channel (256 for
+pixels).
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 import dataclasses
+import functools
 
 import jax
+import ml_collections
 import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
-from fractal_jax.inference import explain, inputs, likelihood, sample
+from fractal_jax.inference import edit, explain, inputs, sample, score
+from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
-from fractal_jax.models.types import Drawn, Given
 from fractal_jax.training import checkpoint, train_state
 
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-  """How far a job is, for a `watch`: what that raises ends the job."""
-
-  doing: str  # 'drawing', 'scoring' or 'explaining'
-  done: int  # steps
-  total: int
-  drawn: Drawn | None = None  # while drawing: the images so far
-
-  @property
-  def share(self) -> float:
-    return self.done / self.total
+# What `Model.stream` runs, by the name of the method that it watches.
+JOBS = {
+  'sample': functools.partial(sample.images, stepwise=True),
+  'edit': functools.partial(edit.edit, stepwise=True),
+  'log_prob': score.log_prob,
+  'explain': explain.explain,
+}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
   """A model with its parameters. `load` makes one."""
 
-  config: object  # the run's ml_collections config
+  config: ml_collections.ConfigDict  # the run's
   net: fractal.Fractal
   params: dict
-  mesh: object
+  mesh: jax.sharding.Mesh
+
+  def __repr__(self) -> str:
+    m = self.config.model
+    by = lambda side: 'x'.join([str(side)] * m.rank)
+    levels = ' → '.join(
+      f'{kind} {by(side)}' if side > 1 else kind
+      for kind, side in zip(m.kinds, m.sizes)
+    )
+    number = sum(x.size for x in jax.tree.leaves(self.params))
+    mesh = ', '.join(f'{axis}={n}' for axis, n in self.mesh.shape.items())
+    return (
+      f'fractal_jax Model: {number:,} parameters\n'
+      f'  levels: {levels}\n'
+      f'  images: {by(m.sizes[0])}, {m.channels} channels of {m.num_values} '
+      f'values, {m.classes} classes\n'
+      f'  mesh: {mesh}'
+    )
 
   def sample(
     self,
     labels=None,
     *,
-    num=None,
-    seed=0,
-    batch=None,
+    num: int | None = None,
+    seed: int = 0,
+    batch: int | None = None,
     movie: str | None = None,
-    watch: Callable[[Progress], None] | None = None,
     **settings,
   ) -> np.ndarray:
     """Generates images.
@@ -61,7 +74,6 @@ class Model:
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
       movie: a .gif or .mp4 to write, of the images as they grow.
-      watch: called several times a second with a Progress.
       **settings: guidance, temperature, schedule, filter_threshold, iterations
         in place of those of config.sample.
 
@@ -69,53 +81,31 @@ class Model:
       Images [num, S, (S,) C].
 
     Raises:
-      edit.EditError, sample.SampleError: labels, settings or a movie that the
-        model can't serve.
+      inputs.InputError: labels or settings that the model can't serve.
+      pictures.PictureError: a movie that can't be written.
     """
-    inputs.check_counts(num=num, batch=batch)
-    if movie is not None:
-      sample.check_movie(movie)
-    model = self.config.model
-    if num is None:
-      num = self.config.sample.num if labels is None else np.size(labels)
-    if labels is None:
-      labels = np.arange(model.classes)
-    labels = sample.round_robin(num, inputs.check_labels(labels, model))
-    settings['record'] = movie is not None
-    drawn = self._draw(labels, None, seed, batch, watch, settings)
-    if movie is not None and jax.process_index() == 0:
-      sample.save_movie(drawn, model, movie)
-    return drawn.values
-
-  def _draw(self, labels, given, seed, batch, watch, settings) -> Drawn:
-    sampling, guided = sample.settings(self.config, **settings)
-    tell = watch and (
-      lambda drawn, done, total: watch(Progress('drawing', done, total, drawn))
-    )
-    drawn = sample.generate(
+    job = sample.images(
       self.net,
       self.params,
+      self.config,
       labels,
-      sampling,
-      guided=guided,
-      seed=seed,
-      given=given,
-      batch=batch or self.config.sample.batch,
       mesh=self.mesh,
-      watch=tell,
+      num=num,
+      seed=seed,
+      batch=batch,
+      movie=movie,
+      **settings,
     )
-    values = drawn.values.astype(inputs.dtype(self.config.model))
-    return drawn.replace(values=values)
+    return result_of(job)
 
   def log_prob(
     self,
     images,
     labels=None,
     *,
-    passes=None,
-    seed=0,
-    batch=None,
-    watch: Callable[[Progress], None] | None = None,
+    passes: int | None = None,
+    seed: int = 0,
+    batch: int | None = None,
   ) -> np.ndarray:
     """Log-likelihoods in nats.
 
@@ -126,32 +116,29 @@ class Model:
     Args:
       images: [n, S, (S,) C].
       labels: [n] or one class; "no class" where None.
-      passes: random masks an image, for masked levels; config.eval.passes
+      passes: random masks per image, for masked levels; config.eval.passes
         where None.
       seed: of the masks.
       batch: images at a time; config.eval.batch where None.
-      watch: called with a Progress after each batch and pass.
 
     Returns:
       [n] float64. Bits per dimension are -log_prob / (S^2 C ln 2).
 
     Raises:
-      edit.EditError: images or labels that the model can't take.
+      inputs.InputError: images or labels that the model can't take.
     """
-    inputs.check_counts(passes=passes, batch=batch)
-    images = inputs.check_images(images, self.config.model)
-    nats = likelihood.image_nats(
+    job = score.log_prob(
       self.net,
       self.params,
+      self.config,
       images,
-      inputs.labels_of(labels, len(images), self.config.model),
+      labels,
       mesh=self.mesh,
-      batch=batch or self.config.eval.batch,
-      passes=self.config.eval.passes if passes is None else passes,
+      passes=passes,
       seed=seed,
-      progress=_watched(watch, 'scoring'),
+      batch=batch,
     )
-    return -nats.mean(1)
+    return result_of(job)
 
   def edit(
     self,
@@ -159,11 +146,10 @@ class Model:
     mask,
     labels=None,
     *,
-    num=1,
-    candidates=1,
-    seed=0,
-    batch=None,
-    watch: Callable[[Progress], None] | None = None,
+    num: int = 1,
+    candidates: int = 1,
+    seed: int = 0,
+    batch: int | None = None,
     **settings,
   ) -> np.ndarray:
     """Generates what is under a mask, given the rest.
@@ -174,51 +160,45 @@ class Model:
 
     Args:
       images: [n, S, (S,) C].
-      mask: True where to generate: [S, (S,)], [S, (S,) C], or one an image.
+      mask: True where to generate: [S, (S,)], [S, (S,) C], or n of these.
       labels: [n] or one class; "no class" where None. Another class than the
         image's own edits it by class.
-      num: completions an image.
+      num: completions per image.
       candidates: draws of which each completion is the likeliest, by
         `log_prob` under the same class.
-      seed, batch, watch, **settings: as in `sample`. All candidates are
-        watched being drawn, [n num candidates, S, (S,) C].
+      seed, batch, **settings: as in `sample`.
 
     Returns:
       [n, num, S, (S,) C].
 
     Raises:
-      edit.EditError, sample.SampleError: an image, mask, label or setting that
-        the model can't take.
+      inputs.InputError: an image, mask, label or setting that the model can't
+        take.
     """
-    inputs.check_counts(num=num, candidates=candidates, batch=batch)
-    model = self.config.model
-    images = inputs.check_images(images, model)
-    mask = inputs.check_mask(mask, images)
-    inputs.check_planes(mask, model)
-    labels = inputs.labels_of(labels, len(images), model)
-    each = num * candidates
-    repeat = lambda x: np.repeat(x, each, 0)
-    given = Given(repeat(images).astype(np.int32), repeat(~mask))
-    drawn = self._draw(repeat(labels), given, seed, batch, watch, settings)
-    drawn = drawn.values
-    if candidates > 1:
-      scores = self.log_prob(
-        drawn, repeat(labels), seed=seed, batch=batch, watch=watch
-      )
-      best = scores.reshape(-1, candidates).argmax(1)
-      drawn = drawn.reshape((-1, candidates) + drawn.shape[1:])
-      drawn = drawn[np.arange(len(best)), best]
-    return drawn.reshape((len(images), num) + drawn.shape[1:])
+    job = edit.edit(
+      self.net,
+      self.params,
+      self.config,
+      images,
+      mask,
+      labels,
+      mesh=self.mesh,
+      num=num,
+      candidates=candidates,
+      seed=seed,
+      batch=batch,
+      **settings,
+    )
+    return result_of(job)
 
   def explain(
     self,
     image,
-    label=None,
+    label: int | None = None,
     *,
-    passes=64,
-    seed=0,
-    batch=None,
-    watch: Callable[[Progress], None] | None = None,
+    passes: int = 64,
+    seed: int = 0,
+    batch: int | None = None,
   ) -> explain.Explanation:
     """Where the bits of an image are: see `inference/explain.py`.
 
@@ -231,47 +211,71 @@ class Model:
       passes: random masks, for masked levels.
       seed: of the masks.
       batch: masks at a time; config.eval.batch where None.
-      watch: called with a Progress after each batch of masks.
 
     Returns:
       An `explain.Explanation`: `bits` of each value [S, (S,) C], their sums by
       patch, what each condition is worth in bits, shares by level.
-      `explain.write` makes pictures and a report of it.
+      `report.write` makes pictures and a page of it.
 
     Raises:
-      edit.EditError: an image or label that the model can't take.
+      inputs.InputError: an image or label that the model can't take.
     """
-    inputs.check_counts(passes=passes, batch=batch)
-    images = inputs.check_images(np.asarray(image)[None], self.config.model)
-    labels = inputs.labels_of(label, 1, self.config.model)
-    return explain.explain(
-      self.config,
+    job = explain.explain(
       self.net,
       self.params,
-      images[0],
-      int(labels[0]),
+      self.config,
+      image,
+      label,
       mesh=self.mesh,
-      batch=batch or self.config.eval.batch,
       passes=passes,
       seed=seed,
-      progress=_watched(watch, 'explaining'),
+      batch=batch,
+    )
+    return result_of(job)
+
+  def stream(self, job: str, *args, **how) -> Iterator[Progress]:
+    """Runs one of the methods above step by step, so that it can be watched.
+
+      for progress in model.stream('sample', [3, 7], num=16):
+        print(f'{progress.doing}: {progress.done} of {progress.total} steps')
+      images = progress.result
+
+    Leaving the loop ends the job: what is not done by then is never done.
+
+    Args:
+      job: the method: 'sample', 'log_prob', 'edit' or 'explain'.
+      *args, **how: its arguments.
+
+    Yields:
+      A Progress after each step; several times a second while images are drawn,
+      with the images so far in `drawn` (`pictures.so_far` shows them; of edits,
+      all candidates, [n num candidates, S, (S,) C]). The last one's `result`
+      is what the method returns.
+
+    Raises:
+      inputs.InputError: no such job. Other errors of the method are raised
+        when the loop begins.
+    """
+    if job not in JOBS:
+      raise inputs.InputError(f"no job '{job}': there are {', '.join(JOBS)}")
+    start = JOBS[job]
+    return stream(
+      start(self.net, self.params, self.config, *args, mesh=self.mesh, **how)
     )
 
 
-def _watched(watch, doing: str):
-  """A wrapper of the steps of a job, after each of which `watch` is called."""
-
-  def steps(steps):
-    for done, step in enumerate(steps):
-      yield step
-      if watch is not None:
-        watch(Progress(doing, done + 1, len(steps)))
-
-  return steps
-
-
 def load(workdir: str, step: int | None = None, config=None) -> Model:
-  """The model of a run; with `config` in place of the run's own where given."""
+  """The model of a run.
+
+  Args:
+    workdir: the run's directory.
+    step: of the checkpoint; the latest where None.
+    config: in place of the run's own.
+
+  Raises:
+    CheckpointError: there is no such run or checkpoint.
+    ConfigError: the config breaks a rule.
+  """
   config = checkpoint.load_config(workdir) if config is None else config
   config_lib.check(config)
   net = fractal.from_config(config.model)

@@ -83,9 +83,9 @@ def report_compiling():
 def known_errors() -> tuple:
   """Errors whose message is all that a user needs."""
   from fractal_jax import config as config_lib
-  from fractal_jax import convert, demo, metrics, sharding
+  from fractal_jax import convert, demo, metrics, pictures, sharding
   from fractal_jax.data import pipeline
-  from fractal_jax.inference import inputs, sample
+  from fractal_jax.inference import inputs
   from fractal_jax.training import checkpoint, monitor
 
   return (
@@ -95,8 +95,8 @@ def known_errors() -> tuple:
     convert.ConvertError,
     pipeline.DataError,
     demo.DemoError,
-    inputs.EditError,
-    sample.SampleError,
+    inputs.InputError,
+    pictures.PictureError,
     sharding.ShardingError,
     monitor.TrainingError,
     metrics.MetricsError,

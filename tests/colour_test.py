@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax.inference import explain, inputs, likelihood
+from fractal_jax import report
+from fractal_jax.inference import inputs, likelihood
 from fractal_jax.models import colour, fractal
 from fractal_jax.models.types import Draws, Sampling
 from tests import tiny
@@ -137,11 +138,11 @@ def test_edits_keep_what_is_known_in_colours_that_are_rounded():
   known = np.broadcast_to(~masks, images.shape)
   np.testing.assert_array_equal(out[known], images[known])
   assert (out != images).any()
-  with pytest.raises(inputs.EditError, match='whole pixels'):
+  with pytest.raises(inputs.InputError, match='whole pixels'):
     m.edit(images, np.arange(3) > np.zeros((4, 4, 1)))
   found = m.explain(images[0], 1, passes=2)
-  assert 'rounded colours' in explain.summary(found)
-  assert explain.captions(found)['bits_channel_1'].startswith('channel 1, Cb:')
+  assert 'rounded colours' in report.summary(found)
+  assert report.captions(found)['bits_channel_1'].startswith('channel 1, Cb:')
 
 
 def test_masks_of_a_plane_in_another_order():

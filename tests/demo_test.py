@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax import api, sharding
+from fractal_jax import api, report, sharding
 from fractal_jax import config as config_lib
+from fractal_jax import pictures as pictures_lib
 from fractal_jax.demo import DemoError, jobs, server, uploads
-from fractal_jax.inference import explain, inputs
+from fractal_jax.inference import inputs
 from fractal_jax.training import checkpoint
 from tests import tiny
 
@@ -42,62 +43,72 @@ def build(kinds=('mar', 'pixel'), sizes=(4, 1), **changes):
 # Jobs.
 
 
-def test_jobs_report_and_give_their_result():
-  told = list(jobs.Jobs().run('one', lambda report: report(1) or report(2)))
-  assert told == [('report', 1), ('report', 2), ('result', None)]
+def test_jobs_yield_what_they_are_given():
+  assert list(jobs.Jobs().run('one', iter([1, 2, 3]))) == [1, 2, 3]
   with pytest.raises(ZeroDivisionError):
-    list(jobs.Jobs().run('one', lambda report: 1 / 0))
+    list(jobs.Jobs().run('one', (1 / x for x in [0])))
 
 
 @pytest.mark.parametrize('how', ['cancel', 'close', 'start another'])
 def test_jobs_stop_where_they_are(how):
-  desk, steps, over = jobs.Jobs(), [], threading.Event()
-
-  def work(report):
-    try:
-      for i in itertools.count():
-        steps.append(i)
-        report(i)
-        time.sleep(0.01)
-    finally:
-      over.set()
-
-  told = desk.run('one', work)
-  assert next(told) == ('report', 0)
+  desk, steps = jobs.Jobs(), []
+  told = desk.run('one', (steps.append(i) or i for i in itertools.count()))
+  assert next(told) == 0 and next(told) == 1
   if how == 'cancel':
     assert not desk.cancel('another') and desk.cancel('one')
-    with pytest.raises(jobs.Cancelled):
-      list(told)
   elif how == 'close':
     told.close()
-  else:
-    assert list(desk.run('one', lambda report: 7)) == [('result', 7)]
-  assert over.wait(5)
-  done = len(steps)
-  time.sleep(0.1)
-  assert len(steps) == done
+  if how != 'cancel':  # the turn is free, also of a job that nobody looks at
+    assert list(desk.run('one', iter([7]))) == [7]
+  if how != 'close':
+    with pytest.raises(jobs.Cancelled):
+      next(told)
+  assert list(told) == [] and steps == [0, 1]
+  assert list(desk.run('two', iter([8]))) == [8]
+
+
+def test_what_is_done_as_a_job_is_cancelled_is_dropped():
+  desk, go, over = jobs.Jobs(), threading.Event(), []
+
+  def job():
+    go.wait(5)
+    yield 'late'
+
+  def look():
+    try:
+      over.append(list(desk.run('one', job())))
+    except jobs.Cancelled:
+      over.append('cancelled')
+
+  looking = threading.Thread(target=look)
+  looking.start()
+  while not desk.cancel('one'):
+    time.sleep(0.01)
+  go.set()
+  looking.join(5)
+  assert over == ['cancelled']
 
 
 def test_one_job_at_a_time_and_those_that_wait_can_be_cancelled():
-  desk, go, began = jobs.Jobs(), threading.Event(), []
-  first = desk.run('one', lambda report: report('began') or go.wait(5))
-  assert next(first) == ('report', 'began')
-  told = []
+  desk, began, told = jobs.Jobs(), [], []
+  first = desk.run('one', iter(['began', 'done']))
+  assert next(first) == 'began'
 
   def wait():
     try:
-      told.extend(desk.run('two', lambda report: began.append(1)))
+      told.extend(desk.run('two', (began.append(x) for x in [1])))
     except jobs.Cancelled:
       told.append('cancelled')
 
   second = threading.Thread(target=wait)
   second.start()
+  time.sleep(3 * jobs.POLL)
   while not desk.cancel('two'):
     time.sleep(0.01)
   second.join(5)
   assert told == ['cancelled'] and not began
-  go.set()
-  assert list(first) == [('result', True)]
+  assert list(first) == ['done']
+  assert list(desk.run('two', iter([2]))) == [2]
 
 
 # Uploads.
@@ -134,7 +145,7 @@ def test_masks_are_white_or_one_plane_a_channel(tmp_path):
       mask = uploads.read_mask(str(tmp_path / 'm.png'), model)
       np.testing.assert_array_equal(mask, planes > 0)
     else:
-      with pytest.raises(inputs.EditError, match='m.png is coloured'):
+      with pytest.raises(inputs.InputError, match='m.png is coloured'):
         uploads.read_mask(str(tmp_path / 'm.png'), model)
 
 
@@ -199,7 +210,7 @@ def test_images_grow_into_what_the_api_draws(page):
   assert list(shots[-1]) == [f'{i + 1}: class {i % 3}' for i in range(4)]
   for shot, image in zip(shots[-1].values(), images):
     np.testing.assert_array_equal(
-      inputs.to_values(shot[..., :1], page.model.config.model), image
+      pictures_lib.to_values(shot[..., :1], page.model.config.model), image
     )
   final = np.stack(list(shots[-1].values()))
   alike = [(np.stack(list(s.values())) == final).mean() for s in shots]
@@ -248,7 +259,7 @@ def test_completions_keep_what_is_known(page):
   for i in range(2):
     shot = shown[f'completion {i + 1}']
     np.testing.assert_array_equal(
-      inputs.to_values(shot[..., :1], page.model.config.model), wanted[i]
+      pictures_lib.to_values(shot[..., :1], page.model.config.model), wanted[i]
     )
     np.testing.assert_array_equal(shot[:2], shown['image'][:2])
   assert (shown['known'][2:] == (255, 64, 129)).all()
@@ -259,10 +270,10 @@ def test_the_bits_are_those_of_explain(page):
   image = tiny.images(page.model.net, 1)[0].astype(np.uint8)
   last, texts = follow(page, page.bits(VISITOR, image, 1, 40))
   found = page.model.explain(image, 1, passes=40, batch=32)
-  assert explain.summary(found) in texts[-1]
+  assert report.summary(found) in texts[-1]
   shown = pictures(last[page.ui.bits_view])
   np.testing.assert_array_equal(
-    shown[explain.captions(found)['bits']], explain.heat(found.bits.sum(-1))
+    shown[report.captions(found)['bits']], pictures_lib.heat(found.bits.sum(-1))
   )
   html = last[page.ui.bits_view]
   assert all(f'{c.worth:+.2f}' in html for c in found.conditions)
@@ -317,7 +328,7 @@ def test_unexpected_errors_are_told_and_end_the_job(page, monkeypatch, capsys):
   def fail(*args, **how):
     raise RuntimeError('no memory <b>')
 
-  monkeypatch.setattr(page, 'model', types.SimpleNamespace(sample=fail))
+  monkeypatch.setattr(page, 'model', types.SimpleNamespace(stream=fail))
   _, texts = follow(page, page.generate(VISITOR, 0, 1, 1.0, 1.0, '', 0))
   assert 'RuntimeError: no memory &lt;b&gt;' in texts[-1]
   assert 'Traceback' in capsys.readouterr().err

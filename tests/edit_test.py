@@ -1,4 +1,4 @@
-"""Editing: known values stay, masks of any shape, and the API around it."""
+"""Editing: known values stay, masks of any shape."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ import itertools
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from fractal_jax import api, sharding
@@ -256,81 +255,3 @@ def test_when_known_values_were_there():
     given=Given(images, known),
   )
   assert (drawn.when[known] == -1).all() and (drawn.when[~known] >= 0).all()
-
-
-def test_masks_made_for_you():
-  model = tiny.model(('ar', 'pixel'), (8, 1))
-  lower = inputs.make_mask('lower', model)
-  assert not lower[:4].any() and lower[4:].all()
-  box = inputs.make_mask('inpaint', model, box=(1, 2, 3, 4))
-  assert box[1:4, 2:6].all() and box.sum() == 12
-  assert inputs.make_mask('inpaint', model).sum() == 16
-  np.testing.assert_array_equal(
-    inputs.make_mask('class', model), inputs.make_mask('inpaint', model)
-  )
-  out = inputs.make_mask('outpaint', model, margin=3)
-  assert not out[3:5, 3:5].any() and out.sum() == 60
-  np.testing.assert_array_equal(
-    out, inputs.make_mask('uncrop', model, margin=3)
-  )
-  series = tiny.model(('ar', 'pixel'), (8, 1), rank=1)
-  assert inputs.make_mask('inpaint', series, box=(1, 3)).sum() == 3
-  for how in ({'box': (1, 2, 3, 7)}, {'box': (1, 2)}):
-    with pytest.raises(inputs.EditError, match='top,left,height,width'):
-      inputs.make_mask('inpaint', model, **how)
-  with pytest.raises(inputs.EditError, match='--margin=4 must be 1 to 3'):
-    inputs.make_mask('outpaint', model, margin=4)
-
-
-def test_files_are_read_as_they_were_written(tmp_path):
-  model = tiny.model(('ar', 'pixel'), (8, 1), num_values=17)
-  values = np.arange(64).reshape(8, 8, 1) % 17
-  path = str(tmp_path / 'a.png')
-  sample.save(sample.pictures(values[None], model)[0], path)
-  np.testing.assert_array_equal(inputs.read_image(path, model), values)
-  np.save(tmp_path / 'a.npy', values)
-  again = inputs.read_image(str(tmp_path / 'a.npy'), model)
-  np.testing.assert_array_equal(again, values)
-  mask = values[..., 0] > 8
-  Image.fromarray(mask).save(tmp_path / 'm.png')
-  read = inputs.read_mask(str(tmp_path / 'm.png'), model)
-  np.testing.assert_array_equal(read, mask)
-  # One plane a channel: green known, red and blue drawn.
-  planes = np.zeros((8, 8, 3), np.uint8)
-  planes[..., [0, 2]] = 255
-  Image.fromarray(planes).save(tmp_path / 'rgb.png')
-  rgb = tiny.model(('ar', 'pixel'), (8, 1), channels=3)
-  read = inputs.read_mask(str(tmp_path / 'rgb.png'), rgb)
-  np.testing.assert_array_equal(read, planes > 0)
-  with pytest.raises(inputs.EditError, match='coloured, .* has 1 channels'):
-    inputs.read_mask(str(tmp_path / 'rgb.png'), model)
-  (tmp_path / 'bad.png').write_text('no image')
-  with pytest.raises(inputs.EditError, match='bad.png is not an image'):
-    inputs.read_image(str(tmp_path / 'bad.png'), model)
-  with pytest.raises(inputs.EditError, match='8x8 pixels, this model 4x4'):
-    inputs.read_image(path, tiny.model(('ar', 'pixel'), (4, 1)))
-
-
-@pytest.mark.parametrize(
-  'change, words',
-  [
-    ({'images': np.zeros((1, 4, 5, 1), int)}, r'this model takes \(4, 4, 1\)'),
-    ({'images': np.full((1, 4, 4, 1), 5)}, '5 to 5: this model takes 0 to 4'),
-    ({'images': np.zeros((1, 4, 4, 1))}, 'float64: give whole numbers'),
-    ({'mask': np.ones((4, 3), bool)}, r'mask of shape \(4, 3\): give \(4, 4\)'),
-    ({'mask': np.full((4, 4), 7)}, 'must be bool'),
-    ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
-    ({'labels': [0, 1]}, '2 labels for 1 images'),
-    ({'num': 0}, 'num=0 must be at least 1'),
-    ({'candidates': -1}, 'candidates=-1 must be at least 1'),
-  ],
-)
-def test_bad_requests_are_refused_in_words(change, words):
-  m = build(('ar', 'pixel'), (4, 1), channels=1)
-  how = {
-    'images': np.zeros((1, 4, 4, 1), int),
-    'mask': np.ones((4, 4), bool),
-    'labels': None,
-  } | change
-  with pytest.raises(inputs.EditError, match=words):
-    m.edit(**how)

@@ -21,7 +21,7 @@ from fractal_jax.commands import common
 from fractal_jax.commands import evaluate as evaluate_command
 from fractal_jax.commands import reference as reference_command
 from fractal_jax.commands import sweep as sweep_command
-from fractal_jax.inference import sample
+from fractal_jax.inference import inputs, sample
 from fractal_jax.metrics import (
   MetricsError,
   evaluate,
@@ -348,5 +348,5 @@ def test_sweep_draws_curves_from_what_is_kept(
     call(sweep_command, *args, '--guidance=3,x')
   with pytest.raises(common.UsageError, match='x.bmp must end in .png'):
     call(sweep_command, *args, '--plot=x.bmp')
-  with pytest.raises(sample.SampleError, match='temperature=-1.0 must be'):
+  with pytest.raises(inputs.InputError, match='temperature=-1.0 must be'):
     call(sweep_command, *args, '--temperature=1,-1')

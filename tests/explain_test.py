@@ -1,13 +1,11 @@
-"""Maps of bits: their sums, their places, and the report."""
-
-import re
+"""Maps of bits: their sums, and their places."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import sharding
+from fractal_jax import report, sharding
 from fractal_jax.inference import explain
 from fractal_jax.models.types import Draws
 from tests import tiny
@@ -56,7 +54,7 @@ def test_the_map_of_a_masked_model_is_its_likelihood(guide):
     (2, 2) if guide else (0,),
   ]
   assert (found.shares[1] > 0) == guide
-  assert ('upper bound' in explain.summary(found)) == guide
+  assert ('upper bound' in report.summary(found)) == guide
 
 
 def test_the_map_is_the_mean_over_all_orders():
@@ -123,23 +121,3 @@ def test_places_of_a_series():
   np.testing.assert_array_equal(explain.raster_of_site(square, 1), range(4))
   found = m.explain(tiny.images(m.net, 1)[0])
   assert found.patches(0).shape == (2,)
-
-
-def test_the_report_is_one_page_with_all_pictures(tmp_path):
-  m = build(('mar', 'mar', 'pixel'), guide=True)
-  image = tiny.images(m.net, 1)[0]
-  found = m.explain(image, 1, passes=4)
-  paths = explain.write(found, image, m.config.model, str(tmp_path / 'a'))
-  page = (tmp_path / 'a' / 'report.html').read_text()
-  assert len(re.findall('src="data:image/png;base64,', page)) == len(paths) - 1
-  assert 'http' not in page and '<script' not in page
-  assert explain.summary(found) in page
-  shots = ('image', 'bits', 'bits_channel_1', 'bits_level_0', 'guides_level_1')
-  for name in shots:
-    assert (tmp_path / 'a' / f'{name}.png').exists()
-  # The maps' sum is what is reported, to the last digit shown.
-  total = np.load(tmp_path / 'a' / 'bits.npy').sum() + found.guide_bits[1].sum()
-  assert re.findall(r'<h1>(\S+) bits', page) == [f'{total:.2f}']
-  (place, bits), *_ = found.ranked(0)
-  rows = f'rows {2 * place[0]} to {2 * place[0] + 1}'
-  assert f'{rows}, columns' in page and f'{bits:.2f} ± ' in page

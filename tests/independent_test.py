@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax import api, sharding
+from fractal_jax import api, report, sharding
 from fractal_jax import config as config_lib
-from fractal_jax.inference import explain
 from fractal_jax.models.types import Draws, Given, Sampling
 from fractal_jax.planning import cost
 from fractal_jax.training import train
@@ -149,7 +148,7 @@ def test_it_trains_and_does_all_that_a_level_does(run):
   nats = -m.log_prob(images, [1, 2])
   assert nats.shape == (2,) and np.isfinite(nats).all() and (nats > 0).all()
   found = m.explain(images[0], 1)
-  assert found.exact and explain.summary(found).count('exact') == 1
+  assert found.exact and report.summary(found).count('exact') == 1
   np.testing.assert_allclose(found.total * np.log(2), nats[0], rtol=1e-4)
   assert [c.name for c in found.conditions] == ['class', 'itself', 'itself']
   mask = np.zeros((8, 8), bool)

@@ -165,7 +165,7 @@ def test_cost_prints_the_papers_total():
     ),
     (2, ['likelihood', '--workdir=X'], ['X', 'config.json']),
     (2, ['demo', '--workdir=X'], ['X', 'config.json']),
-    (2, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'at least 1']),
+    (1, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'positive']),
     (2, ['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
     (
       2,

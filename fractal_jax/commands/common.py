@@ -1,5 +1,7 @@
 """What commands share: flags, checks of them, and the run they are about."""
 
+import pathlib
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -13,6 +15,7 @@ class UsageError(UserError, ValueError):
 
 
 def distributed_flags():
+  """Where the processes of a job on several hosts find each other."""
   flags.DEFINE_bool(
     'distributed',
     False,
@@ -21,7 +24,8 @@ def distributed_flags():
   flags.DEFINE_string(
     'coordinator',
     None,
-    'HOST:PORT of process 0. Pods and SLURM tell, others need all three.',
+    'HOST:PORT of process 0. Pods and Slurm tell JAX; elsewhere this flag, '
+    '--processes and --process are needed.',
   )
   flags.DEFINE_integer('processes', None, 'How many processes there are.')
   flags.DEFINE_integer('process', None, 'Which of them this is: 0, 1, ...')
@@ -31,30 +35,59 @@ def distributed_flags():
 
 
 def run_flags():
-  flags.DEFINE_string('workdir', None, 'The run: config and checkpoints.')
-  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  """The run that a command is about."""
+  flags.DEFINE_string(
+    'workdir', None, "The run's folder: its config and checkpoints."
+  )
+  flags.DEFINE_integer(
+    'step', None, 'The step whose checkpoint to use; the latest if unset.'
+  )
   flags.mark_flag_as_required('workdir')
 
 
 def workdir_flags():
+  """run_flags, and those of several hosts."""
   run_flags()
   distributed_flags()
 
 
 def sampling_flags():
-  """How values are drawn; `sample` in the config where unset."""
-  flags.DEFINE_float('guidance', None, '1: none.')
-  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  """How values are drawn; where unset, as `sample` in the config says."""
+  flags.DEFINE_float(
+    'guidance',
+    None,
+    'Strength of classifier-free guidance: above 1 images are more like their '
+    'class; 1 is none, and half the work.',
+  )
+  flags.DEFINE_float(
+    'temperature',
+    None,
+    'Divides the logits of what is drawn: below 1 is sharper, less varied.',
+  )
   drawing_flags()
 
 
 def drawing_flags():
-  """Those of sampling_flags that a sweep does not sweep."""
+  """Those of sampling_flags that `sweep` does not sweep."""
   flags.DEFINE_enum(
-    'schedule', None, ['linear', 'constant'], 'Of guidance at level 0.'
+    'schedule',
+    None,
+    ['linear', 'constant'],
+    'Whether guidance grows from 1 over the patches of level 0, or is the same '
+    'for all.',
   )
-  flags.DEFINE_float('filter_threshold', None, 'See Generation in model.md')
-  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
+  flags.DEFINE_float(
+    'filter_threshold',
+    None,
+    'Guidance does not favour values that are less likely than this, given the '
+    'class.',
+  )
+  flags.DEFINE_list(
+    'iterations',
+    None,
+    'In how many steps masked levels draw their patches, one number per level '
+    'above pixels: 64,16.',
+  )
 
 
 def sampling_changes(
@@ -67,33 +100,58 @@ def sampling_changes(
   return {k: v for k, v in found.items() if v is not None}
 
 
+def batch_flag():
+  """How many images are worked on at a time."""
+  flags.DEFINE_integer(
+    'batch',
+    None,
+    "Images at a time; the config's if unset.",
+    lower_bound=1,
+  )
+
+
 def metrics_flags():
+  """What the metrics need to see images with."""
   flags.DEFINE_string(
     'inception',
     None,
-    'Weights of the FID Inception net: a .pth, .npz or .safetensors. Unset: '
-    'what $FRACTAL_JAX_INCEPTION names.',
+    'Weights of the FID Inception net: a .pth, .npz or .safetensors file. '
+    'Unset: the file that $FRACTAL_JAX_INCEPTION names.',
   )
 
 
 def config_flag():
+  """A config file, and --config.KEY=VALUE to change what it says."""
   config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/.', lock_config=True
+    'config',
+    None,
+    'A config file, such as those in configs/.',
+    lock_config=True,
   )
   flags.mark_flag_as_required('config')
 
 
 def image_flags():
+  """The run, and one image that it is asked about."""
   workdir_flags()
   flags.DEFINE_string('image', None, 'An image file, or a .npy of values.')
-  flags.DEFINE_integer('index', None, 'In place of --image: one of --split.')
-  flags.DEFINE_string('split', None, 'Split; the validation split if unset.')
-  flags.DEFINE_string('label', None, "Class; unset or 'none': no class.")
-  flags.DEFINE_integer('seed', 0, 'Of the draws.')
+  flags.DEFINE_integer(
+    'index',
+    None,
+    'In place of --image: the number of an image in --split, from 0.',
+    lower_bound=0,
+  )
+  flags.DEFINE_string(
+    'split', None, 'The split of --index; the validation split if unset.'
+  )
+  flags.DEFINE_string(
+    'label', None, "The image's class, a number; unset or 'none': no class."
+  )
+  flags.DEFINE_integer('seed', 0, 'The same seed gives the same draws.')
 
 
 def the_image(config):
-  """The image that the flags name, [S, (S,) C], and --label."""
+  """The image that the flags name, [S, (S,) C], and --label, None if unset."""
   import itertools
 
   from fractal_jax.data import pipeline
@@ -107,7 +165,6 @@ def the_image(config):
     inputs.check_labels(label, config.model)
   if FLAGS.image is not None:
     return inputs.read_image(FLAGS.image, config.model), label
-  at_least('index', 0)
   split = FLAGS.split or config.data.val_split
   found = pipeline.eval_batches(config, split, 1)
   if FLAGS.index >= len(found):
@@ -117,7 +174,7 @@ def the_image(config):
 
 
 def use_cores(images: int) -> None:
-  """On a CPU: a device a core. Call it before anything that starts JAX."""
+  """On a CPU: one device per core. To be called before JAX starts."""
   from fractal_jax import cpu
 
   if not FLAGS.distributed:
@@ -125,12 +182,14 @@ def use_cores(images: int) -> None:
 
 
 def at_least(name: str, least: int) -> None:
+  """Refuses a flag's number below a bound."""
   value = FLAGS[name].value
   if value is not None and value < least:
     raise UsageError(f'--{name}={value} must be at least {least}')
 
 
 def integers(name: str, values: list[str]) -> tuple[int, ...]:
+  """The whole numbers that a flag lists."""
   try:
     return tuple(int(v) for v in values)
   except ValueError as e:
@@ -139,7 +198,32 @@ def integers(name: str, values: list[str]) -> tuple[int, ...]:
     ) from e
 
 
+def check_out(*endings: str) -> None:
+  """Refuses an --out that can't be written, before any work is done for it."""
+  path = pathlib.Path(FLAGS.out)
+  if path.suffix not in endings:
+    raise UsageError(f'--out={path} must end in {" or ".join(endings)}')
+  if path.parent.exists() and not path.parent.is_dir():
+    raise UsageError(f'--out={path}: {path.parent} is not a folder')
+
+
+def follow(job):
+  """Runs a job under a progress bar, and gives its result."""
+  import tqdm
+
+  from fractal_jax.inference.progress import stream
+
+  with tqdm.tqdm(unit='step', disable=None) as bar:
+    for progress in stream(job):
+      if progress.doing != 'done':
+        bar.set_description(progress.doing, refresh=False)
+        bar.total, bar.n = progress.total, progress.done
+        bar.refresh()
+  return progress.result
+
+
 def say(text: str) -> None:
+  """Prints a line, once for all processes."""
   import jax
 
   if jax.process_index() == 0:
@@ -147,24 +231,21 @@ def say(text: str) -> None:
 
 
 def load_config():
+  """The config of --workdir."""
   from fractal_jax.training import checkpoint
 
   return checkpoint.load_config(FLAGS.workdir)
 
 
 def default_config():
+  """The config of no run."""
   from fractal_jax import config
 
   return config.default()
 
 
-def load_run(config=None):
-  """The config, model, parameters and mesh of --workdir."""
-  m = load_model(config)
-  return m.config, m.net, m.params, m.mesh
-
-
 def load_model(config=None):
+  """The model of --workdir and --step, an api.Model."""
   from fractal_jax import api
 
   return api.load(FLAGS.workdir, FLAGS.step, config)

@@ -11,11 +11,15 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The command's flags."""
   common.run_flags()
-  flags.DEFINE_integer('port', 7860, 'Of 127.0.0.1; 0: any that is free.')
+  flags.DEFINE_integer(
+    'port', 7860, 'The port of 127.0.0.1 to serve; 0: any that is free.'
+  )
 
 
 def run():
+  """Serves the page until it is told to stop."""
   from fractal_jax.demo import server
 
   config = common.load_config()  # a wrong --workdir is told at once

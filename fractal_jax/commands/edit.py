@@ -11,86 +11,117 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The command's flags."""
   from fractal_jax.inference import inputs
 
   common.image_flags()
-  flags.DEFINE_string('mask', None, 'White (or True, in a .npy): generate.')
+  flags.DEFINE_string(
+    'mask',
+    None,
+    'What to generate: an image file, white there, or a .npy, True there.',
+  )
   flags.DEFINE_enum(
     'mode',
     None,
     inputs.MODES,
-    'A mask made for you. class: a box or --mask, drawn as another --label.',
+    'In place of --mask, one that is made: a box (inpaint), all but the middle '
+    '(outpaint, uncrop), the lower half (lower). class: a box, or --mask, '
+    'drawn as another --label.',
   )
-  flags.DEFINE_list('box', None, 'Of inpaint, class: top,left,height,width.')
-  flags.DEFINE_integer('margin', None, 'Of outpaint or uncrop, in pixels.')
-  flags.DEFINE_integer('num', 8, 'Completions.')
-  flags.DEFINE_integer('candidates', 1, 'Draws of which the likeliest is kept.')
-  flags.DEFINE_integer('batch', None, 'Images at a time.')
-  flags.DEFINE_float('guidance', None, '1: none.')
-  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
-  flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
-  flags.DEFINE_string('out', 'edit.png', 'A .png, or a .npy of values.')
+  flags.DEFINE_list(
+    'box',
+    None,
+    'The box of inpaint and class in pixels: top,left,height,width, of a '
+    'series start,length. The middle half if unset.',
+  )
+  flags.DEFINE_integer(
+    'margin',
+    None,
+    'How many pixels outpaint and uncrop generate at each side; a quarter of '
+    'the side if unset.',
+  )
+  flags.DEFINE_integer('num', 8, 'How many completions.', lower_bound=1)
+  flags.DEFINE_integer(
+    'candidates',
+    1,
+    'Draws of which each completion is the likeliest.',
+    lower_bound=1,
+  )
+  common.batch_flag()
+  common.sampling_flags()
+  flags.DEFINE_string(
+    'out',
+    'edit.png',
+    'Where to: a .png, of the image, what is known of it and the completions '
+    '(of --num=1, the completion alone), or a .npy of their values.',
+  )
 
 
 def run():
-  import numpy as np
+  """Completes the image, and writes the completions."""
+  from fractal_jax.inference import edit, inputs, sample
 
-  from fractal_jax.inference import inputs, sample
-
-  for name, least in (('num', 1), ('candidates', 1), ('batch', 1)):
-    common.at_least(name, least)
-  inputs.check_out(FLAGS.out, '.png', '.npy')
+  common.check_out('.png', '.npy')
   check_mask_flags()
   config = common.load_config()
+  changes = common.sampling_changes()
+  sample.settings(config, **changes)  # checked at once
   image, label = common.the_image(config)
-  if FLAGS.mask:
-    mask = inputs.read_mask(FLAGS.mask, config.model)
-  else:
-    box = FLAGS.box and common.integers('box', FLAGS.box)
-    mask = inputs.make_mask(
-      FLAGS.mode, config.model, box=box, margin=FLAGS.margin
-    )
-  mask = inputs.check_mask(mask, image[None])
-  changes = {
-    name: FLAGS[name].value
-    for name in ('guidance', 'temperature')
-    if FLAGS[name].value is not None
-  }
-  if FLAGS.iterations is not None:
-    with config.unlocked():
-      config.sample.iterations = common.integers('iterations', FLAGS.iterations)
+  mask = inputs.check_mask(the_mask(config.model), image[None])
   model = common.load_model(config)
-  (drawn,) = model.edit(
+  job = edit.edit(
+    model.net,
+    model.params,
+    config,
     image[None],
     mask,
     label,
+    mesh=model.mesh,
     num=FLAGS.num,
     candidates=FLAGS.candidates,
     seed=FLAGS.seed,
     batch=FLAGS.batch,
     **changes,
   )
+  (drawn,) = common.follow(job)
   import jax
 
-  if jax.process_index():
-    return
-  if FLAGS.out.endswith('.npy'):
-    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
-    np.save(FLAGS.out, drawn)
-  elif FLAGS.num == 1:
-    sample.save(sample.pictures(drawn, config.model)[0], FLAGS.out)
-  else:
-    grey = round(sample.GREY * (config.model.num_values - 1) / 255)
-    hidden = np.where(mask[0], grey, image)
-    shown = np.concatenate([image[None], hidden[None], drawn])
-    shown = sample.pictures(shown, config.model)
-    columns = int(np.ceil(np.sqrt(2 * len(shown))))
-    sample.save(sample.grid(shown, columns), FLAGS.out)
+  if jax.process_index() == 0:
+    write(image, mask[0], drawn, config.model)
   common.say(f'{FLAGS.num} completions: {os.path.abspath(FLAGS.out)}')
 
 
+def the_mask(model):
+  """--mask, or what --mode, --box and --margin make."""
+  from fractal_jax.inference import inputs
+
+  if FLAGS.mask:
+    return inputs.read_mask(FLAGS.mask, model)
+  box = FLAGS.box and common.integers('box', FLAGS.box)
+  return inputs.make_mask(FLAGS.mode, model, box=box, margin=FLAGS.margin)
+
+
+def write(image, mask, drawn, model):
+  """Writes the completions [n, S, (S,) C] of an image as --out."""
+  import numpy as np
+
+  from fractal_jax import pictures
+
+  if FLAGS.out.endswith('.npy'):
+    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
+    np.save(FLAGS.out, drawn)
+  elif len(drawn) == 1:
+    pictures.save(pictures.from_values(drawn, model)[0], FLAGS.out)
+  else:
+    known = pictures.hidden(image, mask, model)
+    shown = np.concatenate([image[None], known[None], drawn])
+    columns = int(np.ceil(np.sqrt(2 * len(shown))))
+    shown = pictures.from_values(shown, model)
+    pictures.save(pictures.grid(shown, columns), FLAGS.out)
+
+
 def check_mask_flags():
-  """One mask, and no flag that would go unused."""
+  """Refuses no mask, two masks, and flags that would go unused."""
   if not (FLAGS.mask or FLAGS.mode):
     raise common.UsageError('give --mask=FILE, or --mode to have one made')
   if FLAGS.mask and FLAGS.mode not in (None, 'class'):

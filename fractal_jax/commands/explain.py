@@ -10,28 +10,47 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The command's flags."""
   common.image_flags()
-  flags.DEFINE_integer('passes', 64, 'Random masks, for masked levels.')
-  flags.DEFINE_string('out', 'explain', 'Folder for the PNGs and report.html.')
+  flags.DEFINE_integer(
+    'passes',
+    64,
+    'Random masks that bits are averaged over, if any level is masked.',
+    lower_bound=2,
+  )
+  flags.DEFINE_string(
+    'out', 'explain', 'A folder for the maps as PNGs, bits.npy and report.html.'
+  )
 
 
 def run():
+  """Explains the image, and writes the report."""
+  from fractal_jax import report
   from fractal_jax.inference import explain
 
-  common.at_least('passes', 2)
   config = common.load_config()
   image, label = common.the_image(config)
   model = common.load_model(config)
-  found = model.explain(image, label, passes=FLAGS.passes, seed=FLAGS.seed)
+  job = explain.explain(
+    model.net,
+    model.params,
+    config,
+    image,
+    label,
+    mesh=model.mesh,
+    passes=FLAGS.passes,
+    seed=FLAGS.seed,
+  )
+  found = common.follow(job)
   import jax
 
   if jax.process_index():
     return
-  common.say(explain.summary(found))
+  common.say(report.summary(found))
   for c in found.conditions:
     error = '' if found.exact else f' ± {c.stderr:.2f}'
     common.say(
       f'  level {c.level} without {c.name}: {c.worth:+.2f}{error} bits'
     )
-  paths = explain.write(found, image, config.model, FLAGS.out)
-  common.say(f'report: {os.path.abspath(paths[-1])}')
+  path = report.write(found, image, config.model, FLAGS.out)
+  common.say(f'report: {os.path.abspath(path)}')

@@ -8,31 +8,41 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The command's flags."""
   common.workdir_flags()
-  flags.DEFINE_string('split', None, 'Split; the validation split if unset.')
-  flags.DEFINE_integer('num', None, 'Images; 0: the whole split.')
-  flags.DEFINE_integer('batch', None, 'Images at a time.')
-  flags.DEFINE_integer('passes', None, 'Monte-Carlo passes of masked levels.')
+  flags.DEFINE_string('split', None, 'The validation split if unset.')
+  flags.DEFINE_integer(
+    'num',
+    None,
+    "How many images; 0: the whole split. The config's eval.num if unset.",
+    lower_bound=0,
+  )
+  common.batch_flag()
+  flags.DEFINE_integer(
+    'passes',
+    None,
+    'Random masks per image, if any level is masked: more, less noise. The '
+    "config's eval.passes if unset.",
+    lower_bound=1,
+  )
   flags.DEFINE_bool('conditional', False, 'Give the labels to the model.')
 
 
 def run():
+  """Scores the split, and says what kind of number that is."""
   import tqdm
 
   from fractal_jax.inference import likelihood
 
-  common.at_least('num', 0)
-  common.at_least('batch', 1)
-  common.at_least('passes', 1)
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.eval.batch)
-  config, net, params, mesh = common.load_run(config)
+  model = common.load_model(config)
   found = likelihood.evaluate(
-    net,
-    params,
+    model.net,
+    model.params,
     config,
     FLAGS.split,
-    mesh=mesh,
+    mesh=model.mesh,
     batch=FLAGS.batch,
     num=FLAGS.num,
     passes=FLAGS.passes,

@@ -11,82 +11,91 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The command's flags."""
   common.workdir_flags()
-  flags.DEFINE_integer('num', None, 'Images.')
-  flags.DEFINE_integer('batch', None, 'Images at a time.')
-  flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
+  flags.DEFINE_integer(
+    'num',
+    None,
+    "How many images; the config's sample.num if unset.",
+    lower_bound=1,
+  )
+  common.batch_flag()
+  flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.')
   flags.DEFINE_list(
-    'labels', None, "Classes, repeated as needed, or 'none'; all if unset."
+    'labels',
+    None,
+    "Classes to draw in turn, or 'none' for no class; all if unset.",
   )
   common.sampling_flags()
-  flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
-  flags.DEFINE_string('movie', None, 'A .gif or .mp4 of images growing.')
+  flags.DEFINE_string(
+    'out',
+    'samples.png',
+    'Where to: a .png, a grid of the images, or an .npz of their values.',
+  )
+  flags.DEFINE_string(
+    'movie', None, 'A .gif or .mp4 to write, of the images as they grow.'
+  )
 
 
 def run():
-  import numpy as np
-  import tqdm
-
+  """Generates and writes the images."""
+  from fractal_jax import pictures
   from fractal_jax.inference import sample
 
-  for name, least in (('num', 1), ('batch', 1)):
-    common.at_least(name, least)
   if FLAGS.movie:
-    sample.check_movie(FLAGS.movie)
-  if not FLAGS.out.endswith(('.png', '.npz')):
-    raise common.UsageError(f'--out={FLAGS.out} must end in .png or .npz')
+    pictures.check_movie(FLAGS.movie)
+  common.check_out('.png', '.npz')
   config = common.load_config()
   changes = common.sampling_changes()
-  sampling, guided = sample.settings(
-    config, record=bool(FLAGS.movie), **changes
-  )
+  sample.settings(config, **changes)  # checked at once
   labels = classes(config.model)
-  num, batch = (
-    FLAGS.num or config.sample.num,
-    FLAGS.batch or config.sample.batch,
-  )
+  num = FLAGS.num or config.sample.num
+  batch = FLAGS.batch or config.sample.batch
   common.use_cores(min(num, batch))
-  config, net, params, mesh = common.load_run(config)
-  drawn = sample.generate(
-    net,
-    params,
+  model = common.load_model(config)
+  job = sample.draw(
+    model.net,
+    model.params,
+    config,
     sample.round_robin(num, labels),
-    sampling,
-    guided=guided,
+    mesh=model.mesh,
     seed=FLAGS.seed,
     batch=batch,
-    mesh=mesh,
-    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+    record=bool(FLAGS.movie),
+    **changes,
   )
+  drawn = common.follow(job)
   import jax
 
-  if jax.process_index():
-    return
+  if jax.process_index() == 0:
+    write(drawn, labels, config.model)
+
+
+def write(drawn, labels, model):
+  """Writes --out and --movie."""
+  import numpy as np
+
+  from fractal_jax import pictures
+  from fractal_jax.inference import sample
+
+  num = len(drawn.values)
   columns = len(labels) if 1 < len(labels) <= 16 else None
   if FLAGS.out.endswith('.npz'):
     pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-      FLAGS.out,
-      images=drawn.values.astype(
-        np.uint8 if sampling_fits(config) else np.int32
-      ),
-      labels=sample.round_robin(num, labels),
+      FLAGS.out, images=drawn.values, labels=sample.round_robin(num, labels)
     )
   else:
-    pictures = sample.pictures(drawn.values, config.model)
-    sample.save(sample.grid(pictures, columns), FLAGS.out)
+    shown = pictures.from_values(drawn.values, model)
+    pictures.save(pictures.grid(shown, columns), FLAGS.out)
   common.say(f'{num} images: {os.path.abspath(FLAGS.out)}')
   if FLAGS.movie:
-    sample.save_movie(drawn, config.model, FLAGS.movie, columns=columns)
+    pictures.save_movie(drawn, model, FLAGS.movie, columns=columns)
     common.say(f'movie: {os.path.abspath(FLAGS.movie)}')
 
 
-def sampling_fits(config):
-  return config.model.num_values <= 256
-
-
-def classes(model):
-  """The classes that --labels names, checked."""
+def classes(model) -> list[int]:
+  """The classes that --labels names, checked; -1 for "no class"."""
   if FLAGS.labels is None:
     return list(range(model.classes))
   if FLAGS.labels == ['none']:

@@ -22,6 +22,11 @@ class DataError(UserError, ValueError):
   """Data that is missing or unfit; the message names it and the way out."""
 
 
+def image_dtype(model) -> type:
+  """The integer type of images: the smallest that holds a model's values."""
+  return np.uint8 if model.num_values <= 256 else np.int32
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """One split of a data set.

@@ -286,7 +286,7 @@ def _batches(
     flags.FLAGS.mark_as_parsed()
   threads = config.data.threads
   dtypes = dict(
-    image=np.uint8 if config.model.num_values <= 256 else np.int32,
+    image=common.image_dtype(config.model),
     label=np.int32,
     index=np.int64,
     valid=np.bool_,

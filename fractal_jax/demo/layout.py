@@ -13,17 +13,27 @@ EACH = 'each'  # in place of a class: each in turn
 class Layout:
   """The components, made inside `gr.Blocks`; page.py says what they do."""
 
-  def __init__(self, config, name: str, classes, num_data: int, canvas: dict):
+  def __init__(
+    self,
+    config,
+    name: str,
+    *,
+    masks: bool,
+    classes: list[tuple[str, int]],
+    num_data: int,
+    canvas: dict,
+  ):
     """Makes them.
 
     Args:
       config: the run's config.
       name: of the run.
+      masks: whether any level is masked: those take iterations and orders.
       classes: [(name, class)].
       num_data: images of the validation split; 0: none are at hand.
       canvas: what the painter shows at first.
     """
-    self.config, self.classes = config, classes
+    self.config, self.masks, self.classes = config, masks, classes
     self.num_data, self.canvas = num_data, canvas
     gr.Markdown(f'# {name}')
     gr.Markdown(self._facts(), elem_classes='facts')
@@ -45,13 +55,13 @@ class Layout:
     )
     colour = 'grey' if m.channels == 1 else 'RGB'
     return (
-      f'{m.sizes[0]}x{m.sizes[0]} pixels, {colour}, {m.num_values} values a '
+      f'{m.sizes[0]}x{m.sizes[0]} pixels, {colour}, {m.num_values} values per '
       f'channel, {m.classes} classes. Levels: {levels}.'
     )
 
   def _settings(self) -> list:
     """Of drawing: guidance, temperature, iterations, seed."""
-    s, masked = self.config.sample, 'mar' in self.config.model.kinds
+    s = self.config.sample
     with gr.Row():
       guidance = gr.Slider(
         0,
@@ -67,14 +77,14 @@ class Layout:
         min(max(s.temperature, 0.1), 3),
         step=0.05,
         label='Temperature',
-        info='Above 1 sharpens',
+        info='Below 1: sharper',
       )
     with gr.Row():
       iterations = gr.Textbox(
         ','.join(map(str, s.iterations)),
         label='Iterations',
-        info='Steps of each level, say 8,4. Empty: one a patch',
-        visible=masked,
+        info='Steps of each level, say 8,4. Empty: one per patch',
+        visible=self.masks,
         max_length=40,
       )
       seed = gr.Number(
@@ -173,7 +183,7 @@ class Layout:
             [1, 2, 4, 8],
             value=1,
             label='Candidates',
-            info='Of so many draws each, the likeliest',
+            info='Draws of which each completion is the likeliest',
           )
         with gr.Accordion('Settings', open=False):
           settings = self._settings()
@@ -188,7 +198,6 @@ class Layout:
       with gr.Column(scale=2, min_width=300):
         self.bits_source = self._source()
         self.preview = gr.HTML(elem_id='preview')
-        masked = 'mar' in self.config.model.kinds
         label = gr.Dropdown(
           [('no class', -1), *self.classes], value=-1, label='Class'
         )
@@ -199,7 +208,7 @@ class Layout:
           step=2,
           label='Random orders',
           info='More: a smaller standard error',
-          visible=masked,
+          visible=self.masks,
         )
         self.bits_how = [label, passes]
         self.bits_go, self.bits_stop = self._buttons('Explain')

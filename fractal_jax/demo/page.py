@@ -12,9 +12,12 @@ import traceback
 import gradio as gr
 import numpy as np
 
+from fractal_jax import pictures, report
 from fractal_jax.data import pipeline
+from fractal_jax.data.common import image_dtype
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
-from fractal_jax.inference import explain, inputs, sample
+from fractal_jax.errors import UserError
+from fractal_jax.inference import inputs, sample
 
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
 MASKS = 32  # at a time, so that a job can be ended soon
@@ -23,7 +26,6 @@ VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
 # No telemetry; what visitors left behind is deleted after an hour.
 BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))
 PACE = 0.08  # seconds that each picture of a growing image is seen, at least
-KNOWN = (DemoError, pipeline.DataError, inputs.EditError, sample.SampleError)
 
 
 def check(model) -> None:
@@ -52,17 +54,20 @@ class Page:
         names = self.split.class_names
       except pipeline.DataError as e:
         print(f'No images from the data on the page: {e}', flush=True)
-    self.classes = [
-      (
-        str(i) if i >= len(names) or names[i] == str(i) else f'{i}: {names[i]}',
-        i,
-      )
-      for i in range(model.config.model.classes)
+    numbers = range(model.config.model.classes)
+    known = lambda i: i < len(names) and names[i] != str(i)
+    self.classes = [  # (what the page calls it, the class)
+      (f'{i}: {names[i]}' if known(i) else str(i), i) for i in numbers
     ]
     with gr.Blocks(title=f'fractal_jax: {name}', **BLOCKS) as self.blocks:
       num_data = self.split.size if self.split else 0
       self.ui = layout.Layout(
-        model.config, name, self.classes, num_data, self._canvas(None)
+        model.config,
+        name,
+        masks=model.net.masks,
+        classes=self.classes,
+        num_data=num_data,
+        canvas=self._canvas(None),
       )
       self._wire()
       self.blocks.unload(self.leave)
@@ -122,42 +127,39 @@ class Page:
   # Jobs.
 
   def generate(self, request: gr.Request, label, num, *settings):
+    """Draws images, and shows them as they grow."""
     labels = sample.round_robin(
       num, np.arange(len(self.classes)) if label == layout.EACH else label
     )
+    last = None  # what is drawn, and when each value was
 
-    def work(report):
+    def job():
       how = self._drawing(*settings)
-      last = None
-
-      def watch(progress):
-        nonlocal last
-        last = progress.drawn
-        report(progress)
-
-      self.model.sample(labels, watch=watch, **how)
-      return last
+      yield from self.model.stream('sample', labels, **how)
 
     def shown(progress):
-      return {self.ui.view: self._grown(progress.drawn, labels)}
+      nonlocal last
+      last = progress.drawn
+      return {self.ui.view: self._grown(last, labels)}
 
-    def finished(drawn):
+    def finished(_):
       return {
-        self.ui.view: self._grown(drawn, labels),
-        self.ui.drawn: drawn,
+        self.ui.view: self._grown(last, labels),
+        self.ui.drawn: last,
         self.ui.after: gr.update(visible=True),
       }
 
     yield {self.ui.after: gr.update(visible=False), self.ui.movie: ''}
     buttons = (self.ui.go, self.ui.stop, self.ui.status)
-    yield from self._follow(request, work, buttons, shown, finished)
+    yield from self._follow(request, job(), buttons, shown, finished)
 
   def complete(
     self, request: gr.Request, image, canvas, label, num, candidates, *settings
   ):
+    """Completes what is painted over, and shows it as it grows."""
     known = None
 
-    def work(report):
+    def job():
       nonlocal known
       how = self._drawing(*settings)
       if image is None:
@@ -166,51 +168,44 @@ class Page:
       if not mask.any():
         raise DemoError('Paint over what is to be generated first.')
       known = self._known(image, mask)
-      (drawn,) = self.model.edit(
-        image[None],
-        mask,
-        label,
-        num=num,
-        candidates=candidates,
-        watch=report,
-        **how,
-      )
-      return drawn
+      how |= dict(num=num, candidates=candidates)
+      yield from self.model.stream('edit', image[None], mask, label, **how)
 
-    def show(pictures, name):
-      captions = [f'{name} {i + 1}' for i in range(len(pictures))]
+    def show(shots, name):
+      captions = [f'{name} {i + 1}' for i in range(len(shots))]
       return {
         self.ui.edit_view: views.tiles(
-          [*known, *pictures], ['image', 'known', *captions]
+          [*known, *shots], ['image', 'known', *captions]
         )
       }
 
     def shown(progress):
       if progress.drawn is None:
         return {}
-      pictures = sample.so_far(progress.drawn, self.model.config.model)
-      return show(pictures, 'candidate' if candidates > 1 else 'completion')
+      shots = pictures.so_far(progress.drawn, self.model.config.model)
+      return show(shots, 'candidate' if candidates > 1 else 'completion')
 
     def finished(drawn):
-      pictures = sample.pictures(drawn, self.model.config.model)
-      return show(pictures, 'completion')
+      shots = pictures.from_values(drawn[0], self.model.config.model)
+      return show(shots, 'completion')
 
     buttons = (self.ui.edit_go, self.ui.edit_stop, self.ui.edit_status)
-    yield from self._follow(request, work, buttons, shown, finished)
+    yield from self._follow(request, job(), buttons, shown, finished)
 
   def bits(self, request: gr.Request, image, label, passes):
-    def work(report):
+    """Explains an image, and shows its maps of bits."""
+
+    def job():
       if image is None:
         raise DemoError('Choose an image first: upload one, or take one.')
       batch = min(self.model.config.eval.batch, MASKS)
-      return self.model.explain(
-        image, label, passes=passes, batch=batch, watch=report
-      )
+      how = dict(passes=passes, batch=batch)
+      yield from self.model.stream('explain', image, label, **how)
 
     def finished(found):
-      pictures = explain.pictures(found, image, self.model.config.model)
-      captions = explain.captions(found)
-      worth = views.table(
+      maps = report.maps(found, image, self.model.config.model)
+      captions = report.captions(found)
+      worth = report.table(
         ('level told', 'condition', 'bits more without', 'standard error'),
         [
           (c.level, c.name, f'{c.worth:+.2f}', f'{c.stderr:.2f}')
@@ -218,19 +213,27 @@ class Page:
         ],
       )
       return {
-        self.ui.bits_status: views.status(explain.summary(found)),
+        self.ui.bits_status: views.status(report.summary(found)),
         self.ui.bits_view: views.tiles(
-          pictures.values(), [captions.get(n, n) for n in pictures], 200
+          maps.values(), [captions.get(name, name) for name in maps], 200
         )
         + '<h3>What the conditions are worth</h3>'
         + worth,
       }
 
     buttons = (self.ui.bits_go, self.ui.bits_stop, self.ui.bits_status)
-    yield from self._follow(request, work, buttons, lambda _: {}, finished)
+    yield from self._follow(request, job(), buttons, lambda _: {}, finished)
 
-  def _follow(self, request, work, buttons, shown, finished):
-    """Runs a job, and shows how far it is and what becomes of it."""
+  def _follow(self, request: gr.Request, job, buttons, shown, finished):
+    """Runs a job, and shows how far it is and what becomes of it.
+
+    Args:
+      request: tells the visitor.
+      job: an iterator of Progress, the last of which has the result.
+      buttons: the components (go, stop, status).
+      shown: Progress to updates of other components, while it runs.
+      finished: the result to such updates, at the end.
+    """
     go, stop, status = buttons
     yield {
       go: gr.update(interactive=False),
@@ -242,25 +245,30 @@ class Page:
       stop: gr.update(interactive=False),
     }
     try:
-      for kind, what in self.jobs.run(request.session_hash, work):
-        if kind == 'report':
-          text = f'{what.doing.capitalize()}: {what.done} of {what.total} steps'
-          if not what.done:  # a new shape of work, of which it can't know
-            text += '. What is new is compiled first: that takes a while.'
-          seen = shown(what)
-          yield {status: views.status(text, what.share)} | seen
-          if seen:
-            time.sleep(PACE)
-        else:
-          yield end | {status: views.status('Done.')} | finished(what)
+      for progress in self.jobs.run(request.session_hash, job):
+        if progress.doing == 'done':
+          done = {status: views.status('Done.')} | finished(progress.result)
+          yield end | done
+          continue
+        seen = shown(progress)
+        yield {status: self._status(progress)} | seen
+        if seen:
+          time.sleep(PACE)
     except jobs.Cancelled:
       yield end | {status: views.status('Cancelled.')}
-    except KNOWN as e:
+    except UserError as e:
       yield end | {status: views.error(str(e))}
     except Exception as e:
       traceback.print_exc()
       text = f'This failed: {type(e).__name__}: {e}\nThe terminal has more.'
       yield end | {status: views.error(text)}
+
+  def _status(self, progress) -> str:
+    text = f'{progress.doing.capitalize()}: {progress.done} of '
+    text += f'{progress.total} steps'
+    if not progress.done:  # a new shape of work, of which it can't know
+      text += '. What is new is compiled first: that takes a while.'
+    return views.status(text, progress.share)
 
   def cancel(self, request: gr.Request):
     """Ends the visitor's job after the step that it is at."""
@@ -273,21 +281,25 @@ class Page:
     self.jobs.cancel(request.session_hash)
 
   def replay(self, drawn):
+    """Shows the movie of the images that were drawn last."""
     if drawn is None:
       return '', views.error('Generate something first.')
     some = type(drawn)(drawn.values[:MOVIE], drawn.when[:MOVIE])
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'movie.gif'
-      sample.save_movie(some, self.model.config.model, str(path))
+      pictures.save_movie(some, self.model.config.model, str(path))
       return views.movie(path.read_bytes()), gr.skip()
 
   # Images and masks.
 
   def upload(self, path):
+    """Takes an upload as the image."""
     model = self.model.config.model
     return self._chosen(lambda: uploads.read_image(path, model))
 
   def take(self, number):
+    """Takes an image of the validation split."""
+
     def read():
       if number is None or not 0 <= number < self.split.size:
         raise DemoError(f'Validation images are 0 to {self.split.size - 1}.')
@@ -297,6 +309,7 @@ class Page:
     return self._chosen(read)
 
   def use(self, tab, drawn, which):
+    """Takes one of the images that were drawn last to another tab."""
     number = len(drawn.values) if drawn is not None else 0
     if which is None or not 1 <= which <= number:
       text = f'Images are 1 to {number}.'
@@ -305,6 +318,7 @@ class Page:
     return [*self._shown(image), gr.update(selected=tab), gr.skip()]
 
   def ready_mask(self, mode, canvas):
+    """Puts a mask that is made, or none, onto the canvas."""
     model = self.model.config.model
     mask = np.zeros(inputs.shape(model), bool)
     if mode is not None:
@@ -312,9 +326,10 @@ class Page:
     return canvas | {'mask': self._digits(mask)}
 
   def upload_mask(self, path, canvas):
+    """Puts an upload onto the canvas, as the mask."""
     try:
       mask = uploads.read_mask(path, self.model.config.model)
-    except KNOWN as e:
+    except UserError as e:
       return gr.skip(), views.error(str(e))
     return canvas | {'mask': self._digits(mask)}, ''
 
@@ -322,37 +337,37 @@ class Page:
     """Outputs of an image that `read` gives, with a note, or why it doesn't."""
     try:
       image, note = read()
-    except KNOWN as e:
+    except UserError as e:
       return [gr.skip()] * 3 + [views.error(str(e))]
     return [*self._shown(image), views.status(note)]
 
   def _shown(self, image):
     """An image, on the canvas and in the preview."""
-    image = image.astype(inputs.dtype(self.model.config.model))
-    (picture,) = sample.pictures(image[None], self.model.config.model)
+    image = image.astype(image_dtype(self.model.config.model))
+    (picture,) = pictures.from_values(image[None], self.model.config.model)
     return image, self._canvas(picture), views.tiles([picture], size=240)
 
   def _grown(self, drawn, labels) -> str:
-    pictures = sample.so_far(drawn, self.model.config.model)
+    """Images as far as they are drawn, with their classes."""
+    shots = pictures.so_far(drawn, self.model.config.model)
     names = {-1: 'no class'} | {i: f'class {n}' for n, i in self.classes}
     captions = [f'{i + 1}: {names[n]}' for i, n in enumerate(labels.tolist())]
-    size = {1: 320, 4: 200}.get(len(pictures), 110)
-    return views.tiles(pictures, captions, size)
+    size = {1: 320, 4: 200}.get(len(shots), 110)
+    return views.tiles(shots, captions, size)
 
   def _known(self, image, mask) -> np.ndarray:
     """Pictures of an image, and of what is known of it."""
     model = self.model.config.model
-    grey = round(sample.GREY * (model.num_values - 1) / 255)
-    values = np.stack([image, np.where(mask, grey, image)])
-    pictures = sample.pictures(values, model)
-    pictures[1][mask.all(-1)] = VEIL
-    return pictures
+    values = np.stack([image, pictures.hidden(image, mask, model)])
+    shots = pictures.from_values(values, model)
+    shots[1][mask.all(-1)] = VEIL
+    return shots
 
   def _canvas(self, picture) -> dict:
     """What the painter shows: see painter.js."""
     shape = inputs.shape(self.model.config.model)
     return {
-      'image': None if picture is None else views.data_url(picture),
+      'image': None if picture is None else report.data_url(picture),
       'side': shape[0],
       'channels': shape[-1],
       'mask': self._digits(np.zeros(shape, bool)),

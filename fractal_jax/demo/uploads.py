@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from fractal_jax import pictures
 from fractal_jax.data import common
 from fractal_jax.demo import DemoError
 from fractal_jax.inference import inputs
@@ -64,7 +65,7 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
   image, side = open_image(path), model.sizes[0]
   if image.mode[0] in 'IF':  # PIL would cut off at 255
     raise DemoError(
-      f'{pathlib.Path(path).name} has more than 8 bits a value (mode '
+      f'{pathlib.Path(path).name} has more than 8 bits per value (mode '
       f'{image.mode}): convert it to 8 bits'
     )
   note = ''
@@ -74,13 +75,13 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
       f'resized to {side}x{side}'
     )
   shades = common.to_array(image, side, model.channels)
-  return inputs.to_values(shades, model), note
+  return pictures.to_values(shades, model), note
 
 
 def read_mask(path: str, model) -> np.ndarray:
   """An upload as a mask [S, S, C], True (white) where to generate.
 
-  A coloured image is one plane a channel, for models of three channels.
+  A coloured image has one plane per channel, for models of three channels.
   """
   name = pathlib.Path(path).name
   shades = common.to_array(open_image(path), model.sizes[0], 3)

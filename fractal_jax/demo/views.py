@@ -1,22 +1,13 @@
-"""HTML that the page shows: pictures, progress, tables."""
+"""HTML that the page shows: pictures and progress."""
 
 import base64
 import html
-import io
 
-import numpy as np
-from PIL import Image
+from fractal_jax.report import data_url
 
 
-def data_url(picture: np.ndarray) -> str:
-  """A picture [H, W, 3] as a PNG inside a URL: nothing is left on the disk."""
-  file = io.BytesIO()
-  Image.fromarray(picture).save(file, 'png')
-  return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-
-
-def tiles(pictures, captions=None, size: int = 120) -> str:
-  """Pictures side by side, at least `size` wide, enlarged by the browser."""
+def tiles(pictures, captions: list[str] | None = None, size: int = 120) -> str:
+  """Pictures [H, W, 3] side by side, at least `size` CSS pixels wide each."""
   captions = [''] * len(pictures) if captions is None else captions
   figures = ''.join(
     f'<figure><img alt="{html.escape(text)}" src="{data_url(picture)}">'
@@ -27,6 +18,7 @@ def tiles(pictures, captions=None, size: int = 120) -> str:
 
 
 def movie(gif: bytes) -> str:
+  """A GIF that plays."""
   data = base64.b64encode(gif).decode()
   return (
     '<div class="tiles" style="--tile: 320px"><figure><img alt="movie" '
@@ -43,14 +35,7 @@ def status(text: str, share: float | None = None) -> str:
 
 
 def error(text: str) -> str:
+  """One line that says what went wrong."""
   return (
     f'<div class="status"><div class="error">{html.escape(text)}</div></div>'
   )
-
-
-def table(head, rows) -> str:
-  cells = lambda tag, row: ''.join(
-    f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row
-  )
-  body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
-  return f'<table class="bits"><tr>{cells("th", head)}</tr>{body}</table>'

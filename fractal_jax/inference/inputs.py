@@ -1,45 +1,43 @@
-"""What an edit is given: images and masks, from arrays and files, checked."""
+"""What jobs are given: images, masks and labels, from arrays or files, checked.
 
-import pathlib
+`model` is always a config's section `model`. What it can't take is an
+InputError.
+"""
 
 import numpy as np
 
+from fractal_jax import pictures
 from fractal_jax.errors import UserError
 
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
 
 
-class EditError(UserError, ValueError):
-  """An image, mask or label that the model can't take."""
-
-
-def dtype(model):
-  """Of images: the smallest that holds the values."""
-  return np.uint8 if model.num_values <= 256 else np.int32
+class InputError(UserError, ValueError):
+  """An image, mask, label or setting that the model can't take."""
 
 
 def shape(model) -> tuple[int, ...]:
-  """Of one image, (S, (S,) C)."""
+  """The shape of one image, (S, (S,) C)."""
   return (model.sizes[0],) * model.rank + (model.channels,)
 
 
 def check_images(images, model) -> np.ndarray:
-  """Images [n, S, (S,) C], whole numbers 0 .. V - 1, or an EditError."""
+  """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1."""
   images = np.asarray(images)
   if images.shape[1:] != shape(model):
-    raise EditError(
+    raise InputError(
       f'images of shape {images.shape[1:]}: this model takes {shape(model)}, '
       'so an array [n, ' + ', '.join(map(str, shape(model))) + ']'
     )
   if images.dtype.kind not in 'iu':
-    raise EditError(
+    raise InputError(
       f'images of type {images.dtype}: give whole numbers 0 to '
       f'{model.num_values - 1}'
     )
   if images.size and not (
     0 <= images.min() and images.max() < model.num_values
   ):
-    raise EditError(
+    raise InputError(
       f'images with values {images.min()} to {images.max()}: this model takes '
       f'0 to {model.num_values - 1}'
     )
@@ -47,10 +45,16 @@ def check_images(images, model) -> np.ndarray:
 
 
 def check_mask(mask, images: np.ndarray) -> np.ndarray:
-  """A mask, True where to generate, as bool [n, S, (S,) C]."""
+  """A mask, True where to generate, as bool [n, S, (S,) C].
+
+  Args:
+    mask: [S, (S,)], [S, (S,) 1] or [S, (S,) C], or n of one of these; bool,
+      or 0 and 1.
+    images: [n, S, (S,) C].
+  """
   mask = np.asarray(mask)
   if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-    raise EditError('a mask must be bool, or hold 0 and 1 only')
+    raise InputError('a mask must be bool, or hold 0 and 1 only')
   mask = mask.astype(bool)
   one = images.shape[1:]
   if mask.shape in (one[:-1], images.shape[:-1]):
@@ -60,16 +64,16 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
       mask.ndim == len(one) or len(mask) == len(images)
     ):
       return np.broadcast_to(mask, images.shape)
-  raise EditError(
+  raise InputError(
     f'a mask of shape {mask.shape}: give {one[:-1]}, or {one} with one plane '
-    'a channel, or one of these for each image'
+    'per channel, or one of these for each image'
   )
 
 
 def check_planes(mask: np.ndarray, model) -> None:
   """Refuses masks of single channels where colours mix them."""
   if model.colour and (mask != mask[..., :1]).any():
-    raise EditError(
+    raise InputError(
       'a mask with planes that differ by channel: this model draws '
       f"model.colour='{model.colour}', whose channels mix those of the image; "
       'give a mask of whole pixels'
@@ -84,7 +88,7 @@ def check_labels(labels, model) -> np.ndarray:
     or not labels.size
     or (labels.min() < -1 or labels.max() >= model.classes)
   ):
-    raise EditError(
+    raise InputError(
       f'labels {labels.tolist()}: classes are 0 to {model.classes - 1}, and '
       '-1 is "no class"'
     )
@@ -92,18 +96,18 @@ def check_labels(labels, model) -> np.ndarray:
 
 
 def labels_of(labels, n: int, model) -> np.ndarray:
-  """A class an image, [n]: from one for all, one each, or None (no class)."""
+  """The class of each image, [n]: from one for all, n, or None (no class)."""
   labels = check_labels(-1 if labels is None else labels, model)
   if len(labels) not in (1, n):
-    raise EditError(f'{len(labels)} labels for {n} images: give 1 or {n}')
+    raise InputError(f'{len(labels)} labels for {n} images: give 1 or {n}')
   return np.broadcast_to(labels, (n,)).copy()
 
 
 def check_counts(**counts) -> None:
-  """Raises EditError for a number of something that is below 1."""
+  """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
     if value is not None and value < 1:
-      raise EditError(f'{name}={value} must be at least 1')
+      raise InputError(f'{name}={value} must be at least 1')
 
 
 # Files.
@@ -114,30 +118,25 @@ def read_image(path: str, model) -> np.ndarray:
   if path.endswith('.npy'):
     return check_images(_load(path)[None], model)[0]
   if model.rank != 2 or model.channels not in (1, 3):
-    raise EditError(
+    raise InputError(
       f'{path}: a model of {model.channels} channels and rank {model.rank} '
       'takes a .npy file of its values, shape ' + str(shape(model))
     )
   pixels = _open(path, 'L' if model.channels == 1 else 'RGB')
   side = model.sizes[0]
   if pixels.shape[:2] != (side, side):
-    raise EditError(
+    raise InputError(
       f'{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels, this model '
       f'{side}x{side}: crop or resize it'
     )
-  return to_values(pixels.reshape(shape(model)), model)
-
-
-def to_values(shades: np.ndarray, model) -> np.ndarray:
-  """Shades 0 .. 255 to values; the inverse of `sample.pictures`."""
-  scale = (model.num_values - 1) / 255
-  return np.round(shades * scale).astype(dtype(model))
+  return pictures.to_values(pixels.reshape(shape(model)), model)
 
 
 def read_mask(path: str, model) -> np.ndarray:
-  """A mask from an image (white: generate) or a .npy: bool.
+  """A mask from an image file, or a .npy, for `check_mask`.
 
-  A coloured image is one plane a channel, for models of three channels.
+  White is True: generate. A coloured image has one plane per channel, for
+  models of three channels.
   """
   if path.endswith('.npy'):
     return _load(path)
@@ -145,13 +144,13 @@ def read_mask(path: str, model) -> np.ndarray:
 
 
 def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
-  """A mask from pixels [S, S, 3] of the image `name`, as in `read_mask`."""
+  """A mask [S, S] or [S, S, 3] from shades [S, S, 3] of the image `name`."""
   planes = pixels >= 128
   if (planes == planes[..., :1]).all():
     return planes[..., 0]
   if model.channels != 3:
-    raise EditError(
-      f'{name} is coloured, one plane a channel, but this model has '
+    raise InputError(
+      f'{name} is coloured, one plane per channel, but this model has '
       f'{model.channels} channels: make it black and white, or a .npy file'
     )
   return planes
@@ -161,13 +160,14 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
   """A mask [S, (S,)].
 
   Args:
-    mode: 'inpaint' and 'class' (with another label) generate a box, 'outpaint'
-      and 'uncrop', which are one, all but the middle, 'lower' the lower half
-      (of a series: the later).
+    mode: what is generated. 'inpaint' and 'class' (with another label): a box;
+      'outpaint' and 'uncrop', two names of one thing: all but the middle;
+      'lower': the lower half, of a series the later.
     model: the config's section `model`.
     box: (top, left, height, width), of a series (start, length); by default
       the middle half.
-    margin: width of what 'outpaint' generates; a quarter by default.
+    margin: width of what 'outpaint' generates, in pixels; a quarter of the
+      side by default.
   """
   side, rank = model.sizes[0], model.rank
   mask = np.zeros((side,) * rank, bool)
@@ -176,27 +176,32 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
   elif mode in ('outpaint', 'uncrop'):
     margin = max(side // 4, 1) if margin is None else margin
     if not 1 <= margin < (side + 1) // 2:
-      raise EditError(
+      raise InputError(
         f'--margin={margin} must be 1 to {(side + 1) // 2 - 1}, so that '
         'something is known'
       )
     mask[:] = True
     mask[(slice(margin, side - margin),) * rank] = False
   elif mode in ('inpaint', 'class'):
-    if box is None:
-      box = (side // 4,) * rank + (side - 2 * (side // 4),) * rank
-    names = 'top,left,height,width' if rank == 2 else 'start,length'
-    if len(box) != 2 * rank or not all(
-      0 <= at and 1 <= size and at + size <= side
-      for at, size in zip(box[:rank], box[rank:])
-    ):
-      raise EditError(
-        f'--box={",".join(map(str, box))} must be {names}, inside {side} pixels'
-      )
-    mask[tuple(slice(a, a + n) for a, n in zip(box[:rank], box[rank:]))] = True
+    mask[_box(box, side, rank)] = True
   else:
-    raise EditError(f"mode '{mode}' must be one of {', '.join(MODES)}")
+    raise InputError(f"mode '{mode}' must be one of {', '.join(MODES)}")
   return mask
+
+
+def _box(box, side: int, rank: int) -> tuple[slice, ...]:
+  """The part of a square that a box covers: by default the middle half."""
+  if box is None:
+    box = (side // 4,) * rank + (side - 2 * (side // 4),) * rank
+  names = 'top,left,height,width' if rank == 2 else 'start,length'
+  parts = list(zip(box[:rank], box[rank:]))
+  if len(box) != 2 * rank or not all(
+    0 <= at and 1 <= size and at + size <= side for at, size in parts
+  ):
+    raise InputError(
+      f'--box={",".join(map(str, box))} must be {names}, inside {side} pixels'
+    )
+  return tuple(slice(at, at + size) for at, size in parts)
 
 
 def _open(path: str, mode: str) -> np.ndarray:
@@ -206,20 +211,11 @@ def _open(path: str, mode: str) -> np.ndarray:
     with Image.open(path) as image:
       return np.asarray(image.convert(mode))
   except OSError as e:
-    raise EditError(f'{path} is not an image that can be read: {e}') from e
+    raise InputError(f'{path} is not an image that can be read: {e}') from e
 
 
 def _load(path: str) -> np.ndarray:
   try:
     return np.load(path, allow_pickle=False)
   except (OSError, ValueError) as e:
-    raise EditError(f'{path} is not a .npy file: {e}') from e
-
-
-def check_out(path: str, *endings: str) -> None:
-  """Before any work is done for it."""
-  if not path.endswith(endings):
-    raise EditError(f'--out={path} must end in {" or ".join(endings)}')
-  parent = pathlib.Path(path).parent
-  if parent.exists() and not parent.is_dir():
-    raise EditError(f'--out={path}: {parent} is not a folder')
+    raise InputError(f'{path} is not a .npy file: {e}') from e

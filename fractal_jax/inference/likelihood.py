@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import cpu, sharding
+from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.types import Draws
 
@@ -99,8 +100,7 @@ def evaluate(
   num = config.eval.num if num is None else num
   passes = config.eval.passes if passes is None else passes
   passes = 1 if net.exact else passes
-  parts = sharding.batch_devices(mesh)
-  batch = -(-batch // parts) * parts
+  batch = sharding.padded_batch(batch, mesh)
   host, hosts = sharding.host_rows(mesh)
   batches = pipeline.eval_batches(
     config, split, batch, process_index=host, process_count=hosts, num=num
@@ -166,9 +166,8 @@ def image_nats(
   batch: int = 64,
   passes: int = 1,
   seed: int = 0,
-  progress=lambda steps: steps,
-) -> np.ndarray:
-  """Negative log-likelihoods of images at hand.
+) -> Job:
+  """A job: negative log-likelihoods of images at hand.
 
   Args:
     net: the model.
@@ -179,21 +178,23 @@ def image_nats(
     batch: images at a time, rounded up to what the mesh divides.
     passes: random masks per image; exact models need just one.
     seed: of the masks.
-    progress: wraps the list of (first image of a batch, pass).
+
+  Yields:
+    Progress after each pass over a batch.
 
   Returns:
     Nats [n, passes], float64: where the model masks, estimates each.
   """
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
-  parts = sharding.batch_devices(mesh)
-  batch = -(-min(batch, len(images)) // parts) * parts
+  batch = sharding.padded_batch(min(batch, len(images)), mesh)
   host, hosts = sharding.host_rows(mesh)
   mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
   key = jax.random.key(seed)
   out = np.zeros((len(images), passes))
   starts = range(0, len(images), batch)
-  for start, i in progress([(s, i) for s in starts for i in range(passes)]):
+  steps = [(s, i) for s in starts for i in range(passes)]
+  for done, (start, i) in enumerate(steps):
     index = np.arange(start, start + batch)[mine]
     at = np.minimum(index, len(images) - 1)
     rows = {
@@ -205,6 +206,7 @@ def image_nats(
     masks = Masks(key, first=start, number=i, offset=i / passes)
     nats = _score(net, params, rows, masks, mesh)['nats']
     out[start : start + batch, i] = nats[: len(images) - start]
+    yield Progress('scoring', done + 1, len(steps))
   return out
 
 

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import sharding
+from fractal_jax.data.common import image_dtype
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files, neighbours, scores
 from fractal_jax.metrics import reference as references
 from fractal_jax.metrics.features import check_model
+from fractal_jax.pictures import from_values
 from fractal_jax.training import processes
 
 FOLDER = 'evaluate'
@@ -147,8 +149,8 @@ def of_run(
     with files.whole(folder / 'settings.json') as file:
       file.write(json.dumps(what, indent=2).encode())
   kept = Chunks(folder / 'images')
-  parts = sharding.batch_devices(model.mesh)
-  batch = -(-min(batch or model.config.sample.batch, num) // parts) * parts
+  batch = min(batch or model.config.sample.batch, num)
+  batch = sharding.padded_batch(batch, model.mesh)
 
   def pictures(first: int) -> np.ndarray:
     if kept.covering(first):
@@ -164,9 +166,9 @@ def of_run(
         first=first,
         batch=batch,
         mesh=model.mesh,
-      ).values.astype(np.uint8 if m.num_values <= 256 else np.int32)
+      ).values.astype(image_dtype(m))
       kept.write(first, values=values)
-    return sample.pictures(values, m)
+    return from_values(values, m)
 
   return Images(
     num=num,

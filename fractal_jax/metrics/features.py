@@ -24,8 +24,7 @@ class Extractor:
     """
     self.fingerprint = weights.fingerprint
     self.mesh = sharding.single_device_mesh() if mesh is None else mesh
-    parts = sharding.batch_devices(self.mesh)
-    self.batch = -(-batch // parts) * parts
+    self.batch = sharding.padded_batch(batch, self.mesh)
     self.host, self.hosts = sharding.host_rows(self.mesh)
     whole = sharding.replicated(self.mesh)
     self._params = jax.tree.map(

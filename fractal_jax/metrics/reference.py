@@ -15,9 +15,9 @@ import dataclasses
 import numpy as np
 
 from fractal_jax.data import pipeline
-from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files, inception, scores
 from fractal_jax.metrics.features import check_model
+from fractal_jax.pictures import from_values
 
 NEIGHBOURS = 10_000  # images that precision and recall look at, as ADM's
 WANTED = (
@@ -80,7 +80,7 @@ def make(config, split, extractor, *, num=0, progress=lambda x: x) -> Reference:
   for batch in progress(batches):
     out = extractor.rows(
       {
-        'pictures': sample.pictures(batch['image'], config.model),
+        'pictures': from_values(batch['image'], config.model),
         'label': batch['label'],
         'index': batch['index'].astype(np.int32),
         'valid': batch['valid'],

@@ -1,0 +1,53 @@
+"""Editing: what is under a mask is generated, given the rest."""
+
+import numpy as np
+
+from fractal_jax.inference import inputs, sample, score
+from fractal_jax.inference.progress import Job
+from fractal_jax.models import fractal
+from fractal_jax.models.types import Given
+
+
+def edit(
+  net: fractal.Fractal,
+  params,
+  config,
+  images: np.ndarray,
+  mask: np.ndarray,
+  labels=None,
+  *,
+  mesh=None,
+  num: int = 1,
+  candidates: int = 1,
+  seed: int = 0,
+  batch: int | None = None,
+  stepwise: bool = False,
+  **changes,
+) -> Job:
+  """The job of `api.Model.edit`, whose arguments and errors these are."""
+  inputs.check_counts(num=num, candidates=candidates, batch=batch)
+  images = inputs.check_images(images, config.model)
+  mask = inputs.check_mask(mask, images)
+  inputs.check_planes(mask, config.model)
+  labels = inputs.labels_of(labels, len(images), config.model)
+  repeat = lambda x: np.repeat(x, num * candidates, 0)
+  how = dict(mesh=mesh, seed=seed, batch=batch)
+  drawn = yield from sample.draw(
+    net,
+    params,
+    config,
+    repeat(labels),
+    given=Given(repeat(images).astype(np.int32), repeat(~mask)),
+    stepwise=stepwise,
+    **how,
+    **changes,
+  )
+  found = drawn.values
+  if candidates > 1:
+    scores = yield from score.log_prob(
+      net, params, config, found, repeat(labels), **how
+    )
+    best = scores.reshape(-1, candidates).argmax(1)
+    found = found.reshape((-1, candidates) + found.shape[1:])
+    found = found[np.arange(len(best)), best]
+  return found.reshape((len(images), num) + found.shape[1:])

@@ -1,0 +1,248 @@
+"""Values as pictures: shades, curves of series, heat maps, grids, movies.
+
+A picture is uint8 RGB, [H, W, 3]. Shades run from 0 (value 0) to 255 (value
+V - 1). `model` is always a config's section `model`.
+"""
+
+from collections.abc import Iterator
+import importlib.util
+import pathlib
+
+import numpy as np
+
+from fractal_jax.data.common import image_dtype
+from fractal_jax.errors import UserError
+from fractal_jax.models.types import NEVER, Drawn
+
+GREY = 128  # the shade of a value that is not known
+FRAME = 40  # milliseconds that a frame of a movie stays
+SLOW = 8000  # milliseconds of all frames in slow motion, at most
+LAST = 2520  # milliseconds of the last frame
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
+
+
+class PictureError(UserError, ValueError):
+  """A file format that pictures or movies can't be written in."""
+
+
+# Values and shades.
+
+
+def from_values(values: np.ndarray, model) -> np.ndarray:
+  """Pictures [n, H, W, 3] of values [n, S, (S,) C].
+
+  Images of one channel are grey; of any other number but three, the channels
+  lie side by side. A series is drawn as curves, one per channel.
+  """
+  return _from_shades(_shades(values, model), model)
+
+
+def to_values(shades: np.ndarray, model) -> np.ndarray:
+  """Values of shades [...]; the inverse of `from_values` for grey and RGB."""
+  scale = (model.num_values - 1) / 255
+  return np.round(shades * scale).astype(image_dtype(model))
+
+
+def hidden(values: np.ndarray, mask: np.ndarray, model) -> np.ndarray:
+  """Values [..., S, (S,) C] with grey where the mask is True."""
+  return np.where(mask, round(GREY * (model.num_values - 1) / 255), values)
+
+
+def _shades(values: np.ndarray, model) -> np.ndarray:
+  return np.round(np.asarray(values) * (255 / (model.num_values - 1)))
+
+
+def _from_shades(shades: np.ndarray, model) -> np.ndarray:
+  if model.rank == 1:
+    return np.stack([_curves(x) for x in shades])
+  shades = shades.astype(np.uint8)
+  if model.channels == 3:
+    return shades
+  side_by_side = np.concatenate(np.moveaxis(shades, -1, 0), 2)  # [n, S, C S]
+  return np.repeat(side_by_side[..., None], 3, -1)
+
+
+def _curves(series: np.ndarray, height: int = 64) -> np.ndarray:
+  """A picture [height, S, 3] of shades [S, C]."""
+  out = np.full((height, len(series), 3), 255, np.uint8)
+  rows = ((255 - series) * ((height - 1) / 255)).round().astype(int)
+  for c in range(series.shape[1]):
+    for t, row in enumerate(rows[:, c]):
+      low, high = sorted((rows[max(t - 1, 0), c], row))
+      out[low : high + 1, t] = COLOURS[c % len(COLOURS)]
+  return out
+
+
+def heat(values: np.ndarray, size: int = 256) -> np.ndarray:
+  """A map [w] or [h, w] of numbers >= 0 as a picture: 0 is black.
+
+  The largest number is the brightest colour. Each number becomes a square of
+  whole pixels, so that the picture is about `size` wide.
+  """
+  import matplotlib
+
+  x = np.atleast_2d(values)
+  top = max(float(x.max()), 1e-9)
+  shades = matplotlib.colormaps['magma'](np.clip(x / top, 0, 1))[..., :3]
+  return enlarged(np.round(shades * 255).astype(np.uint8), size)
+
+
+def enlarged(picture: np.ndarray, size: int) -> np.ndarray:
+  """A picture with each pixel repeated, until it is about `size` wide."""
+  scale = max(1, size // picture.shape[1])
+  return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+  """One picture of pictures [n, H, W, 3], row by row, small ones enlarged.
+
+  Args:
+    images: the pictures.
+    columns: pictures per row; as many as rows where None.
+  """
+  n, h, w, _ = images.shape
+  scale = max(1, 48 // h)
+  images = images.repeat(scale, 1).repeat(scale, 2)
+  columns = int(np.ceil(np.sqrt(n))) if columns is None else min(columns, n)
+  rows = -(-n // columns)
+  gap = 2
+  h, w = h * scale + gap, w * scale + gap
+  out = np.full((rows * h + gap, columns * w + gap, 3), 255, np.uint8)
+  for i, image in enumerate(images):
+    y, x = i // columns * h + gap, i % columns * w + gap
+    out[y : y + h - gap, x : x + w - gap] = image
+  return out
+
+
+def save(picture: np.ndarray, path: str) -> None:
+  """Writes a picture; the ending of the path says in what format."""
+  from PIL import Image
+
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(picture).save(path)
+
+
+# Movies of images that are being generated.
+
+
+def movie(
+  drawn: Drawn, model, *, columns: int | None = None, frames: int = 150
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Shows images being generated, value by value.
+
+  The first two patches of level 0 grow in slow motion; the rest follows faster
+  and faster. What is not drawn yet is grey: the lighter, the more levels have
+  begun on the patch that it lies in.
+
+  Args:
+    drawn: what `sample.generate` gave with `record`.
+    model: the config's section `model`.
+    columns: of the grid.
+    frames: at most.
+
+  Yields:
+    (a picture, the milliseconds that it stays).
+  """
+  total = int(np.prod(drawn.values.shape[1:]))
+  patch = model.sizes[1] ** model.rank * model.channels
+  slow = min(2 * patch, total, max(frames // 3, 1))
+  pace = np.linspace(0, 1, max(frames - slow, 2)) ** 2
+  fast = np.unique((slow + pace * (total - slow)).astype(int))[1:]
+  begun = _begun(drawn.when, model)
+  for t in [*range(slow + 1), *fast]:
+    stays = FRAME
+    if t <= slow:
+      stays = int(np.clip(SLOW // slow, FRAME, FRAME * 6)) // 10 * 10
+    shot = _before(t, drawn, model, begun)
+    yield grid(shot, columns), stays if t < total else LAST
+
+
+def so_far(drawn: Drawn, model) -> np.ndarray:
+  """Pictures [n, H, W, 3] of images that are being generated, see `movie`."""
+  return _before(NEVER, drawn, model, _begun(drawn.when, model))
+
+
+def _before(t: int, drawn: Drawn, model, begun: list) -> np.ndarray:
+  """Pictures [n, H, W, 3] of what was drawn before time t."""
+  shades = _shades(drawn.values, model)
+  # Channels of a pixel not drawn yet are grey in that channel alone.
+  grey = np.full(shades.shape, GREY)
+  if model.rank == 2:  # a series is a curve: one height for all
+    grey = GREY // 2 + GREY * sum(x < t for x in begun) / (2 * len(begun))
+  return _from_shades(np.where(drawn.when < t, shades, grey), model)
+
+
+def _begun(when: np.ndarray, model) -> list[np.ndarray]:
+  """When the patch around each value was begun, for levels above pixels.
+
+  Args:
+    when: [n, S, (S,) C] when each value was drawn.
+    model: the config's section `model`.
+
+  Returns:
+    An array [n, S, (S,) C] per level, outermost first.
+  """
+  out = []
+  for side in model.sizes[1:]:
+    n = when.shape[1] // side
+    patches = when.reshape((len(when),) + (n, side) * model.rank + (-1,))
+    inside = tuple(range(2, 2 * model.rank + 1, 2)) + (-1,)
+    known = np.where(patches < 0, np.iinfo(when.dtype).max, patches)
+    first = known.min(inside, keepdims=True)
+    out.append(np.broadcast_to(first, patches.shape).reshape(when.shape))
+  return out
+
+
+def save_movie(
+  drawn: Drawn,
+  model,
+  path: str,
+  *,
+  columns: int | None = None,
+  frames: int = 150,
+) -> None:
+  """Writes `movie` as a .gif or an .mp4.
+
+  Raises:
+    PictureError: another ending, or no encoder for .mp4.
+  """
+  check_movie(path)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  shots = movie(drawn, model, columns=columns, frames=frames)
+  save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
+  save_shots(shots, path)
+
+
+def _save_gif(shots: Iterator[tuple[np.ndarray, int]], path: str) -> None:
+  from PIL import Image
+
+  images, stays = zip(*((Image.fromarray(x), ms) for x, ms in shots))
+  images[0].save(
+    path,
+    save_all=True,
+    append_images=images[1:],
+    duration=list(stays),
+    loop=0,
+  )
+
+
+def _save_mp4(shots: Iterator[tuple[np.ndarray, int]], path: str) -> None:
+  from imageio import v2 as imageio
+
+  how = {'fps': 1000 / FRAME, 'codec': 'libx264', 'macro_block_size': 2}
+  with imageio.get_writer(path, format='FFMPEG', quality=8, **how) as file:
+    for picture, stays in shots:
+      h, w, _ = picture.shape  # H.264 takes even sides
+      picture = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), 'edge')
+      for _ in range(round(stays / FRAME)):
+        file.append_data(picture)
+
+
+def check_movie(path: str) -> None:
+  """Raises PictureError for a movie that `save_movie` could not write."""
+  if not path.endswith(('.gif', '.mp4')):
+    raise PictureError(f'--movie={path} must end in .gif or .mp4')
+  if path.endswith('.mp4') and not importlib.util.find_spec('imageio_ffmpeg'):
+    raise PictureError(
+      f"--movie={path} needs pip install 'fractal_jax[movie]'; a .gif does not"
+    )

@@ -1,0 +1,213 @@
+"""An explanation in words, as pictures, and as one HTML page."""
+
+import base64
+import html
+import io
+import pathlib
+
+import numpy as np
+
+from fractal_jax import pictures
+from fractal_jax.inference.explain import Explanation
+from fractal_jax.models import colour
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif }
+body { margin: 2em auto; max-width: 60em }
+figure { display: inline-block; vertical-align: top; margin: 0 1em 1em 0 }
+figcaption { max-width: 256px; font-size: 13px; color: #555 }
+img { image-rendering: pixelated; width: 256px }
+td, th { padding: .1em 1em .1em 0; text-align: left }
+"""
+
+
+def write(found: Explanation, image: np.ndarray, model, folder: str) -> str:
+  """Writes the maps as PNGs, bits.npy [S, (S,) C], and report.html.
+
+  Args:
+    found: what `explain` found.
+    image: the image that was explained, [S, (S,) C].
+    model: the config's section `model`.
+    folder: where to; made where it is missing.
+
+  Returns:
+    The path of report.html, a page that needs no other file.
+  """
+  path = pathlib.Path(folder)
+  path.mkdir(parents=True, exist_ok=True)
+  shots = maps(found, image, model)
+  for name, shot in shots.items():
+    pictures.save(shot, str(path / f'{name}.png'))
+  np.save(path / 'bits.npy', found.bits)
+  (path / 'report.html').write_text(page(found, shots), encoding='utf-8')
+  return str(path / 'report.html')
+
+
+def maps(found: Explanation, image: np.ndarray, model) -> dict[str, np.ndarray]:
+  """The image and its maps of bits, as pictures [H, W, 3] by name.
+
+  The names: image, bits, bits_channel_0 ... (of several channels),
+  bits_level_0 ... (summed to patches), guides_level_0 ... (guiding pixels).
+  """
+  (shot,) = pictures.from_values(np.asarray(image)[None], model)
+  out = {'image': pictures.enlarged(shot, 256)}
+  out['bits'] = pictures.heat(found.bits.sum(-1))
+  if found.bits.shape[-1] > 1:
+    for c in range(found.bits.shape[-1]):
+      out[f'bits_channel_{c}'] = pictures.heat(found.bits[..., c])
+  for level, side in enumerate(found.sides):
+    if side > 1:
+      out[f'bits_level_{level}'] = pictures.heat(found.patches(level))
+  for level, guides in enumerate(found.guide_bits):
+    if guides.size:
+      out[f'guides_level_{level}'] = pictures.heat(guides)
+  return out
+
+
+def captions(found: Explanation) -> dict[str, str]:
+  """What to say below each of `maps`, by name."""
+  top = found.bits.sum(-1).max()
+  out = {
+    'image': 'the image',
+    'bits': f'bits of each pixel; the brightest has {top:.2f}',
+  }
+  names = colour.NAMES[found.colour.space]
+  for c in range(found.bits.shape[-1]):
+    x = found.bits[..., c]
+    name = f'channel {c}' + (f', {names[c]}' if names else '')
+    out[f'bits_channel_{c}'] = (
+      f'{name}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
+    )
+  for level in range(len(found.sides)):
+    top = found.patches(level).max()
+    out[f'bits_level_{level}'] = (
+      f'patches of level {level}; the brightest has {top:.2f}'
+    )
+  for level, guides in enumerate(found.guide_bits):
+    if guides.size:
+      out[f'guides_level_{level}'] = (
+        f'guiding pixels of level {level}: {guides.sum():.2f} bits; the '
+        f'brightest has {guides.max():.2f}'
+      )
+  return out
+
+
+def summary(found: Explanation) -> str:
+  """The bits of the image, and what kind of number that is; one line."""
+  kind = 'exact'
+  if not found.exact:
+    kind = f'± {found.stderr:.2f}, {found.passes} random masks'
+  if any(g.size for g in found.guide_bits):
+    kind += ', an upper bound'
+  if found.colour.lossy:
+    kind += ', of its rounded colours'
+  if found.dropped:
+    kind += f', {found.dropped} masked patches did not fit and were left out'
+  return f'{found.total:.2f} bits ({kind}), {found.bits_per_dim:.4f} bits/dim'
+
+
+def page(found: Explanation, shots: dict[str, np.ndarray]) -> str:
+  """The HTML page: pictures inside, no other files, no scripts.
+
+  Args:
+    found: what `explain` found.
+    shots: its `maps`.
+  """
+  texts = captions(found)
+  figures = ''.join(
+    f'<figure><img alt="{name}" src="{data_url(shot)}">'
+    f'<figcaption>{html.escape(texts.get(name, name))}</figcaption></figure>'
+    for name, shot in shots.items()
+  )
+  levels = table(('level', 'share of bits', 'share of FLOPs'), _levels(found))
+  worth = table(
+    ('level told', 'condition', 'bits more without'), _conditions(found)
+  )
+  ranked = table(('level', 'pixels, from 0', 'bits'), _ranked(found))
+  return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Bits of an image</title>
+<style>{STYLE}</style>
+<h1>{summary(found)}</h1>
+<div>{figures}</div>
+<h2>By level</h2>
+{levels}
+<p>Values cost their bits at the last level; levels above it have bits of their
+own only where they draw a guiding pixel.</p>
+<h2>What the conditions are worth</h2>
+{worth}
+<p>A level is told the class, or what the level above puts out at the patch
+itself and at its neighbours. The model was trained with all of them: without
+one it sees zeros (without the class, "no class").</p>
+<h2>The most surprising patches</h2>
+{ranked}
+</html>
+"""
+
+
+def _levels(found: Explanation) -> list[tuple]:
+  """Rows of a table: each level's share of the bits and of the FLOPs."""
+  rank = found.bits.ndim - 1
+  names = [
+    f'{i}: {found.patches(i).size} patches of {"x".join([str(side)] * rank)}'
+    for i, side in enumerate(found.sides)
+  ]
+  names.append(f'{len(found.sides)}: the values of a pixel')
+  return [
+    (name, f'{share:.1%}', f'{flops:.1%}')
+    for name, share, flops in zip(names, found.shares, found.flops)
+  ]
+
+
+def _conditions(found: Explanation) -> list[tuple]:
+  """Rows of a table: what each condition is worth."""
+  sign = lambda c: '+' if c.worth >= 0 else ''
+  return [
+    (c.level, c.name, sign(c) + _number(found, c.worth, c.stderr))
+    for c in found.conditions
+  ]
+
+
+def _ranked(found: Explanation) -> list[tuple]:
+  """Rows of a table: the five most surprising patches of each level."""
+  return [
+    (level, _place(at, side), _number(found, bits, found.errors(level)[at]))
+    for level, side in enumerate(found.sides)
+    for at, bits in found.ranked(level, 5)
+  ]
+
+
+def _number(found: Explanation, bits: float, error: float) -> str:
+  """Bits, with their standard error where they are estimates."""
+  return f'{bits:.2f}' + ('' if found.exact else f' ± {error:.2f}')
+
+
+def _place(at: tuple[int, ...], side: int) -> str:
+  """The pixels of a patch, from its place in the grid."""
+  names = ('step',) if len(at) == 1 else ('row', 'column')
+  return ', '.join(
+    f'{name} {i}'
+    if side == 1
+    else f'{name}s {i * side} to {(i + 1) * side - 1}'
+    for name, i in zip(names, at)
+  )
+
+
+# HTML.
+
+
+def data_url(picture: np.ndarray) -> str:
+  """A picture [H, W, 3] as a PNG inside a URL: no file is written."""
+  from PIL import Image
+
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, 'png')
+  return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def table(head, rows) -> str:
+  """An HTML table with a row of heads; texts are escaped."""
+  cells = lambda tag, row: ''.join(
+    f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row
+  )
+  body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
+  return f'<table class="bits"><tr>{cells("th", head)}</tr>{body}</table>'

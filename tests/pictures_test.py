@@ -1,0 +1,134 @@
+"""Pictures of values, grids of them, and movies."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax import pictures
+from fractal_jax.inference import sample
+from fractal_jax.models.types import Drawn, Sampling
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def net_and_params():
+  return tiny.build(('mar', 'pixel'), (4, 1), channels=2)
+
+
+def test_movies_know_when_each_value_was_drawn(net_and_params, tmp_path):
+  net, params = net_and_params
+  sampling = Sampling(iterations=(3,), record=True)
+  drawn = sample.generate(
+    net, params, np.array([-1, 2]), sampling, guided=False
+  )
+  plain = sample.generate(
+    net,
+    params,
+    np.array([-1, 2]),
+    sampling.replace(record=False),
+    guided=False,
+  )
+  np.testing.assert_array_equal(drawn.values, plain.values)
+  assert drawn.when.min() == 0 and drawn.when.max() < 32
+  # A pixel's second channel is drawn after its first.
+  assert (drawn.when[..., 1] > drawn.when[..., 0]).all()
+  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  path = tmp_path / 'gen.gif'
+  pictures.save_movie(drawn, model, str(path), frames=12)
+  with Image.open(path) as movie:
+    assert movie.n_frames > 5
+    first = np.asarray(movie.convert('RGB'))
+    movie.seek(movie.n_frames - 1)
+    last = np.asarray(movie.convert('RGB'))
+  full = pictures.grid(pictures.from_values(drawn.values, model))
+  assert last.shape == full.shape
+  assert np.abs(last.astype(int) - full).max() <= 8  # GIF's palette
+  assert (first != last).any()
+  with pytest.raises(pictures.PictureError, match=r'\.gif'):
+    pictures.save_movie(drawn, model, str(tmp_path / 'gen.avi'))
+
+
+def test_movies_show_the_recursion():
+  """Two patches value by value and slowly, then faster; lighter where begun."""
+  model = tiny.model(('ar', 'ar', 'pixel'), (8, 2, 1))
+  order = np.arange(64).reshape(4, 4, 2, 2).swapaxes(1, 2).reshape(1, 8, 8, 1)
+  drawn = Drawn(np.full((1, 8, 8, 1), 4), order)
+  shots = list(pictures.movie(drawn, model, frames=30))
+  seen = np.stack([x[2:-2:6, 2:-2:6, 0] for x, _ in shots])
+  known = (seen == 255).sum((1, 2))
+  assert known[0] == 0 and known[-1] == 64 and len(shots) <= 31
+  np.testing.assert_array_equal(known[:9], range(9))
+  steps = np.diff(known[8:])
+  assert steps[0] <= 2 and steps[-1] > 4 and (np.diff(steps) >= -1).all()
+  stays = [ms for _, ms in shots]
+  assert stays[0] > stays[-2] == pictures.FRAME < stays[-1]
+  # After five values: the second patch has begun, the third has not.
+  shades = seen[5][:2, :6]
+  assert (shades == 255).tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+  assert shades[1, 2] == shades[1, 3] == shades[0, 3] > shades[0, 4]
+
+
+@pytest.mark.parametrize('sides', [(51, 53)])
+def test_movies_as_mp4(sides, net_and_params, tmp_path, monkeypatch):
+  imageio = pytest.importorskip('imageio.v3')
+  pytest.importorskip('imageio_ffmpeg')
+  net, params = net_and_params
+  drawn = sample.generate(
+    net, params, np.array([0]), Sampling(record=True), guided=False
+  )
+  monkeypatch.setattr(
+    pictures, 'grid', lambda x, _: np.zeros(sides + (3,), 'u1')
+  )
+  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  path = str(tmp_path / 'gen.mp4')
+  pictures.save_movie(drawn, model, path, frames=8)
+  film = imageio.imread(path, plugin='FFMPEG')
+  assert film.shape[1:] == (52, 54, 3)  # even sides
+  shown = sum(ms for _, ms in pictures.movie(drawn, model, frames=8))
+  assert len(film) == shown / pictures.FRAME
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(pictures.PictureError, match=r'fractal_jax\[movie\]'):
+    pictures.check_movie(path)
+
+
+def test_pictures_span_black_to_white():
+  model = tiny.model(('ar', 'pixel'), (2, 1), num_values=17)
+  values = np.array([0, 16, 8, 4]).reshape(1, 2, 2, 1)
+  shades = pictures.from_values(values, model)[0, :, :, 0]
+  np.testing.assert_array_equal(shades, [[0, 255], [128, 64]])
+  rgb = tiny.model(('ar', 'pixel'), (2, 1), channels=3, num_values=256)
+  values = np.arange(12).reshape(1, 2, 2, 3)
+  np.testing.assert_array_equal(pictures.from_values(values, rgb), values)
+  series = tiny.model(('ar', 'pixel'), (4, 1), rank=1, channels=2)
+  lines = pictures.from_values(np.zeros((3, 4, 2), int), series)
+  assert lines.shape == (3, 64, 4, 3)
+  assert (lines[:, -1] != 255).any() and (lines[:, 0] == 255).all()
+
+
+def test_grid_keeps_every_picture_whole():
+  images = np.arange(3 * 48 * 48 * 3).reshape(3, 48, 48, 3) % 251
+  out = pictures.grid(images.astype(np.uint8), columns=2)
+  assert out.shape == (2 * 50 + 2, 2 * 50 + 2, 3)
+  np.testing.assert_array_equal(out[2:50, 52:100], images[1])
+  np.testing.assert_array_equal(out[52:100, 2:50], images[2])
+  assert (out[52:, 52:] == 255).all()
+
+
+def test_shades_become_the_values_that_they_show():
+  model = tiny.model(('ar', 'pixel'), (4, 1), num_values=17)
+  values = np.arange(16).reshape(1, 4, 4, 1)
+  shades = pictures.from_values(values, model)[..., :1]
+  np.testing.assert_array_equal(pictures.to_values(shades, model), values)
+  mask = np.eye(4, dtype=bool)[..., None]
+  hidden = pictures.hidden(values[0], mask, model)
+  np.testing.assert_array_equal(hidden == values[0], ~mask)
+  grey = pictures.from_values(hidden[None], model)[0][mask[..., 0]]
+  assert (grey == grey[0]).all() and abs(int(grey[0, 0]) - 128) <= 8
+
+
+def test_heat_maps_are_dark_where_cheap():
+  picture = pictures.heat(np.array([[0.0, 1.0], [2.0, 4.0]]), 64)
+  assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+  light = picture[16::32, 16::32].astype(int).sum(-1).ravel()
+  assert light[0] < 12 and (np.diff(light) > 0).all()
+  assert (pictures.heat(np.zeros((2, 2))) == picture[0, 0]).all()

@@ -1,0 +1,36 @@
+"""The report of an explanation: one page, with all maps."""
+
+import re
+
+import numpy as np
+
+from fractal_jax import report
+from tests import tiny
+from tests.edit_test import build
+
+
+def test_the_report_is_one_page_with_all_pictures(tmp_path):
+  m = build(('mar', 'mar', 'pixel'), guide=True)
+  image = tiny.images(m.net, 1)[0]
+  found = m.explain(image, 1, passes=4)
+  path = report.write(found, image, m.config.model, str(tmp_path / 'a'))
+  assert path == str(tmp_path / 'a' / 'report.html')
+  page = (tmp_path / 'a' / 'report.html').read_text()
+  made = list((tmp_path / 'a').glob('*.png'))
+  assert len(re.findall('src="data:image/png;base64,', page)) == len(made)
+  assert 'http' not in page and '<script' not in page
+  assert report.summary(found) in page
+  shots = ('image', 'bits', 'bits_channel_1', 'bits_level_0', 'guides_level_1')
+  for name in shots:
+    assert (tmp_path / 'a' / f'{name}.png').exists()
+  # The maps' sum is what is reported, to the last digit shown.
+  total = np.load(tmp_path / 'a' / 'bits.npy').sum() + found.guide_bits[1].sum()
+  assert re.findall(r'<h1>(\S+) bits', page) == [f'{total:.2f}']
+  (place, bits), *_ = found.ranked(0)
+  rows = f'rows {2 * place[0]} to {2 * place[0] + 1}'
+  assert f'{rows}, columns' in page and f'{bits:.2f} ± ' in page
+
+
+def test_texts_are_escaped():
+  html = report.table(('<a>',), [('1 < 2',)])
+  assert '&lt;a&gt;' in html and '1 &lt; 2' in html and '<a>' not in html
