@@ -45,7 +45,7 @@ def workdir_flags():
 def sampling_flags():
   """How values are drawn; `sample` in the config where unset."""
   flags.DEFINE_float('guidance', None, '1: none.')
-  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  flags.DEFINE_float('temperature', None, 'Divides logits: below 1 is sharper.')
   drawing_flags()
 
 

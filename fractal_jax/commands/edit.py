@@ -27,7 +27,7 @@ def define_flags():
   flags.DEFINE_integer('candidates', 1, 'Draws of which the likeliest is kept.')
   flags.DEFINE_integer('batch', None, 'Images at a time.')
   flags.DEFINE_float('guidance', None, '1: none.')
-  flags.DEFINE_float('temperature', None, 'Multiplies logits: above 1 sharpens')
+  flags.DEFINE_float('temperature', None, 'Divides logits: below 1 is sharper.')
   flags.DEFINE_list('iterations', None, 'Steps of each level: 64,16.')
   flags.DEFINE_string('out', 'edit.png', 'A .png, or a .npy of values.')
 

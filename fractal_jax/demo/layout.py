@@ -67,7 +67,7 @@ class Layout:
         min(max(s.temperature, 0.1), 3),
         step=0.05,
         label='Temperature',
-        info='Above 1 sharpens',
+        info='Below 1 is sharper',
       )
     with gr.Row():
       iterations = gr.Textbox(
