@@ -189,7 +189,7 @@ def test_state_and_position_come_back_onto_another_mesh_and_type(run):
 @pytest.mark.parametrize(
   'change, line',
   [
-    (dict(a=(8, 5)), 'misshapen: level_0/a is (8, 4), the config needs (8, 5)'),
+    (dict(a=(8, 5)), 'misshapen: level_0/a is (8, 4), expected (8, 5)'),
     (dict(c=(2,)), 'missing: level_1/c (2,)'),
   ],
 )

@@ -152,7 +152,7 @@ def test_every_misfit_is_named(small):
   text = str(e.value)
   assert 'missing: generator.patch_emb.bias (16,)' in text
   assert 'extra: ema.rate (2,)' in text
-  assert 'misshapen: fake_latent is (1, 17), the config needs (1, 16)' in text
+  assert 'misshapen: fake_latent is (1, 17), expected (1, 16)' in text
   assert text.count('\n') == 3  # and nothing else
 
 

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fractal_jax import checks
 from fractal_jax import config as config_lib
 from fractal_jax.errors import UserError
 from fractal_jax.training import checksums, optimizer, processes
@@ -577,13 +578,7 @@ def _check_fit(stored, wanted, where: str) -> None:
     {k: x.shape for k, x in checksums.by_name(t).items()}
     for t in (stored, wanted)
   )
-  lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
-  lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]
-  lines += [
-    f'misshapen: {k} is {stored[k]}, the config needs {wanted[k]}'
-    for k in wanted
-    if k in stored and stored[k] != wanted[k]
-  ]
+  lines = checks.misfit(stored, wanted)
   if lines:
     raise Misfit(
       f'{where} does not fit the config:\n'
