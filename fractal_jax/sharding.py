@@ -154,6 +154,12 @@ def batch_devices(mesh: Mesh) -> int:
   return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
 
+def padded_batch(images: int, mesh: Mesh) -> int:
+  """A number of images, rounded up to what the mesh divides."""
+  parts = batch_devices(mesh)
+  return -(-images // parts) * parts
+
+
 def check_batch(config, mesh: Mesh) -> None:
   """Raises ShardingError where optim.batch doesn't divide over the mesh."""
   batch, parts = config.optim.batch, batch_devices(mesh)

@@ -24,14 +24,17 @@ class Extractor:
     """
     self.fingerprint = weights.fingerprint
     self.mesh = sharding.single_device_mesh() if mesh is None else mesh
-    parts = sharding.batch_devices(self.mesh)
-    self.batch = -(-batch // parts) * parts
+    self.batch = sharding.padded_batch(batch, self.mesh)
     self.host, self.hosts = sharding.host_rows(self.mesh)
     whole = sharding.replicated(self.mesh)
     self._params = jax.tree.map(
       lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: x[i]),
       weights.params,
     )
+
+  def batch_for(self, num: int) -> int:
+    """Images at a time where there are `num`: not many more than these."""
+    return min(self.batch, sharding.padded_batch(num, self.mesh))
 
   def rows(self, batch: dict) -> dict:
     """Features of one batch, of which this host has its rows.

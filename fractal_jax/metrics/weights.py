@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import checks, convert
-from fractal_jax.metrics import MetricsError, inception
+from fractal_jax.metrics import MetricsError, files, inception
 
 VARIABLE = 'FRACTAL_JAX_INCEPTION'
 FILE = 'weights-inception-2015-12-05-6726825d.pth'  # ends in its own SHA-256
@@ -58,14 +58,13 @@ def load(path: str | None) -> Weights:
   state = read(path)
   check(state, path)
   flat = {name: _ours(np.asarray(state[name], np.float32)) for name in shapes()}
-  digest = hashlib.sha256()
-  for name in sorted(flat):
-    digest.update(name.encode() + np.ascontiguousarray(flat[name]).data)
   return Weights(
     params=traverse_util.unflatten_dict(
       {_path(name): x for name, x in flat.items()}
     ),
-    fingerprint=digest.hexdigest()[:16],
+    fingerprint=files.digest(
+      *(part for name in sorted(flat) for part in (name, flat[name])), length=16
+    ),
     published=_is_published(path) if path.suffix == '.pth' else None,
   )
 
