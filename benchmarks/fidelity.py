@@ -20,11 +20,11 @@ from PIL import Image
 from sklearn import datasets
 
 from fractal_jax.metrics import (
-  evaluate,
   features,
   inception,
   neighbours,
   reference,
+  results,
   scores,
   weights,
 )
@@ -205,13 +205,13 @@ def run(folder, num, golden):
     feature_extractor_weights_path=str(pth),
   )
   extractor = features.Extractor(found, batch=8)
-  real = evaluate.of_files(str(folder / 'real'), 8)
-  pool, _ = evaluate.features(real, extractor, lambda done: None)
+  real = images.of_files(str(folder / 'real'), 8)
+  pool, _ = results.features_of(real, extractor, lambda done: None)
   total = scores.Statistics()
   total.add(pool)
   ref = reference.Reference('real', *total.result(), features=pool)
-  generated = evaluate.of_files(str(folder / 'generated'), 8)
-  ours = evaluate.evaluate(generated, ref, extractor)
+  generated = images.of_files(str(folder / 'generated'), 8)
+  ours = results.measure(generated, ref, extractor)
   print(f'{num} noisy digits against {num} digits, from PNGs')
   report(
     {

@@ -62,6 +62,7 @@ def cost_row(config, params=None, gflops=None):
 
 
 def samples_row(config, iterations, guidance, temperature, *found):
+  """The temperature is that of the published flag, T: 1/T is ours."""
   names = ('FID', 'IS', 'Prec.', 'Rec.')
   return Row(
     f'{config}-samples',
@@ -71,7 +72,7 @@ def samples_row(config, iterations, guidance, temperature, *found):
     sampling={
       'iterations': iterations,
       'guidance': guidance,
-      'temperature': temperature,
+      'temperature': repr(1 / float(temperature)),
     },
   )
 
@@ -403,6 +404,9 @@ weights as
 Inception weights, in `FRACTAL_JAX_INCEPTION`,
 and a reference, `--ref` ([docs/metrics.md](../docs/metrics.md)). Without \
 `--ref` one is made of the training split.
+
+The published flag `--temperature` multiplies the logits, ours divides them: \
+its T is our 1/T.
 
 Of the two-level models and of those with other orders no weights are \
 published: these rows train. The paper does not say

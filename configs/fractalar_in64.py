@@ -34,6 +34,6 @@ def get_config(arg=None):
   c.optim.warmup = 40 / 800  # 40 epochs
 
   c.sample.guidance = 11.0
-  c.sample.temperature = 1.03
+  c.sample.temperature = 1 / 1.03  # the published flag multiplies: 1.03
   c.sample.iterations = (256, 16)
   return c

@@ -37,6 +37,6 @@ def get_config(arg=None):
   c.optim.warmup = 40 / 800  # 40 epochs
 
   c.sample.guidance = 29.0
-  c.sample.temperature = 1.1
+  c.sample.temperature = 1 / 1.1  # the published flag multiplies: 1.1
   c.sample.iterations = (64, 16, 16)
   return c

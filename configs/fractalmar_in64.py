@@ -34,6 +34,6 @@ def get_config(arg=None):
   c.optim.warmup = 40 / 800  # 40 epochs
 
   c.sample.guidance = 6.5
-  c.sample.temperature = 1.02
+  c.sample.temperature = 1 / 1.02  # the published flag multiplies: 1.02
   c.sample.iterations = (64, 16)
   return c

@@ -1,239 +1,554 @@
 """The configuration of a run: every key with its default, and its checks.
 
 A config file in `configs/` calls `default()`, changes what differs, and
-returns the result. Six flat sections; the config is locked, so a misspelt
-key is an error that names the nearest one.
+returns the result: a plain ml_collections.ConfigDict of six flat sections. It
+is locked, so a misspelt key is an error that names the nearest one.
+
+`SECTIONS` is the one table of the keys. Each says what it is and its unit, what
+its value must be, and why its default is what it is. `check` reports every
+value that breaks its rule, and then every rule that joins several keys.
 """
+
+from collections.abc import Sequence
+import re
 
 import ml_collections
 from ml_collections import config_dict
 
+from fractal_jax import checks
+from fractal_jax.checks import (
+  Choice,
+  Each,
+  Either,
+  Flag,
+  Key,
+  Number,
+  Text,
+  whole,
+)
 from fractal_jax.errors import UserError
-from fractal_jax.models import rules, shared
+from fractal_jax.models import layers, masking, rules, shared
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INFINITY = float('inf')
 
 
 class ConfigError(UserError, ValueError):
   """A config that breaks a rule; the message lists every broken rule."""
 
 
+SEED = Key(
+  0,
+  checks.SEED,
+  'seed of the initial parameters, the order of the data and every draw',
+)
+
+# Lists have an entry per level, outermost first, unless they say otherwise.
+MODEL = {
+  'sizes': Key(
+    (64, 4, 1),
+    Each(whole(least=1)),
+    'side, in values, of the squares that each level sees; the last is 1',
+    'the published 64x64 models: 16x16 patches of 4x4 pixels',
+  ),
+  'kinds': Key(
+    ('mar', 'mar', 'pixel'),
+    Each(Text(empty=False)),
+    "kind of each level, a name in models/kinds.py; the last is 'pixel'",
+    'the better of the published 64x64 models by FID',
+  ),
+  'widths': Key(
+    (1024, 512, 128),
+    Each(whole(least=1)),
+    'width of the transformer of each level',
+    'published',
+  ),
+  'depths': Key(
+    (32, 8, 3),
+    Each(whole(least=0)),
+    'transformer blocks of each level; the pixel level may have none',
+    'published',
+  ),
+  'heads': Key(
+    (16, 8, 4),
+    Each(whole(least=1)),
+    'attention heads of each level, which divide its width',
+    'published',
+  ),
+  'num_conds': Key(
+    5,
+    Either(whole(least=1), Each(whole(least=1))),
+    'conditions that a level takes from the one above: one number for all, of '
+    'which levels take fewer where fewer are given, or one for each level '
+    'above pixels',
+    'a patch and its four neighbours, as published for mar',
+  ),
+  'guide': Key(
+    False,
+    Flag(),
+    'whether mar levels below the first predict the mean colour of their '
+    'square first',
+    'published for 256x256 alone',
+  ),
+  'share': Key(
+    (),
+    Each(whole(least=0)),
+    'for each level, the level whose blocks it uses: its own, or an earlier '
+    'one of equal blocks, width, depth and heads; (): all have their own; '
+    '(0, 0, 2): level 1 uses those of level 0',
+    'published',
+  ),
+  'rank': Key(
+    2, Choice((1, 2)), '1: series [S, C]; 2: images [S, S, C]', 'images'
+  ),
+  'channels': Key(3, whole(least=1), 'values per pixel or time step', 'RGB'),
+  'num_values': Key(
+    256,
+    whole(least=2),
+    'values that a channel can take: 0 to num_values - 1',
+    '8 bits',
+  ),
+  'mean': Key(
+    IMAGENET_MEAN,
+    Each(Number()),
+    'mean of value / (num_values - 1) over the data, per channel',
+    "ImageNet's",
+  ),
+  'std': Key(
+    IMAGENET_STD,
+    Each(Number(above=0)),
+    'standard deviation of value / (num_values - 1), per channel',
+    "ImageNet's",
+  ),
+  'colour': Key(
+    '',
+    Text(),
+    "what the levels see of an RGB image: '' its values, 'ycbcr' (rounded, see "
+    "models/colour.py) or 'ycocg' (one to one); mean, std and channel_weights "
+    'are then of these channels',
+    'published',
+  ),
+  'channel_order': Key(
+    (),
+    Each(whole(least=0)),
+    'order in which channels are predicted, by number; (): as they are; '
+    '(1, 0, 2): green, red, blue. All else that is per channel stays in the '
+    'order of the data',
+    'published',
+  ),
+  'classes': Key(1000, whole(least=1), 'classes of the data', "ImageNet's"),
+  'channel_weights': Key(
+    (5.0, 1.0, 1.0),
+    Each(Number(least=0)),
+    'weight of each channel in the training loss; the likelihood weighs all 1',
+    'published: the first channel sees no other, and sets the pixel',
+  ),
+  'dropout': Key(
+    0.1,
+    Number(least=0, below=1),
+    'share of activations that training drops in the blocks above pixels',
+    'published',
+  ),
+  'label_dropout': Key(
+    0.1,
+    Number(least=0, below=1),
+    'share of images that training shows without their class, for guidance',
+    'published',
+  ),
+  'mask_law': Key(
+    'normal',
+    Choice(masking.LAWS),
+    'law of the share of patches that mar levels mask in training: a normal '
+    'law truncated to [0, 1], or a uniform one',
+    'published',
+  ),
+  'mask_mean': Key(1.0, Number(), 'mean of that normal law', 'published'),
+  'mask_std': Key(
+    0.25,
+    Number(above=0),
+    'standard deviation of that normal law, before it is truncated',
+    'published',
+  ),
+  'dtype': Key(
+    'float32',
+    Choice(('float32', 'bfloat16', 'float16')),
+    'type of activations; parameters are float32',
+    'exact; set bfloat16 on TPUs and recent GPUs',
+  ),
+  'remat': Key(
+    'full',
+    Choice(tuple(layers.REMAT)),
+    'what the backward pass computes again instead of keeping (layers.py)',
+    'the least memory',
+  ),
+  'unroll': Key(
+    0,
+    whole(least=0),
+    'layers: a stack of so many or fewer is unrolled, not looped over',
+    'loops compile faster; unrolling a few layers runs faster',
+  ),
+  'chunks': Key(
+    (),
+    Each(whole(least=1)),
+    'parts in which each level goes through its rows, to save memory; (): all '
+    'at once. `fractal-jax cost --mesh` says how many it takes',
+    'the fastest',
+  ),
+  'init_from': Key(
+    '', Text(), 'work directory whose latest checkpoint gives some levels'
+  ),
+  'init_levels': Key(
+    (), Each(whole(least=0)), 'numbers of the levels that init_from gives'
+  ),
+}
+
+DATA = {
+  'name': Key(
+    'digits',
+    Text(empty=False),
+    'data set: digits, emoji, folder, npz, imagenet2012, or any name of TFDS',
+    'comes with scikit-learn, nothing to download',
+  ),
+  'dir': Key('', Text(), 'TFDS data_dir, or the folder or file to read'),
+  'manual_dir': Key(
+    '', Text(), 'where archives lie that you downloaded (TFDS manual_dir)'
+  ),
+  'train_split': Key('train', Text(empty=False), 'split to train on'),
+  'val_split': Key(
+    'validation', Text(empty=False), 'split whose likelihood is reported'
+  ),
+  'flip': Key(
+    True,
+    Flag(),
+    'whether training flips half of the images left to right',
+    'published',
+  ),
+  'shift': Key(
+    0,
+    whole(least=0),
+    'pixels by which training shifts images at most, edges repeated',
+    'published',
+  ),
+  'threads': Key(
+    16,
+    whole(least=1),
+    'threads per host that decode images',
+    'enough for the models here on hosts of many cores',
+  ),
+}
+
+OPTIM = {
+  'batch': Key(
+    2048, whole(least=1), 'images per step, over all devices', 'published'
+  ),
+  'epochs': Key(
+    800.0,
+    Number(least=0),
+    'passes over the data, where steps is 0',
+    'published',
+  ),
+  'steps': Key(0, whole(least=0), 'steps of training; 0: as epochs says'),
+  'lr': Key(
+    5e-5,
+    Number(above=0),
+    'learning rate for a batch of 256; scaled linearly with the batch',
+    'published',
+  ),
+  'warmup': Key(
+    0.05,
+    Number(least=0, below=1),
+    'share of the steps in which the learning rate rises from 0',
+    'published: 40 of 800 epochs',
+  ),
+  'b1': Key(
+    0.9,
+    Number(least=0, below=1),
+    'decay per step of the mean of the gradients in AdamW',
+    'published',
+  ),
+  'b2': Key(
+    0.95,
+    Number(least=0, below=1),
+    'decay per step of the mean of their squares',
+    'published',
+  ),
+  'eps': Key(
+    1e-8,
+    Number(above=0),
+    'added to the root of the mean square in AdamW',
+    "AdamW's own",
+  ),
+  'weight_decay': Key(
+    0.05,
+    Number(least=0),
+    'weight decay of AdamW, times the learning rate per step',
+    'published',
+  ),
+  'clip': Key(
+    3.0,
+    Number(above=0, also=(INFINITY,)),
+    'global norm to which gradients are clipped; inf: not clipped',
+    'published',
+  ),
+  'spike': Key(
+    0.0,
+    Number(above=1, also=(0,)),
+    'an update is skipped whose loss is above so many times its running mean; '
+    '0: off. One that is not finite always is',
+    'the published runs had no such guard',
+  ),
+  'max_bad_steps': Key(
+    10,
+    whole(least=1),
+    'updates skipped one after another that stop the run',
+    'a few bad batches pass, a broken run does not go on',
+  ),
+  'hang_after': Key(
+    120.0,
+    Number(least=0),
+    'seconds without progress after which the run ends; 0: never',
+    'far longer than a step takes',
+  ),
+  'frozen': Key(
+    (), Each(whole(least=0)), 'numbers of the levels that are not trained'
+  ),
+  'log_every': Key(100, whole(least=1), 'steps between lines of the log'),
+  'save_every': Key(
+    5000,
+    whole(least=1),
+    'steps between checkpoints',
+    'eight epochs of the published recipe',
+  ),
+  'keep': Key(
+    2,
+    whole(least=1),
+    'latest checkpoints that are kept; the best one is, too',
+    'one to go on from, and one before it',
+  ),
+  'keep_every': Key(
+    0,
+    whole(least=0),
+    'steps: checkpoints of multiples of it are kept for good; 0: none',
+    'they take space',
+  ),
+}
+
+AXIS = whole(least=1, also=(-1,))
+MESH = {
+  'data': Key(
+    -1,
+    AXIS,
+    'devices that the batch is split over, each with all parameters; -1: all '
+    'that the other axes leave',
+    'the simplest mesh that uses every device',
+  ),
+  'fsdp': Key(
+    1,
+    AXIS,
+    'devices that the batch and the parameters are split over; -1: the rest',
+    'the 64x64 models fit on a device',
+  ),
+  'tensor': Key(
+    1,
+    AXIS,
+    'devices that heads and MLP columns are split over; -1: the rest',
+    'the 64x64 models fit on a device',
+  ),
+  'slices': Key(
+    1,
+    whole(least=1),
+    'TPU slices, or hosts, that a slow network joins',
+    'one',
+  ),
+  'groups': Key(
+    0,
+    whole(least=0),
+    'groups of images that are compacted by themselves, and never cross '
+    'devices; 0: one per device of the batch. A fixed number makes runs equal '
+    'on any mesh',
+    'the fastest',
+  ),
+}
+
+EVAL = {
+  'every': Key(
+    5000,
+    whole(least=0),
+    'steps between likelihoods of data.val_split; 0: never',
+    'with each checkpoint',
+  ),
+  'batch': Key(256, whole(least=1), 'images at a time, over all devices'),
+  'num': Key(0, whole(least=0), 'images; 0: all of the split'),
+  'passes': Key(
+    1,
+    whole(least=1),
+    'Monte-Carlo passes over each image, for mar levels',
+    'enough over many images',
+  ),
+}
+
+SAMPLE = {
+  'every': Key(
+    5000,
+    whole(least=0),
+    'steps between grids of samples in training; 0: never',
+    'with each checkpoint',
+  ),
+  'num': Key(64, whole(least=1), 'images of such a grid'),
+  'batch': Key(64, whole(least=1), 'images at a time, over all devices'),
+  'guidance': Key(
+    1.0,
+    Number(least=0),
+    'scale of classifier-free guidance; 1: none',
+    'the plain model',
+  ),
+  'schedule': Key(
+    'linear',
+    Choice(('linear', 'constant')),
+    'how guidance goes from 1 to its scale over the steps of level 0',
+    'published',
+  ),
+  'temperature': Key(
+    1.0,
+    Number(above=0),
+    'what logits are divided by: below 1 is sharper. The published flag '
+    'multiplies them, and is 1 over this',
+    'the plain model',
+  ),
+  'filter_threshold': Key(
+    1e-4,
+    Number(least=0, below=1),
+    'probability below which a value is not made likelier by guidance',
+    'published',
+  ),
+  'iterations': Key(
+    (),
+    Each(whole(least=1)),
+    'generation steps of each level above pixels; (): one per patch',
+    'the slowest, and the best for any kind of level',
+  ),
+}
+
+SECTIONS = {
+  'model': MODEL,
+  'data': DATA,
+  'optim': OPTIM,
+  'mesh': MESH,
+  'eval': EVAL,
+  'sample': SAMPLE,
+}
+
+
 def default() -> ml_collections.ConfigDict:
   """The published recipe (section 5 of the paper) with no model chosen."""
-  c = ml_collections.ConfigDict()
-  c.seed = 0
 
-  c.model = m = ml_collections.ConfigDict()
-  # One entry a level, outermost first; the last level is the pixel level.
-  m.sizes = (64, 4, 1)  # side of the squares that each level sees
-  m.kinds = ('mar', 'mar', 'pixel')
-  m.widths = (1024, 512, 128)
-  m.depths = (32, 8, 3)
-  m.heads = (16, 8, 4)
-  # Conditions that a level takes: one number for all (levels take fewer
-  # where the level above gives fewer), or one for each level above pixels.
-  m.num_conds = config_dict.FieldReference(5, field_type=object)
-  m.guide = False  # predict the mean colour first (mar levels >= 1)
-  # For each level, the level whose blocks (its transformer's parameters) it
-  # uses: its own, or an earlier one's of the same kind of block, width, depth
-  # and heads. (): all their own. (0, 0, 2): level 1 uses those of level 0.
-  m.share = ()
-  # What the values are.
-  m.rank = 2  # 1: series [S, C]; 2: images [S, S, C]
-  m.channels = 3
-  m.num_values = 256  # per channel: 0 .. num_values - 1
-  m.mean = IMAGENET_MEAN  # of v / (num_values - 1), one per channel
-  m.std = IMAGENET_STD
-  # What the levels see of an RGB image: '' its values, 'ycbcr' (rounded: see
-  # models/colour.py), 'ycocg' (one to one). mean, std and channel_weights are
-  # then of these channels.
-  m.colour = ''
-  # The order in which channels are predicted, by number; (): as they are, and
-  # (1, 0, 2): green, red, blue. All else that is per channel, here and in what
-  # comes out, is in the order of the data.
-  m.channel_order = ()
-  m.classes = 1000
-  # Regularisation and the training loss.
-  m.channel_weights = (5.0, 1.0, 1.0)  # training only; likelihood weighs all 1
-  m.dropout = 0.1
-  m.label_dropout = 0.1
-  m.mask_law = 'normal'  # mar: ratio ~ normal truncated to [0, 1]; 'uniform'
-  m.mask_mean = 1.0
-  m.mask_std = 0.25
-  # How it is computed.
-  m.dtype = 'float32'  # 'bfloat16' on TPUs and recent GPUs
-  m.remat = 'full'  # what to recompute in the backward pass: see layers.py
-  m.unroll = 0  # layers: stacks of so many or fewer are not looped over
-  # Parts in which each level goes through its rows in training and likelihood,
-  # one number a level; (): all at once. `cost --mesh` says how many it takes.
-  m.chunks = ()
-  # Other checkpoints to start from: a work directory, and which levels.
-  m.init_from = ''
-  m.init_levels = ()
+  def value(key: Key):
+    if isinstance(key.rule, Either):  # not held to the type of its default
+      return config_dict.FieldReference(key.default, field_type=object)
+    return key.default
 
-  c.data = d = ml_collections.ConfigDict()
-  d.name = 'digits'  # digits, emoji, folder, npz, imagenet2012, any TFDS name
-  d.dir = ''  # TFDS data_dir, or the folder or file to read
-  d.manual_dir = ''  # where downloaded archives lie (TFDS manual_dir)
-  d.train_split = 'train'
-  d.val_split = 'validation'
-  d.flip = True  # random horizontal flip
-  d.shift = 0  # random shift by up to so many pixels, edges repeated
-  d.threads = 16  # decoding threads a host
+  config = ml_collections.ConfigDict({'seed': SEED.default})
+  for section, keys in SECTIONS.items():
+    config[section] = {name: value(key) for name, key in keys.items()}
+  return config.lock()
 
-  c.optim = o = ml_collections.ConfigDict()
-  o.batch = 2048  # images a step, over all devices
-  o.epochs = 800.0
-  o.steps = 0  # 0: from epochs
-  o.lr = 5e-5  # for a batch of 256; scaled linearly with the batch
-  o.warmup = 0.05  # share of the steps with a linear ramp from 0
-  o.b1 = 0.9
-  o.b2 = 0.95
-  o.eps = 1e-8
-  o.weight_decay = 0.05
-  o.clip = 3.0  # global gradient norm
-  # Updates whose loss or gradient is not finite are skipped, and with spike > 0
-  # those whose loss is above spike times its running mean.
-  o.spike = 0.0
-  o.max_bad_steps = 10  # skipped one after another, before the run stops
-  o.hang_after = 120.0  # seconds without progress end the run (0: never)
-  o.frozen = ()  # levels that are not trained, say (0, 1)
-  o.log_every = 100  # steps
-  o.save_every = 5000  # steps
-  o.keep = 2  # latest checkpoints kept
-  o.keep_every = 0  # steps; these checkpoints are kept for good (0: none)
 
-  c.mesh = h = ml_collections.ConfigDict()
-  h.data = -1  # -1: all the devices that the others leave
-  h.fsdp = 1  # batch and parameters split over these devices
-  h.tensor = 1  # heads and MLP columns split over these devices
-  h.slices = 1  # TPU slices or hosts joined by a slow network
-  # Images are compacted in groups that never cross devices. 0: one group per
-  # device of the batch; a fixed number makes runs equal on any mesh.
-  h.groups = 0
+def split_names(config) -> None:
+  """Cuts names at commas: `--config.model.kinds=mar,ar,pixel`.
 
-  c.eval = e = ml_collections.ConfigDict()
-  e.every = 5000  # steps; 0: never
-  e.batch = 256
-  e.num = 0  # images; 0: the whole split
-  e.passes = 1  # Monte-Carlo passes of mar levels
+  ml_collections reads a list of numbers without quotes, but takes a list of
+  names for one name.
+  """
+  for section, keys in SECTIONS.items():
+    for name, key in keys.items():
+      value = config[section][name]
+      if key.rule == Each(Text(empty=False)) and len(value) == 1:
+        names = value[0].strip('()').split(',')
+        config[section][name] = tuple(x.strip() for x in names if x.strip())
 
-  c.sample = s = ml_collections.ConfigDict()
-  s.every = 5000  # steps; 0: never
-  s.num = 64
-  s.batch = 64
-  s.guidance = 1.0
-  s.schedule = 'linear'  # or 'constant'
-  s.temperature = 1.0
-  s.filter_threshold = 1e-4
-  s.iterations = ()  # steps of each level above pixels; (): one per patch
-  return c.lock()
+
+def check_arguments(arguments: Sequence[str]) -> None:
+  """Raises ConfigError where a flag `--config.KEY` is given more than once.
+
+  ml_collections would join two tuples, and use the last of other values.
+  """
+  names = [
+    text.partition('=')[0].lstrip('-')
+    for text in arguments
+    if re.match('--?config[.]', text)
+  ]
+  for name in names:
+    if names.count(name) > 1:
+      raise ConfigError(f'--{name} is given more than once: give it once')
 
 
 def problems(config) -> list[str]:
-  """Every rule that the config breaks, each naming value, rule and remedy."""
-  out = rules.problems(config.model)
-  d, o, h, e, s = (
-    config.data,
-    config.optim,
-    config.mesh,
-    config.eval,
-    config.sample,
-  )
+  """Every rule that the config breaks, each naming value, rule and remedy.
 
-  def rule(ok, text):
-    if not ok:
-      out.append(text)
+  The rules that join several keys of a section are looked at where each of its
+  keys keeps its own.
+  """
+  found = checks.problem('seed', config.seed, SEED.rule, SEED.doc)
+  out = [found] if found else []
+  broken = {
+    section: checks.problems(section, config[section], keys)
+    for section, keys in SECTIONS.items()
+  }
+  if not broken['model']:
+    broken['model'] = rules.problems(config.model)
+    levels = len(config.model.sizes) - 1
+    if not broken['optim']:
+      broken['optim'] = _optim_problems(config, levels)
+    broken['sample'] = sample_problems(config.sample, levels)
+  if not broken['mesh'] + broken['optim']:
+    broken['mesh'] = _mesh_problems(config)
+  return out + sum(broken.values(), [])
 
-  levels = len(config.model.sizes) - 1
-  rule(d.name, 'data.name is empty: name a data set, e.g. digits')
-  rule(d.shift >= 0, f'data.shift={d.shift} must be 0 or more pixels')
-  rule(d.threads >= 1, f'data.threads={d.threads} must be at least 1')
-  rule(o.batch >= 1, f'optim.batch={o.batch} must be at least 1')
-  rule(o.steps >= 0, f'optim.steps={o.steps} must be 0 (from epochs) or more')
-  rule(
-    o.steps or o.epochs > 0,
-    f'optim.epochs={o.epochs} must be above 0 where optim.steps is 0',
-  )
-  rule(o.lr > 0, f'optim.lr={o.lr} must be above 0')
-  rule(0 <= o.warmup < 1, f'optim.warmup={o.warmup} must be in [0, 1)')
-  for name in ('b1', 'b2'):
-    rule(0 <= o[name] < 1, f'optim.{name}={o[name]} must be in [0, 1)')
-  rule(o.eps > 0, f'optim.eps={o.eps} must be above 0')
-  rule(o.weight_decay >= 0, f'optim.weight_decay={o.weight_decay} must be >= 0')
-  rule(o.clip > 0, f'optim.clip={o.clip} must be above 0 (inf: no clipping)')
-  rule(o.hang_after >= 0, f'optim.hang_after={o.hang_after} must be >= 0')
-  rule(
-    o.spike == 0 or o.spike > 1,
-    f'optim.spike={o.spike} must be 0 (off) or above 1, in running means of '
-    'the loss',
-  )
-  for name in ('log_every', 'save_every', 'keep', 'max_bad_steps'):
-    rule(o[name] >= 1, f'optim.{name}={o[name]} must be at least 1')
-  rule(o.keep_every >= 0, f'optim.keep_every={o.keep_every} must be >= 0')
-  for level in o.frozen:
-    rule(
-      0 <= level <= levels,
-      f'optim.frozen names level {level}: levels are 0 to {levels}',
+
+def _optim_problems(config, levels: int) -> list[str]:
+  """Rules that keys of section `optim` break together, or with the levels."""
+  o, m = config.optim, config.model
+  out = [
+    f'optim.frozen names level {level}: levels are 0 to {levels}'
+    for level in o.frozen
+    if level > levels
+  ]
+  if not (o.steps or o.epochs):
+    out.append(
+      f'optim.epochs={o.epochs} must be above 0 where optim.steps is 0'
     )
-  rule(
-    len(set(o.frozen)) <= levels,
-    'optim.frozen freezes every level: nothing is left to train',
-  )
-  m = config.model
+  if len(set(o.frozen)) > levels:
+    out.append('optim.frozen freezes every level: nothing is left to train')
   out += shared.named_with_owners(m, 'optim.frozen', o.frozen)
-  out += shared.named_with_owners(m, 'model.init_levels', m.init_levels)
-  axes = {a: h[a] for a in ('data', 'fsdp', 'tensor')}
-  for axis, n in axes.items():
-    rule(n == -1 or n >= 1, f'mesh.{axis}={n} must be -1 (the rest) or >= 1')
-  rule(
-    list(axes.values()).count(-1) <= 1,
-    f'mesh {axes}: only one axis can be -1 (the rest)',
-  )
-  rule(h.slices >= 1, f'mesh.slices={h.slices} must be at least 1')
-  rule(h.groups >= 0, f'mesh.groups={h.groups} must be 0 or more')
-  if h.groups >= 1 and o.batch % h.groups:
-    rule(False, f'mesh.groups={h.groups} must divide optim.batch={o.batch}')
-  rule(e.every >= 0, f'eval.every={e.every} must be 0 (never) or more steps')
-  rule(e.batch >= 1, f'eval.batch={e.batch} must be at least 1')
-  rule(e.num >= 0, f'eval.num={e.num} must be 0 (all) or more images')
-  rule(e.passes >= 1, f'eval.passes={e.passes} must be at least 1')
-  rule(s.every >= 0, f'sample.every={s.every} must be 0 (never) or more steps')
-  rule(s.num >= 1, f'sample.num={s.num} must be at least 1')
-  rule(s.batch >= 1, f'sample.batch={s.batch} must be at least 1')
-  return out + sample_problems(s, levels)
+  return out + shared.named_with_owners(m, 'model.init_levels', m.init_levels)
 
 
-def sample_problems(s, levels: int) -> list[str]:
-  """Rules that the keys of section `sample` break which say how to draw."""
+def _mesh_problems(config) -> list[str]:
+  """Rules that keys of section `mesh` break together, or with the batch."""
+  h, batch = config.mesh, config.optim.batch
   out = []
+  axes = {axis: h[axis] for axis in ('data', 'fsdp', 'tensor')}
+  if list(axes.values()).count(-1) > 1:
+    out.append(f'mesh {axes}: only one axis can be -1 (the rest)')
+  if h.groups and batch % h.groups:
+    out.append(f'mesh.groups={h.groups} must divide optim.batch={batch}')
+  return out
 
-  def rule(ok, text):
-    if not ok:
-      out.append(text)
 
-  rule(
-    0 <= s.guidance < float('inf'),
-    f'sample.guidance={s.guidance} must be >= 0, and finite',
-  )
-  rule(
-    s.schedule in ('linear', 'constant'),
-    f"sample.schedule='{s.schedule}' must be 'linear' or 'constant'",
-  )
-  rule(
-    0 < s.temperature < float('inf'),
-    f'sample.temperature={s.temperature} must be above 0, and finite',
-  )
-  rule(
-    0 <= s.filter_threshold < 1,
-    f'sample.filter_threshold={s.filter_threshold} must be in [0, 1)',
-  )
-  rule(
-    len(s.iterations) in (0, levels) and all(i >= 1 for i in s.iterations),
-    f'sample.iterations={tuple(s.iterations)} must hold one number of steps, '
-    f'at least 1, for each of the {levels} levels above pixels (or nothing)',
-  )
+def sample_problems(sample, levels: int) -> list[str]:
+  """Rules that the keys of section `sample` break.
+
+  Args:
+    sample: the section, or some of its keys.
+    levels: levels above pixels.
+  """
+  out = checks.problems('sample', sample, SAMPLE)
+  if not out and len(sample.iterations) not in (0, levels):
+    out.append(
+      f'sample.iterations={tuple(sample.iterations)} must hold one number of '
+      f'steps for each of the {levels} levels above pixels (or nothing)'
+    )
   return out
 
 

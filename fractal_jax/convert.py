@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fractal_jax import checks
 from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, pixel, published, shared
 from fractal_jax.models.kinds import KINDS
@@ -60,7 +61,7 @@ def from_published(state: dict[str, np.ndarray], model) -> dict:
   """Our parameters (nested, float32) from published tensors by name.
 
   Raises:
-    ConvertError: naming every missing, extra and misshapen tensor.
+    ConvertError: naming the missing, extra, misshapen and broken tensors.
   """
   check_colour(model)
   if tuple(model.share) not in ((), tuple(range(len(model.sizes)))):
@@ -69,8 +70,7 @@ def from_published(state: dict[str, np.ndarray], model) -> dict:
       'their own at every level; set model.share=().'
     )
   table = names(fractal.specs(model))
-  expected = published_shapes(model)
-  check_fit({k: np.shape(v) for k, v in state.items()}, expected)
+  check_fit(state, published_shapes(model))
   out = {}
   for path, (theirs, layout) in table.items():
     tensors = [layout.ours(np.asarray(state[t], np.float32)) for t in theirs]
@@ -126,21 +126,19 @@ def stacked(path) -> bool:
   return 'blocks' in path or path[-1] in ('codebooks', 'logit_bias')
 
 
-def check_fit(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
-  lines = [f'missing: {n} {expected[n]}' for n in expected if n not in found]
-  lines += [f'extra: {n} {found[n]}' for n in found if n not in expected]
-  lines += [
-    f'misshapen: {n} is {tuple(found[n])}, the config needs {expected[n]}'
-    for n in expected
-    if n in found and tuple(found[n]) != expected[n]
-  ]
+def check_fit(state: dict[str, np.ndarray], shapes: dict[str, tuple]) -> None:
+  """Raises ConvertError unless these are finite tensors of these shapes."""
+  lines = checks.misfit({k: np.shape(v) for k, v in state.items()}, shapes)
   if lines:
-    shown = lines[:40]
-    if len(lines) > len(shown):
-      shown.append(f'... and {len(lines) - len(shown)} more')
     raise ConvertError(
       'These weights do not fit the config (choose the config they were '
-      'trained with):\n' + '\n'.join(f'  {line}' for line in shown)
+      'trained with):\n' + '\n'.join(f'  {line}' for line in lines)
+    )
+  broken = [k for k, v in state.items() if not np.isfinite(v).all()]
+  if broken:
+    raise ConvertError(
+      f'{broken[0]} holds nan or infinity ({len(broken)} of {len(state)} '
+      'tensors do): get the file again.'
     )
 
 
@@ -163,16 +161,31 @@ def read_pth(path: str) -> dict[str, np.ndarray]:
     raise ConvertError(f'{path} is not a PyTorch checkpoint: {e}') from e
   state = file.get('model', file) if isinstance(file, dict) else file
   if not isinstance(state, dict) or not all(
-    isinstance(v, torch.Tensor) for v in state.values()
+    isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
   ):
     raise ConvertError(
       f"{path} holds no state dict, neither under 'model' nor by itself."
     )
+  for name, x in state.items():
+    real = not (x.is_complex() or x.is_quantized or x.dtype == torch.bool)
+    if x.layout != torch.strided or x.is_meta or not real:
+      raise ConvertError(
+        f'{path}: {name} is {x.dtype}, {x.layout} on {x.device}; expected a '
+        'dense tensor of real numbers.'
+      )
   return {k: v.detach().float().numpy() for k, v in state.items()}
 
 
 def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
-  """Writes tensors in the layout of the published checkpoints."""
+  """Writes tensors in the layout of the published checkpoints.
+
+  Args:
+    path: the file.
+    state: tensors by name, as `to_published` makes them.
+
+  Raises:
+    ConvertError: there is no torch.
+  """
   torch = import_torch()
   tensors = {k: torch.tensor(v) for k, v in state.items()}
   torch.save({'model': tensors}, path)

@@ -156,7 +156,10 @@ def run() -> None:
     try:
       rest = app.parse_flags_with_usage(argv)
       if 'config' in FLAGS and FLAGS.config is not None:
-        FLAGS.config.seed  # noqa: B018  raises if its file can't be read
+        from fractal_jax import config as config_lib
+
+        config_lib.split_names(FLAGS.config)  # raises if it can't be read
+        config_lib.check_arguments(argv)
       return rest
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
       # A key, value or file of --config; a list of choices takes several lines.

@@ -73,7 +73,7 @@ def test_cached_generation_equals_teacher_forcing(changes, guided):
   net, params = tiny.build(**changes)
   labels = np.array([0, 2])
   sampling = Sampling(
-    guidance=3.0, temperature=1.1, filter_threshold=0.01, greedy=True
+    guidance=3.0, temperature=1 / 1.1, filter_threshold=0.01, greedy=True
   )
   images = tiny.jit(
     lambda p, k: net.generate(p, labels, k, sampling, guided=guided).values

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import resource
 import shutil
 
@@ -82,6 +83,22 @@ def test_config_of_an_older_version_gets_defaults(tmp_path):
   del stored['eval']['passes']
   path.write_text(json.dumps(stored))
   assert checkpoint.load_config(tmp_path).eval.passes == 1
+
+
+def test_temperatures_of_older_versions_are_inverted(tmp_path):
+  """config.json of the published 64x64 run, written when it multiplied."""
+  old = pathlib.Path(__file__).parent / 'stored' / 'config_1.json'
+  path = tmp_path / 'config.json'
+  path.write_text(old.read_text())
+  assert json.loads(old.read_text())['sample']['temperature'] == 1.02
+  c = checkpoint.load_config(tmp_path)
+  assert c.sample.temperature == 1 / 1.02 and c.sample.guidance == 6.5
+  checkpoint.save_config(c, tmp_path)  # as a run that goes on does
+  assert json.loads(path.read_text())['version'] == 2
+  assert checkpoint.load_config(tmp_path).to_dict() == c.to_dict()
+  path.write_text(json.dumps({'version': 3}))
+  with pytest.raises(CheckpointError, match='format 3, .* reads 1 to 2'):
+    checkpoint.load_config(tmp_path)
 
 
 def test_another_model_is_refused_by_the_keys_that_differ(tmp_path):
@@ -172,7 +189,7 @@ def test_state_and_position_come_back_onto_another_mesh_and_type(run):
 @pytest.mark.parametrize(
   'change, line',
   [
-    (dict(a=(8, 5)), 'misshapen: level_0/a is (8, 4), the config needs (8, 5)'),
+    (dict(a=(8, 5)), 'misshapen: level_0/a is (8, 4), expected (8, 5)'),
     (dict(c=(2,)), 'missing: level_1/c (2,)'),
   ],
 )

@@ -152,8 +152,15 @@ def test_every_misfit_is_named(small):
   text = str(e.value)
   assert 'missing: generator.patch_emb.bias (16,)' in text
   assert 'extra: ema.rate (2,)' in text
-  assert 'misshapen: fake_latent is (1, 17), the config needs (1, 16)' in text
+  assert 'misshapen: fake_latent is (1, 17), expected (1, 16)' in text
   assert text.count('\n') == 3  # and nothing else
+
+
+def test_broken_numbers_are_named(small):
+  model, state = small
+  broken = state | {'fake_latent': state['fake_latent'] * np.nan}
+  with pytest.raises(convert.ConvertError, match='fake_latent holds nan.*1 of'):
+    convert.from_published(broken, model)
 
 
 def test_other_values_have_no_published_layout():
@@ -162,6 +169,22 @@ def test_other_values_have_no_published_layout():
 
 
 # Files.
+
+
+def test_tensors_of_other_kinds_are_refused(tmp_path):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'w.pth'
+  for tensor, kind in (
+    (torch.zeros(2, dtype=torch.complex64), 'complex64'),
+    (torch.zeros(2, dtype=torch.bool), 'bool'),
+    (torch.eye(2).to_sparse(), 'sparse'),
+  ):
+    torch.save({'model': {'a': torch.zeros(2), 'b': tensor}}, path)
+    with pytest.raises(convert.ConvertError, match=f'b is .*{kind}.*dense'):
+      convert.read_pth(str(path))
+  torch.save({1: torch.zeros(2)}, path)
+  with pytest.raises(convert.ConvertError, match='holds no state dict'):
+    convert.read_pth(str(path))
 
 
 def test_file_there_and_back(small, tmp_path):

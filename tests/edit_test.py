@@ -86,7 +86,7 @@ def test_guides_are_drawn_within_bounds():
   conds = np.ones((2, 1000, 1, 16), np.float32)
   conds[1] = -1
   params, keys = m.params['level_1']['guide'], tiny.keys(1000)
-  flat = Sampling(temperature=0.03)
+  flat = Sampling(temperature=1 / 0.03)
 
   @functools.partial(tiny.jit, static_argnames='free')
   def draw(bounds, free=False):

@@ -24,12 +24,13 @@ from fractal_jax.commands import sweep as sweep_command
 from fractal_jax.inference import inputs, sample
 from fractal_jax.metrics import (
   MetricsError,
-  evaluate,
   features,
   inception,
   reference,
+  results,
   weights,
 )
+from fractal_jax.metrics import images as images_lib
 from fractal_jax.training import checkpoint, train_state
 from tests import tiny
 
@@ -50,6 +51,9 @@ class Fake:
     matrix = np.random.default_rng(0).standard_normal((flat.shape[1], D))
     found = np.abs(flat @ matrix)
     return found, found
+
+  def batch_for(self, num):
+    return self.batch
 
   def rows(self, batch):
     found = self(batch['pictures'])[0]
@@ -95,12 +99,12 @@ def drawn(monkeypatch):
 
 
 def run(model, workdir, real, extractor=None, **how):
-  images = evaluate.of_run(model, workdir, 1, 12, guidance=2.0, **how)
-  return images, evaluate.evaluate(images, real, extractor or Fake())
+  images = images_lib.of_run(model, workdir, 1, 12, guidance=2.0, **how)
+  return images, results.measure(images, real, extractor or Fake())
 
 
 def saved(images, path):
-  evaluate.save(images, path)
+  images_lib.save(images, path)
   with np.load(path) as file:
     return file['arr_0'], file['arr_1']
 
@@ -175,16 +179,16 @@ def test_eight_devices_draw_what_one_does(model, real, drawn, tmp_path):
 
 
 def test_more_images_begin_with_the_same(model, drawn, tmp_path):
-  few = evaluate.of_run(model, tmp_path, 1, 6, seed=1)
+  few = images_lib.of_run(model, tmp_path, 1, 6, seed=1)
   first = saved(few, tmp_path / 'a.npz')[0]
-  more = evaluate.of_run(model, tmp_path, 1, 12, seed=1)
+  more = images_lib.of_run(model, tmp_path, 1, 12, seed=1)
   np.testing.assert_array_equal(saved(more, tmp_path / 'a.npz')[0][:6], first)
   assert drawn == [0, 4, 8]
 
 
 def test_settings_never_mix(model, tmp_path):
   key = lambda m=model, **how: (
-    evaluate.of_run(m, tmp_path, how.pop('step', 1), 3, **how).folder.name
+    images_lib.of_run(m, tmp_path, how.pop('step', 1), 3, **how).folder.name
   )
   changed = api.Model(
     model.config,
@@ -212,39 +216,76 @@ def test_settings_never_mix(model, tmp_path):
   assert 'guidance2-temperature1-' in key(guidance=2.0)
   swapped = {'a': np.float32([1, 2, 3, 4]).reshape(2, 2)}
   other = {'a': swapped['a'].T}
-  assert evaluate.fingerprint(swapped) != evaluate.fingerprint(other)
+  assert images_lib.fingerprint(swapped) != images_lib.fingerprint(other)
 
 
 def test_what_can_not_be_evaluated_is_said_first(model, real, tmp_path):
   with pytest.raises(MetricsError, match='--num=10 .* 3 classes: .* 9 or 12'):
-    evaluate.of_run(model, tmp_path, 1, 10)
+    images_lib.of_run(model, tmp_path, 1, 10)
   with pytest.raises(MetricsError, match='set it to 3.$'):
-    evaluate.of_run(model, tmp_path, 1, 1)
+    images_lib.of_run(model, tmp_path, 1, 1)
   assert not list(tmp_path.iterdir())
-  images = evaluate.of_run(model, tmp_path, 1, 9)
+  images = images_lib.of_run(model, tmp_path, 1, 9)
   with pytest.raises(MetricsError, match='9 images: at least 10'):
-    evaluate.evaluate(images, real, Fake())
+    results.measure(images, real, Fake())
   big = reference.Reference('ref.npz', real.mu, real.sigma, side=64)
-  images = evaluate.of_run(model, tmp_path, 1, 12)
+  images = images_lib.of_run(model, tmp_path, 1, 12)
   with pytest.raises(MetricsError, match='2 pixels a side, .* ref.npz have 64'):
-    evaluate.evaluate(images, big, Fake())
-  evaluate.evaluate(images, real, Fake())
+    results.measure(images, big, Fake())
+  results.measure(images, real, Fake())
+  with pytest.raises(MetricsError, match='seed=4294967296 must be a whole'):
+    images_lib.of_run(model, tmp_path, 1, 12, seed=2**32)
+
+
+def test_broken_chunks_are_named(model, real, tmp_path):
+  images = images_lib.of_run(model, tmp_path, 1, 12)
+  results.measure(images, real, Fake())
   chunk = next(images.folder.rglob('images/*4.npz'))
-  chunk.write_bytes(b'')
-  again = evaluate.of_run(model, tmp_path, 1, 12)
-  with pytest.raises(MetricsError, match='cannot be read.*remove it'):
-    evaluate.save(again, tmp_path / 'x.npz')
+  (chunk.parent / 'notes.npz').write_bytes(b'')  # none of ours
+  values = np.zeros((4, 2, 2, 1), np.uint8)
+  for arrays, words in (
+    (None, 'cannot be read.*remove it'),
+    ({'images': values}, '`values` is missing; expected integers.*remove it'),
+    ({'values': values[:3]}, r'\[3, 2, 2, 1\]; expected integers \[4, 2, 2, 1'),
+    ({'values': values / 2}, '`values` is float64'),
+  ):
+    if arrays is None:
+      chunk.write_bytes(b'')
+    else:
+      np.savez(chunk, **arrays)
+    again = images_lib.of_run(model, tmp_path, 1, 12)
+    with pytest.raises(MetricsError, match=words):
+      images_lib.save(again, tmp_path / 'x.npz')
+  chunk.unlink()
+  chunk = next(images.folder.rglob('inception-fake/*4.npz'))
+  np.savez(chunk, features=np.zeros((4, D)), logits=np.full((4, D), np.nan))
+  with pytest.raises(MetricsError, match='`logits` holds nan'):
+    results.measure(images_lib.of_run(model, tmp_path, 1, 12), real, Fake())
+
+
+def test_a_replaced_data_set_gets_statistics_of_its_own(config, real, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.data.dir = str(tmp_path / 'data.npz')
+  images = np.random.default_rng(1).integers(0, 5, (60, 2, 2, 1), np.uint8)
+  np.savez(c.data.dir, images=images, labels=np.arange(60) % 3)
+  first, path = reference.of_run(c, tmp_path, Fake())
+  again, same = reference.of_run(c, tmp_path, Fake())
+  assert path == same and path.is_file()
+  np.testing.assert_array_equal(again.mu, first.mu)
+  np.savez(c.data.dir, images=4 - images, labels=np.arange(60) % 3)
+  found, other = reference.of_run(c, tmp_path, Fake())
+  assert other != path and (found.mu != first.mu).any()
 
 
 def test_without_labels_or_images_less_is_said(model, real, tmp_path):
-  images = evaluate.of_run(model, tmp_path, 1, 10, unconditional=True)
-  found = evaluate.evaluate(images, real, Fake())
+  images = images_lib.of_run(model, tmp_path, 1, 10, unconditional=True)
+  found = results.measure(images, real, Fake())
   assert found['recall'] is not None and found['class_recall'] is None
-  assert 'needs labels' in evaluate.summary(found)
+  assert 'needs labels' in results.summary(found)
   bare = reference.Reference('ref.npz', real.mu, real.sigma)
-  found = evaluate.evaluate(images, bare, Fake())
+  found = results.measure(images, bare, Fake())
   assert found['fid'] > 0 and found['precision'] is None
-  assert 'statistics alone' in evaluate.summary(found)
+  assert 'statistics alone' in results.summary(found)
 
 
 # The commands.
@@ -309,6 +350,8 @@ def test_evaluate_and_reference_from_the_command_line(
     (['--images=x'], '--images needs --ref'),
     (['--images=x', '--ref=y', '--guidance=2'], '--guidance is for images'),
     ([f'--workdir={workdir}', '--out=m.csv'], 'must end in .json'),
+    ([f'--workdir={workdir}', f'--seed={2**32}'], 'seed=4294967296 must be'),
+    ([f'--workdir={workdir}', '--seed=-1'], 'at least 0 and at most'),
   ):
     with pytest.raises(common.UsageError, match=words):
       call(evaluate_command, *args)

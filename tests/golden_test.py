@@ -225,7 +225,7 @@ def test_greedy_images(golden, name):
     iterations *= golden.levels
   sampling = Sampling(
     guidance=guidance,
-    temperature=temperature,
+    temperature=1 / temperature,  # the published one multiplies
     filter_threshold=threshold,
     schedule='linear' if linear else 'constant',
     iterations=tuple(map(int, iterations)),

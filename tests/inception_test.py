@@ -151,6 +151,11 @@ def test_wrong_weights_are_named(tmp_path, monkeypatch, folder):
     k: np.zeros(1 if k == 'fc.bias' else shapes[k], 'i1') for k in shapes
   }
   refused(r'misshapen: fc.bias is \(1,\), expected \(1008,\)$', **state)
+  zeros = {k: np.zeros(shapes[k], 'i1') for k in shapes}
+  refused(
+    'fc.bias is <U1; expected fi', **{**zeros, 'fc.bias': np.full(1008, 'a')}
+  )
+  refused('fc.bias is float64', **{**zeros, 'fc.bias': np.full(1008, np.inf)})
   text = tmp_path / 'text.npz'
   text.write_text('hello')
   with pytest.raises(MetricsError, match='cannot be read as a .npz'):

@@ -133,6 +133,8 @@ def test_convert_makes_a_run_of_published_weights(tmp_path):
 def test_cost_prints_the_papers_total():
   out = call('cost', '--config=configs/fractalmar_in64.py')
   assert '431,995,648' in out and '437.4' in out
+  out = call('cost', DIGITS, '--config.model.kinds=mar,ar,pixel')
+  assert '0 mar' in out and '1 ar' in out
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,16 @@ def test_cost_prints_the_papers_total():
       ['stepz', '"steps"'],
     ),
     (1, ['cost', '--config=configs/none.py'], ['configs/none.py']),
+    (
+      1,
+      ['cost', DIGITS, '--config.optim.lr=1', '--config.optim.lr=2'],
+      ['--config.optim.lr is given more than once'],
+    ),
+    (
+      2,
+      ['cost', DIGITS, '--config.model.widths=a,b', '--config.seed=-1'],
+      ["model.widths=('a,b',) must be a tuple", 'seed=-1 must be'],
+    ),
     (2, ['cost', DIGITS, '--mesh=fsdp=8'], ['--device=None', 'v5e', 'H100']),
     (
       2,

@@ -246,7 +246,7 @@ def test_cached_generation_equals_teacher_forcing(below, guided):
   ]
   sampling = Sampling(
     guidance=3.0,
-    temperature=1.2,
+    temperature=1 / 1.2,
     filter_threshold=0.01,
     iterations=iterations,
     greedy=True,

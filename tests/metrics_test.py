@@ -144,6 +144,9 @@ class Fake:
   fingerprint = 'fake'
   batch, host, hosts = 150, 0, 1
 
+  def batch_for(self, num):
+    return min(self.batch, num)
+
   def __call__(self, pictures):
     out = np.zeros((len(pictures), D), np.float32)
     out[:, : pictures[0].size] = pictures.reshape(len(pictures), -1)
@@ -192,6 +195,49 @@ def test_precision_and_recall_see_a_fixed_part(monkeypatch):
   np.testing.assert_array_equal(found, part.labels)
 
 
+def test_a_batch_larger_than_the_data_costs_no_more():
+  c = config_lib.default()
+  c.data.name = 'digits'
+  c.model.update(sizes=(8, 1), channels=1, num_values=17, classes=10)
+  seen = []
+
+  class Large(Fake):
+    batch = 100_000
+
+    def rows(self, batch):
+      seen.append(len(batch['pictures']))
+      return super().rows(batch)
+
+  assert reference.make(c, 'validation', Large()).num == 297
+  assert reference.make(c, 'validation', Large(), num=30).num == 30
+  assert reference.make(c, 'validation', Large(), num=10**6).num == 297
+  assert seen == [297, 30, 297]
+
+
+def test_the_fingerprint_of_data_is_of_what_they_hold(tmp_path, monkeypatch):
+  path = tmp_path / 'data.npz'
+  c = config_lib.default()
+  c.data.update(name='npz', dir=str(path))
+  c.model.update(sizes=(2, 1), channels=1, num_values=5, classes=3)
+  rng = np.random.default_rng(0)
+  data = {
+    'images': rng.integers(0, 5, (50, 2, 2, 1), np.uint8),
+    'labels': np.arange(50) % 3,
+  }
+
+  def fingerprint(**changes):
+    np.savez(path, **data | changes)
+    return reference.fingerprint(c, 'train')
+
+  assert fingerprint() == fingerprint()  # the same content, written again
+  label = (data['labels'] + 1) % 3
+  fewer = {k: x[:-1] for k, x in data.items()}
+  ways = fingerprint(), fingerprint(labels=label), fingerprint(**fewer)
+  assert len({*ways, fingerprint(images=data['images'][::-1])}) == 4
+  monkeypatch.setattr(reference, 'SEEN', 10)  # a replaced set is noticed
+  assert fingerprint() != fingerprint(images=4 - data['images'])
+
+
 def test_reference_files_of_others(tmp_path):
   path = tmp_path / 'ref.npz'
   mu, sigma = np.ones(D), 2 * np.eye(D)
@@ -212,6 +258,10 @@ def test_reference_files_of_others(tmp_path):
   np.testing.assert_allclose(found.mu, found.features.mean(0), rtol=1e-6)
 
 
+STATISTICS = {'mu': np.zeros(D), 'sigma': np.eye(D)}
+SEEN = {'features': np.zeros((2, D), np.float32)}
+
+
 @pytest.mark.parametrize(
   'arrays, words',
   [
@@ -224,6 +274,20 @@ def test_reference_files_of_others(tmp_path):
     ({'mu': np.zeros(D), 'sigma': -np.eye(D)}, 'negative variance'),
     ({'mu': np.zeros(D), 'sigma': np.tri(D)}, 'not symmetric'),
     ({'arr_0': np.zeros((2, 4, 4), np.uint8)}, r'arr_0: uint8 of shape \(2, 4'),
+    (
+      {**STATISTICS, 'mu': np.full(D, 'a')},
+      r'`mu` is <U1 \[2048\]; exp.*num',
+    ),
+    ({**STATISTICS, 'num': [3, 4]}, r'`num` is int64 \[2\]; expected integers'),
+    ({**STATISTICS, 'side': 2.5}, r'`side` is float64 \[\]'),
+    ({**STATISTICS, 'name': 3}, '`name` is int64.*texts'),
+    ({**STATISTICS, 'features': np.zeros((2, 7))}, r'\[2, 7\].*\[any, 2048\]'),
+    ({**STATISTICS, **SEEN, 'labels': [1]}, r'`labels` is int64 \[1\].*\[2\]'),
+    ({**STATISTICS, **SEEN, 'labels': [1.0, 0]}, 'float64.*expected integers'),
+    ({**STATISTICS, **SEEN, 'labels': [2**40, 0]}, 'holds 0 to 1099511627776'),
+    ({**STATISTICS, **SEEN, 'labels': [-1, 0]}, 'holds -1 to 0'),
+    ({**STATISTICS, 'class_variance': ['a']}, '`class_variance` is <U1'),
+    ({**STATISTICS, 'class_variance': [np.inf]}, '`class_variance` holds nan'),
   ],
 )
 def test_wrong_references_are_named(arrays, words, tmp_path):
@@ -255,6 +319,21 @@ def test_samples_from_folders_and_npz(tmp_path):
   found = files.Samples(path)
   np.testing.assert_array_equal(found[0:4], pictures)
   np.testing.assert_array_equal(found.labels, [0, 0, 0, 1])
+
+  for labels, words in (
+    ([0, 1], r'`arr_1` is int64 \[2\]; expected integers \[4\]'),
+    (['a'] * 4, '`arr_1` is <U1'),
+    ([0, 1, 2, 2**40], 'holds 0 to 1099511627776; expected class numbers'),
+  ):
+    np.savez(tmp_path / 'bad.npz', arr_0=pictures, arr_1=labels)
+    with pytest.raises(MetricsError, match=words):
+      files.Samples(tmp_path / 'bad.npz')
+  narrow = np.array([0, 255, 3, 3], np.uint8)  # 255 + 1 must not wrap
+  np.savez(path, arr_0=pictures, arr_1=narrow)
+  found = files.Samples(path).labels
+  assert found.max() + 1 == 256
+  rows = np.zeros((4, 2))
+  assert len(neighbours.class_recall(rows, found, rows, found)) == 256
 
   Image.fromarray(pictures[0, :5]).save(flat / '9.png')
   with pytest.raises(MetricsError, match='9.png has 5x5 pixels, the first'):

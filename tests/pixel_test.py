@@ -60,7 +60,7 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
   """Greedy values are the best of the logits, guidance and all."""
   net, params = level(4, num_values=17, **changes)
   conds = jnp.stack([conditions(32), conditions(32, seed=1)])
-  sampling = Sampling(temperature=1.1, greedy=True)
+  sampling = Sampling(temperature=0.9, greedy=True)
   generate = tiny.jit(
     lambda conds: net.generate(
       params, Request(conds, tiny.keys(32), 2.5), sampling
@@ -79,7 +79,7 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
 
 def literal_guided_logits(cond, uncond, guidance, temperature, threshold):
   """model.md: "Generation", one pixel and channel, in float64."""
-  cond, uncond = cond * temperature, uncond * temperature
+  cond, uncond = cond / temperature, uncond / temperature
   p = scipy.special.softmax(cond)
   for v in range(len(cond)):
     if p[v] < threshold:
@@ -95,17 +95,28 @@ def literal_guided_logits(cond, uncond, guidance, temperature, threshold):
 def test_guided_logits(guidance, threshold):
   rng = np.random.default_rng(0)
   logits = 4 * rng.standard_normal((2, 20, 17))
-  sampling = Sampling(temperature=1.1, filter_threshold=threshold)
+  sampling = Sampling(temperature=0.9, filter_threshold=threshold)
   ours = pixel.guided_logits(
     jnp.asarray(logits, jnp.float32), guidance, sampling
   )
   want = [
-    literal_guided_logits(c, u, guidance, 1.1, threshold)
+    literal_guided_logits(c, u, guidance, 0.9, threshold)
     for c, u in zip(*logits)
   ]
   np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-4)
   alone = pixel.guided_logits(jnp.asarray(logits[:1]), guidance, sampling)
-  np.testing.assert_allclose(alone, 1.1 * logits[0], rtol=1e-5)
+  np.testing.assert_allclose(alone, logits[0] / 0.9, rtol=1e-5)
+
+
+def test_a_temperature_below_1_is_sharper():
+  logits = jnp.asarray([[[0.0, 1.0, 2.0]]])
+  p = [
+    jax.nn.softmax(pixel.guided_logits(logits, 1, Sampling(temperature=t)))
+    for t in (0.5, 1.0, 2.0)
+  ]
+  best = [float(x[0, 2]) for x in p]
+  np.testing.assert_allclose(best[0], np.exp(4) / (1 + np.exp(2) + np.exp(4)))
+  assert best[0] > best[1] > best[2] > 1 / 3
 
 
 def test_draws_follow_the_softmax():
@@ -113,10 +124,10 @@ def test_draws_follow_the_softmax():
   logits = rng.standard_normal(9)
   n = 50_000
   u = jax.random.uniform(jax.random.key(0), (n,))
-  sampling = Sampling(temperature=1.5)
+  sampling = Sampling(temperature=0.5)
   values = pixel.draw(jnp.tile(jnp.asarray(logits), (1, n, 1)), u, 1, sampling)
   found = np.bincount(values, minlength=9)
-  want = n * scipy.special.softmax(1.5 * logits)
+  want = n * scipy.special.softmax(logits / 0.5)
   assert scipy.stats.chisquare(found, want, sum_check=False).pvalue > 1e-3
 
 

@@ -113,8 +113,8 @@ def test_settings_take_changes_and_say_if_guided():
 @pytest.mark.parametrize(
   'change, words',
   [
-    ({'temperature': 0.0}, r'sample.temperature=0.0 must be above 0'),
-    ({'guidance': float('nan')}, 'sample.guidance=nan must be >= 0'),
+    ({'temperature': 0.0}, r'sample.temperature=0.0 must be .* above 0'),
+    ({'guidance': float('nan')}, 'sample.guidance=nan must be a finite'),
     ({'guidance': float('inf')}, 'and finite'),
     ({'iterations': (4,)}, r'sample.iterations=\(4,\) must hold one number'),
     ({'temprature': 1.0}, 'no setting temprature: there are guidance'),

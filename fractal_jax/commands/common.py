@@ -5,6 +5,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
+from fractal_jax import checks
 from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -186,6 +187,19 @@ def at_least(name: str, least: int) -> None:
   value = FLAGS[name].value
   if value is not None and value < least:
     raise UsageError(f'--{name}={value} must be at least {least}')
+
+
+def keeps(name: str, rule) -> None:
+  """Raises UsageError unless a flag is unset, or its value keeps a rule.
+
+  Args:
+    name: of the flag.
+    rule: a checks.Rule, for a seed checks.SEED.
+  """
+  value = FLAGS[name].value
+  found = value is not None and checks.problem(f'--{name}', value, rule)
+  if found:
+    raise UsageError(found)
 
 
 def integers(name: str, values: list[str]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The flags of `convert`."""
   config_flags.DEFINE_config_file('config', None, 'Of the published model.')
   flags.DEFINE_string('pth', None, 'Published weights to read.')
   flags.DEFINE_string('workdir', None, 'Run to write (--pth), or to read.')
@@ -20,6 +21,7 @@ def define_flags():
 
 
 def run():
+  """Makes a run of the published weights --pth, or --out of a run."""
   from fractal_jax import config as config_lib
   from fractal_jax import convert
   from fractal_jax.training import checkpoint

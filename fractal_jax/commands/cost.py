@@ -8,6 +8,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The flags of `cost`."""
   common.config_flag()
   flags.DEFINE_list(
     'mesh',
@@ -15,13 +16,22 @@ def define_flags():
     'Memory and hours on it: data=1,fsdp=8,tensor=1. Axes left out are 1; one '
     'may be -1, the rest of --devices.',
   )
-  flags.DEFINE_integer('devices', None, 'How many; the product of --mesh.')
-  flags.DEFINE_string('device', None, 'v4, v5e, v5p, v6e, A100, H100, H200.')
-  flags.DEFINE_float('mfu', 0.4, 'Share of the peak that model FLOPs reach.')
-  flags.DEFINE_integer('images', 1_281_167, "An epoch; ImageNet's if unset.")
+  flags.DEFINE_integer(
+    'devices', None, 'How many devices; unset: the product of --mesh.'
+  )
+  flags.DEFINE_string(
+    'device', None, 'Their kind: v4, v5e, v5p, v6e, A100, H100 or H200.'
+  )
+  flags.DEFINE_float(
+    'mfu', 0.4, 'Share of the peak FLOP/s that a step is assumed to reach.'
+  )
+  flags.DEFINE_integer(
+    'images', 1_281_167, "Images of an epoch; ImageNet's if unset."
+  )
 
 
 def run():
+  """Prints the parameters and FLOPs of --config; with --mesh, memory too."""
   from fractal_jax import config as config_lib
   from fractal_jax.planning import cost, memory
 

@@ -5,12 +5,14 @@ import os
 
 from absl import flags
 
+from fractal_jax import checks
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The flags of `evaluate`."""
   flags.DEFINE_string('workdir', None, 'The run that generates the images.')
   flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
   flags.DEFINE_string(
@@ -19,7 +21,9 @@ def define_flags():
     'In place of --workdir, images of any model: a folder, or an .npz in the '
     "format of ADM's suite.",
   )
-  flags.DEFINE_integer('num', 50_000, 'Images, a multiple of the classes.')
+  flags.DEFINE_integer(
+    'num', 50_000, 'How many images: a multiple of the number of classes.'
+  )
   run_flags()
   common.sampling_flags()
   flags.DEFINE_string(
@@ -30,23 +34,29 @@ def define_flags():
 
 
 def run_flags():
-  """What `sweep` takes, too."""
+  """The flags that `sweep` takes, too."""
   common.metrics_flags()
   flags.DEFINE_string(
     'ref',
     None,
-    'Reference statistics, an .npz; unset: of the training split of the run, '
-    'made once.',
+    'An .npz of reference statistics. Unset: those of the training split of '
+    'the run, made once.',
   )
-  flags.DEFINE_integer('batch', None, 'Images at a time.')
-  flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
+  flags.DEFINE_integer(
+    'batch', None, 'Images at a time; unset: sample.batch of the config.'
+  )
+  flags.DEFINE_integer(
+    'seed', 0, 'Image i is a function of the seed and of i alone.'
+  )
   flags.DEFINE_bool('unconditional', False, 'Generate without classes.')
 
 
 def run():
+  """Prints the metrics of --workdir or --images, and writes what is asked."""
   from fractal_jax import sharding
   from fractal_jax.inference import sample
-  from fractal_jax.metrics import evaluate, reference, weights
+  from fractal_jax.metrics import images as images_lib
+  from fractal_jax.metrics import reference, results, weights
   from fractal_jax.metrics.features import BATCH
 
   check_flags()
@@ -56,7 +66,7 @@ def run():
   )
   loaded = None if only_save else load_weights()
   if FLAGS.images:
-    images = evaluate.of_files(FLAGS.images, FLAGS.batch or BATCH)
+    images = images_lib.of_files(FLAGS.images, FLAGS.batch or BATCH)
     mesh = sharding.any_mesh(common.default_config())
     extractor = make_extractor(loaded, mesh, images.num)
     ref = reference.read(FLAGS.ref, extractor)
@@ -66,7 +76,7 @@ def run():
     model, step = load()
     images = images_of(model, step, FLAGS.num, changes)
     if only_save:
-      evaluate.save(images, FLAGS.save)
+      images_lib.save(images, FLAGS.save)
       common.say(f'{images.num} images: {os.path.abspath(FLAGS.save)}')
       common.say(
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
@@ -75,19 +85,26 @@ def run():
     extractor = make_extractor(loaded, model.mesh, images.num)
     ref = the_reference(model.config, extractor)
   with bar(images.num) as progress:
-    found = evaluate.evaluate(images, ref, extractor, progress)
-  common.say(evaluate.summary(found))
+    found = results.measure(images, ref, extractor, progress)
+  common.say(results.summary(found))
   if FLAGS.save:
-    evaluate.save(images, FLAGS.save)
+    images_lib.save(images, FLAGS.save)
     common.say(f'images: {os.path.abspath(FLAGS.save)}')
   if FLAGS.out:
     write_json(FLAGS.out, found)
     common.say(f'numbers: {os.path.abspath(FLAGS.out)}')
 
 
-def check_flags():
+def check_numbers():
+  """Refuses numbers of images, and seeds, that there can't be."""
   for name, least in (('num', 1), ('batch', 1)):
     common.at_least(name, least)
+  common.keeps('seed', checks.SEED)
+
+
+def check_flags():
+  """Refuses flags that don't go together, before anything is loaded."""
+  check_numbers()
   if bool(FLAGS.workdir) == bool(FLAGS.images):
     raise common.UsageError(
       'give --workdir of a run, or --images=DIR or FILE.npz: one of them'
@@ -121,9 +138,10 @@ def load():
 
 
 def images_of(model, step, num, changes):
-  from fractal_jax.metrics import evaluate
+  """Images of --workdir, with changes of how they are drawn."""
+  from fractal_jax.metrics import images
 
-  return evaluate.of_run(
+  return images.of_run(
     model,
     FLAGS.workdir,
     step,
@@ -149,6 +167,7 @@ def load_weights():
 
 
 def make_extractor(loaded, mesh, num):
+  """What sees `num` images with the weights that are loaded."""
   from fractal_jax.metrics import features
 
   return features.Extractor(loaded, mesh, min(features.BATCH, num))
@@ -158,11 +177,11 @@ def the_reference(config, extractor):
   """--ref, or statistics of the run's training split."""
   import tqdm
 
-  from fractal_jax.metrics import evaluate, reference
+  from fractal_jax.metrics import reference
 
   if FLAGS.ref:
     return reference.read(FLAGS.ref, extractor)
-  found, path = evaluate.own_reference(
+  found, path = reference.of_run(
     config,
     FLAGS.workdir,
     extractor,
@@ -187,6 +206,7 @@ def bar(num):
 
 
 def write_json(path, found):
+  """Writes the numbers; process 0 alone does."""
   import jax
 
   from fractal_jax.metrics import files

@@ -11,11 +11,18 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The flags of `reference`."""
   config_flags.DEFINE_config_file(
-    'config', None, 'Whose data set and shape of images.', lock_config=True
+    'config',
+    None,
+    'A config, whose data set and size of images are used.',
+    lock_config=True,
   )
   flags.DEFINE_string(
-    'data', None, 'In its place: a folder of folders of images, or an .npz.'
+    'data',
+    None,
+    'In place of --config: a folder with a folder of images per class, or '
+    'an .npz file.',
   )
   flags.DEFINE_integer('size', None, 'With --data: the side of the images.')
   flags.DEFINE_integer('channels', 3, 'With --data: 3, or 1 for grey.')
@@ -30,6 +37,7 @@ def define_flags():
 
 
 def run():
+  """Writes the statistics of --config's or --data's images to --out."""
   import jax
   import tqdm
 
@@ -64,11 +72,14 @@ def run():
 
 def the_config():
   """That of --config, or one that reads --data."""
+  from fractal_jax import config as config_lib
+
   if (FLAGS.config is None) == (FLAGS.data is None):
     raise common.UsageError(
       'give --config=FILE, or --data=DIR or FILE.npz: one of them'
     )
   if FLAGS.config is not None:
+    config_lib.check(FLAGS.config)
     return FLAGS.config
   if FLAGS.size is None:
     raise common.UsageError(
@@ -76,7 +87,7 @@ def the_config():
     )
   for name, least in (('size', 1), ('channels', 1), ('values', 2)):
     common.at_least(name, least)
-  config = common.default_config()
+  config = config_lib.default()
   with config.unlocked():
     name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
     config.data.update(name=name, dir=FLAGS.data)

@@ -10,25 +10,29 @@ FLAGS = flags.FLAGS
 
 
 def define_flags():
+  """The flags of `sweep`."""
   common.workdir_flags()
-  flags.DEFINE_list('guidance', None, 'Values to try: 1,2,4.')
-  flags.DEFINE_list('temperature', None, 'Values to try; each with each.')
-  flags.DEFINE_integer('num', 10_000, 'Images of each.')
+  flags.DEFINE_list('guidance', None, 'Values to try, such as 1,2,4.')
+  flags.DEFINE_list(
+    'temperature', None, 'Values to try, each with each guidance.'
+  )
+  flags.DEFINE_integer('num', 10_000, 'Images per setting.')
   evaluate.run_flags()
   common.drawing_flags()
-  flags.DEFINE_string('out', 'sweep.csv', 'The numbers.')
-  flags.DEFINE_string('plot', 'sweep.png', 'The curves.')
+  flags.DEFINE_string('out', 'sweep.csv', 'A .csv file for the numbers.')
+  flags.DEFINE_string(
+    'plot', 'sweep.png', 'A .png, .pdf or .svg file for the curves.'
+  )
 
 
 def run():
+  """Evaluates --workdir with each of the settings; writes table and curves."""
   import jax
 
   from fractal_jax.inference import sample
-  from fractal_jax.metrics import evaluate as evaluation
-  from fractal_jax.metrics import sweep
+  from fractal_jax.metrics import results, sweep
 
-  for name, least in (('num', 1), ('batch', 1)):
-    common.at_least(name, least)
+  evaluate.check_numbers()
   if not FLAGS.out.endswith('.csv'):
     raise common.UsageError(f'--out={FLAGS.out} must end in .csv')
   if not FLAGS.plot.endswith(('.png', '.pdf', '.svg')):
@@ -50,7 +54,7 @@ def run():
   for i, each in enumerate(settings):
     images = evaluate.images_of(model, step, FLAGS.num, each)
     with evaluate.bar(images.num) as progress:
-      found = evaluation.evaluate(images, reference, extractor, progress)
+      found = results.measure(images, reference, extractor, progress)
     rows.append(sweep.row(found))
     if jax.process_index() == 0:
       sweep.write_csv(rows, FLAGS.out)

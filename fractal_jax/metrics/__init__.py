@@ -1,8 +1,9 @@
 """How good generated images are: FID, Inception Score, precision, recall.
 
-inception.py (the net) -> weights.py (its weights, from a file of yours) ->
-features.py (over the mesh) -> scores.py, neighbours.py (the numbers), against
-what reference.py reads or makes. docs/metrics.md says what each number is.
+images.py (of a run, or from files) are seen by inception.py (the net) with
+weights.py (from a file of yours), over the mesh by features.py. results.py
+measures them against what reference.py reads or makes, with scores.py and
+neighbours.py. docs/metrics.md says what each number is.
 """
 
 from fractal_jax.errors import UserError

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and images of any origin."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import zipfile
@@ -32,6 +33,7 @@ def whole(path):
 
 
 def save_npz(path, **arrays) -> None:
+  """Writes arrays by name, whole or not at all."""
   with whole(path) as file:
     np.savez(file, **arrays)
 
@@ -63,6 +65,67 @@ def listing(arrays: dict) -> str:
     )
     or 'nothing'
   )
+
+
+# Kinds of arrays, by NumPy's letters.
+KINDS = {'f': 'floats', 'iu': 'integers', 'fiu': 'numbers', 'U': 'texts'}
+# Class numbers are below this: every class has an entry in what is computed.
+CLASSES = 1_000_000
+
+
+def check_array(path, name: str, x, kinds: str, shape: tuple, what='') -> None:
+  """Raises MetricsError unless an array is of a kind and shape.
+
+  Args:
+    path: of the file that holds it, for the message.
+    name: of the array.
+    x: the array; None where the file has none.
+    kinds: a key of KINDS.
+    shape: its shape, where None stands for any length.
+    what: the file should be, and what to do, for the message.
+  """
+  fits = (
+    x is not None
+    and x.dtype.kind in kinds
+    and len(x.shape) == len(shape)
+    and all(n in (None, found) for n, found in zip(shape, x.shape))
+  )
+  if not fits:
+    found = 'missing' if x is None else f'{x.dtype} {list(x.shape)}'
+    wanted = ', '.join('any' if n is None else str(n) for n in shape)
+    raise MetricsError(
+      f'{path}: `{name}` is {found}; expected {KINDS[kinds]} [{wanted}]'
+      + (f', in {what}.' if what else '.')
+    )
+  if 'f' in kinds and not np.isfinite(x).all():
+    raise MetricsError(f'{path}: `{name}` holds nan or infinity.')
+
+
+def checked_labels(path, name: str, x: np.ndarray, num: int) -> np.ndarray:
+  """Class numbers as int64 [num], in which sums of them can't wrap.
+
+  Raises:
+    MetricsError: they are no class numbers of `num` images.
+  """
+  check_array(path, name, x, 'iu', (num,))
+  if num and not 0 <= x.min() <= x.max() < CLASSES:
+    raise MetricsError(
+      f'{path}: `{name}` holds {x.min()} to {x.max()}; expected class numbers, '
+      f'0 to {CLASSES - 1}.'
+    )
+  return x.astype(np.int64)
+
+
+def digest(*parts, length: int = 12) -> str:
+  """The first characters of the SHA-256 of texts, bytes and arrays' bytes."""
+  found = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, str):
+      part = part.encode()
+    elif isinstance(part, np.ndarray):
+      part = np.ascontiguousarray(part).data
+    found.update(part)
+  return found.hexdigest()[:length]
 
 
 # Samples.
@@ -171,18 +234,9 @@ class Samples:
       )
     self._pictures = arrays['arr_0']
     check_pictures(self._pictures, f'{self._path}: arr_0')
-    self.labels = arrays.get('arr_1')
-    if self.labels is None:
-      return
-    if (
-      self.labels.shape != self._pictures.shape[:1]
-      or self.labels.dtype.kind not in 'ui'
-      or self.labels.min() < 0
-    ):
-      raise MetricsError(
-        f'{self._path}: arr_1 is {self.labels.dtype} '
-        f'{list(self.labels.shape)}; expected a class, 0 or more, for each of '
-        f'the {len(self._pictures)} images.'
+    if 'arr_1' in arrays:
+      self.labels = checked_labels(
+        self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
 
 

@@ -32,9 +32,8 @@ def class_recall(
 
   nan for classes with k images or fewer on either side.
   """
-  count = 1 + max(labels.max(), reference_labels.max())
-  out = np.full(count, np.nan)
-  for c in range(count):
+  out = np.full(1 + max(labels.max(), reference_labels.max()), np.nan)
+  for c in np.intersect1d(labels, reference_labels):
     ours, theirs = generated[labels == c], reference[reference_labels == c]
     if min(len(ours), len(theirs)) > k:
       out[c] = inside(theirs, ours, radii(ours, k)).mean()

@@ -7,18 +7,27 @@
   others          ref_mu, ref_sigma
   ADM's VIRTUAL_* arr_0 (10,000 images), mu, sigma
 
-`make` makes one of any data set of `fractal_jax.data`.
+`make` makes one of any data set of `fractal_jax.data`, and `of_run` that of a
+run's own.
 """
 
+from collections.abc import Callable
+from concurrent import futures
 import dataclasses
+import json
+import pathlib
 
+import jax
 import numpy as np
 
 from fractal_jax.data import pipeline
 from fractal_jax.metrics import MetricsError, files, inception, scores
-from fractal_jax.metrics.features import check_model
+from fractal_jax.metrics.features import Extractor, check_model
+from fractal_jax.metrics.images import FOLDER
 from fractal_jax.pictures import from_values
+from fractal_jax.training import processes
 
+SEEN = 2000  # examples that a split's fingerprint is made of, at most
 NEIGHBOURS = 10_000  # images that precision and recall look at, as ADM's
 WANTED = (
   f'`mu` [{inception.FEATURES}] and `sigma` [{inception.FEATURES}, '
@@ -46,13 +55,78 @@ class Reference:
   fingerprint: str | None = None  # of the weights
 
 
-def make(config, split, extractor, *, num=0, progress=lambda x: x) -> Reference:
+def of_run(
+  config, workdir: str, extractor: Extractor, progress: Callable = iter
+) -> tuple[Reference, pathlib.Path]:
+  """Statistics of the training data of a run, kept in its work directory.
+
+  They are made once for each content of the data, see `fingerprint`.
+
+  Args:
+    config: the run's.
+    workdir: the run's; gets a file evaluate/reference-HASH.npz.
+    extractor: computes features.
+    progress: wraps the iterable of batches.
+
+  Returns:
+    (the Reference, its path).
+
+  Raises:
+    MetricsError, DataError: as of `make` and `read`.
+  """
+  d, m = config.data, config.model
+  what = processes.together(
+    lambda: [
+      *(d.name, d.dir, d.train_split, m.sizes[0], m.channels, m.num_values),
+      *(fingerprint(config, d.train_split), extractor.fingerprint),
+    ],
+    pipeline.DataError,
+  )
+  name = f'reference-{files.digest(json.dumps(what))}.npz'
+  path = pathlib.Path(workdir, FOLDER, processes.broadcast(name))
+  if processes.broadcast(str(path.is_file())) == 'True':
+    job = lambda: read(path, extractor)
+    return processes.together(job, MetricsError), path
+  made = make(config, d.train_split, extractor, progress=progress)
+  if jax.process_index() == 0:
+    write(path, made)
+  return made, path
+
+
+def fingerprint(config, split: str) -> str:
+  """A hash of what a split holds: other examples give another.
+
+  Of a split of more than SEEN examples, so many are looked at, evenly spaced:
+  a replaced data set is noticed, a change of a few images perhaps not.
+  """
+  source = pipeline.open_split(config, split)
+  num = min(source.size, SEEN)
+  index = np.linspace(0, source.size - 1, num).astype(int).tolist()
+  with futures.ThreadPoolExecutor(config.data.threads) as pool:
+    seen = pool.map(source.read, index)
+    parts = (
+      part
+      for image, label in seen
+      for part in (f'{label} {image.dtype} {image.shape}', np.asarray(image))
+    )
+    return files.digest(f'{source.size} {source.class_names}', *parts)
+
+
+def make(
+  config,
+  split: str,
+  extractor: Extractor,
+  *,
+  num: int = 0,
+  progress: Callable = iter,
+) -> Reference:
   """Statistics of a split of a config's data set, without augmentation.
 
   Args:
     config: reads data, and of model the shape of the images.
     split: its name.
-    extractor: a features.Extractor; its mesh and hosts share the work.
+    extractor: its mesh and hosts share the work; a batch of it that is larger
+      than the data is cut to that.
     num: images, drawn once and for all; 0 for all.
     progress: wraps the iterable of batches.
 
@@ -66,7 +140,7 @@ def make(config, split, extractor, *, num=0, progress=lambda x: x) -> Reference:
   batches = pipeline.eval_batches(
     config,
     split,
-    extractor.batch,
+    extractor.batch_for(min(num or size, size)),
     process_index=extractor.host,
     process_count=extractor.hosts,
     num=num,
@@ -112,7 +186,7 @@ def write(path: str, reference: Reference) -> None:
   files.save_npz(path, **{k: v for k, v in found.items() if v is not None})
 
 
-def read(path: str, extractor) -> Reference:
+def read(path: str, extractor: Extractor) -> Reference:
   """Reads any of the four kinds.
 
   Args:
@@ -136,56 +210,81 @@ def read(path: str, extractor) -> Reference:
     raise MetricsError(
       f'{path} holds {files.listing(arrays)}; expected {WANTED}.{hint}'
     )
-  known = {k: arrays[k] for k in arrays if k in _FIELDS}
-  for name in ('num', 'side'):
-    if name in known:
-      known[name] = int(known[name])
-  known['name'] = str(known.get('name', path))
-  made_with = str(known.get('fingerprint', extractor.fingerprint))
-  known['fingerprint'] = made_with
-  if made_with != extractor.fingerprint:
+  known = {'name': str(path), 'fingerprint': extractor.fingerprint}
+  known |= _checked(path, {k: arrays[k] for k in arrays if k in _FIELDS})
+  if known['fingerprint'] != extractor.fingerprint:
     raise MetricsError(
-      f'{path} was made with other Inception weights (fingerprint {made_with}) '
-      f'than those given now ({extractor.fingerprint}): give the same '
-      '--inception, or make the reference again.'
+      f'{path} was made with other Inception weights (fingerprint '
+      f'{known["fingerprint"]}) than those given now '
+      f'({extractor.fingerprint}): give the same --inception, or make the '
+      'reference again.'
     )
   if 'arr_0' in arrays and 'features' not in arrays:
-    pictures = files.Samples(path)
-    known['side'] = pictures.side
-    n = NEIGHBOURS if 'mu' in known else len(pictures)
-    found = extractor(pictures[0:n])[0]
-    if 'mu' not in known:
-      known |= _statistics(found)
-    known['features'] = found[:NEIGHBOURS]
-    if pictures.labels is not None:
-      known['labels'] = pictures.labels[:NEIGHBOURS]
-  _check(path, known)
+    known |= _of_pictures(path, known, extractor)
   return Reference(**known)
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Reference)}
 
 
-def _statistics(features) -> dict:
+def _checked(path, arrays: dict[str, np.ndarray]) -> dict:
+  """The fields of a Reference among a file's arrays, as it has them.
+
+  Raises:
+    MetricsError: one of them has another kind, shape or range.
+  """
+  out = dict(arrays)
+  single = {'name': 'U', 'fingerprint': 'U', 'num': 'iu', 'side': 'iu'}
+  for name, kinds in single.items():
+    if name in arrays:
+      files.check_array(path, name, arrays[name], kinds, ())
+      out[name] = arrays[name].item()
+  if {'mu', 'sigma'} <= arrays.keys():
+    _check_statistics(path, arrays['mu'], arrays['sigma'])
+  if 'features' in arrays:
+    shape = (None, inception.FEATURES)
+    files.check_array(path, 'features', arrays['features'], 'f', shape)
+    if 'labels' in arrays:
+      out['labels'] = files.checked_labels(
+        path, 'labels', arrays['labels'], len(arrays['features'])
+      )
+  if 'class_variance' in arrays:
+    x = arrays['class_variance']
+    if x.dtype.kind == 'f':  # nan where a class has fewer than 2 images
+      x = np.where(np.isnan(x), 0, x)
+    files.check_array(path, 'class_variance', x, 'f', (None,))
+  return out
+
+
+def _of_pictures(path, known: dict, extractor: Extractor) -> dict:
+  """What the pictures in a file tell, beside its statistics."""
+  pictures = files.Samples(path)
+  seen = NEIGHBOURS if 'mu' in known else len(pictures)
+  found = extractor(pictures[0:seen])[0]
+  out = {'side': pictures.side, 'features': found[:NEIGHBOURS]}
+  if pictures.labels is not None:
+    out['labels'] = pictures.labels[:NEIGHBOURS]
+  if 'mu' in known:
+    return out
+  if len(pictures) < 2:
+    raise MetricsError(f'{path}: arr_0 holds 1 image: statistics need 2.')
   total = scores.Statistics()
-  total.add(features)
-  if total.num < 2:
-    raise MetricsError('arr_0 holds 1 image: statistics need 2 or more.')
+  total.add(found)
   mu, sigma = total.result()
-  return {'mu': mu, 'sigma': sigma, 'num': total.num}
+  return out | {'mu': mu, 'sigma': sigma, 'num': total.num}
 
 
-def _check(path, known) -> None:
+def _check_statistics(path, mu: np.ndarray, sigma: np.ndarray) -> None:
+  """Raises MetricsError unless these are a mean and a covariance."""
   d = inception.FEATURES
-  mu, sigma = known['mu'], known['sigma']
   if mu.shape != (d,) or sigma.shape != (d, d):
     raise MetricsError(
       f'{path}: mu is {list(mu.shape)} and sigma {list(sigma.shape)}; expected '
       f'[{d}] and [{d}, {d}], the statistics of the last pooling of the FID '
       'Inception net. Other layers and other nets give other numbers.'
     )
-  if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-    raise MetricsError(f'{path}: mu or sigma holds nan or infinity.')
+  files.check_array(path, 'mu', mu, 'fiu', (d,))
+  files.check_array(path, 'sigma', sigma, 'fiu', (d, d))
   scale = max(np.abs(sigma).max(), 1e-12)
   if (
     np.abs(sigma - sigma.T).max() > 1e-3 * scale

@@ -18,12 +18,13 @@ CURVES = {
 
 
 def row(found: dict) -> dict:
-  """A row of what `evaluate.evaluate` found."""
+  """A row of what `results.measure` found."""
   out = {name: float(found['settings'][name]) for name in SETTINGS}
   return out | {'num': found['num']} | {name: found[name] for name in CURVES}
 
 
 def line(row: dict) -> str:
+  """A row as a line of text; - is what is not known."""
   shown = lambda x: '-' if x is None else f'{x:.6g}'
   return '  '.join(f'{k} {shown(v)}' for k, v in row.items())
 
@@ -39,7 +40,7 @@ def write_csv(rows: list[dict], path: str) -> None:
 
 
 def plot(rows: list[dict], path: str) -> None:
-  """Curves over guidance, one a temperature; over temperature if that varies.
+  """Curves over guidance, one per temperature; over temperature if that varies.
 
   Args:
     rows: of `row`.

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import convert
-from fractal_jax.metrics import MetricsError, inception
+from fractal_jax import checks, convert
+from fractal_jax.metrics import MetricsError, files, inception
 
 VARIABLE = 'FRACTAL_JAX_INCEPTION'
 FILE = 'weights-inception-2015-12-05-6726825d.pth'  # ends in its own SHA-256
@@ -58,14 +58,13 @@ def load(path: str | None) -> Weights:
   state = read(path)
   check(state, path)
   flat = {name: _ours(np.asarray(state[name], np.float32)) for name in shapes()}
-  digest = hashlib.sha256()
-  for name in sorted(flat):
-    digest.update(name.encode() + np.ascontiguousarray(flat[name]).data)
   return Weights(
     params=traverse_util.unflatten_dict(
       {_path(name): x for name, x in flat.items()}
     ),
-    fingerprint=digest.hexdigest()[:16],
+    fingerprint=files.digest(
+      *(part for name in sorted(flat) for part in (name, flat[name])), length=16
+    ),
     published=_is_published(path) if path.suffix == '.pth' else None,
   )
 
@@ -118,24 +117,30 @@ def check(state: dict, path) -> None:
     if not name.endswith('num_batches_tracked')
   }
   if found == wanted:
+    _check_numbers({name: state[name] for name in wanted}, path)
     return
   kind = f'{len(found)} tensors'
   if any('AuxLogits' in name for name in found):
     kind = "torchvision's Inception v3, which is another net"
   elif len(found) <= 4:
     kind = f'`{"`, `".join(found) or "nothing"}`'
-  lines = [f'missing: {n} {wanted[n]}' for n in wanted if n not in found]
-  lines += [f'extra: {n} {found[n]}' for n in found if n not in wanted]
-  lines += [
-    f'misshapen: {n} is {found[n]}, expected {wanted[n]}'
-    for n in wanted
-    if n in found and found[n] != wanted[n]
-  ]
-  more = [f'... and {len(lines) - 6} more'] if len(lines) > 6 else []
   raise MetricsError(
     f'{path} holds {kind}; expected the {len(wanted)} tensors of the FID '
-    f'Inception net, {FILE} ({WHERE}):\n  ' + '\n  '.join(lines[:6] + more)
+    f'Inception net, {FILE} ({WHERE}):\n  '
+    + '\n  '.join(checks.misfit(found, wanted, most=6))
   )
+
+
+def _check_numbers(state: dict, path) -> None:
+  """Raises MetricsError unless all tensors hold finite real numbers."""
+  for name, x in state.items():
+    dtype = np.asarray(x).dtype
+    real = jnp.issubdtype(dtype, jnp.floating) or dtype.kind in 'iu'
+    if not real or not np.isfinite(np.asarray(x, np.float32)).all():
+      raise MetricsError(
+        f'{path}: {name} is {dtype}; expected finite real numbers, as {FILE} '
+        f'holds them ({WHERE}).'
+      )
 
 
 def random_state(seed: int = 0) -> dict[str, np.ndarray]:

@@ -230,7 +230,7 @@ def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
   With two streams, the unconditional logit of a value that is unlikely under
   the condition is first raised, so that guidance can't push the draw there.
   """
-  logits = logits * sampling.temperature
+  logits = logits / sampling.temperature
   if len(logits) == 1:
     return logits[0]
   cond, uncond = logits

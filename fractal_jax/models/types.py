@@ -109,7 +109,7 @@ class Sampling:
   """How values are drawn in generation (section 4.2, appendix of the paper)."""
 
   guidance: Array | float = 1.0
-  temperature: Array | float = 1.0  # multiplies the logits: above 1 sharpens
+  temperature: Array | float = 1.0  # divides the logits: below 1 is sharper
   filter_threshold: Array | float = 1e-4
   schedule: str = struct.field(pytree_node=False, default='linear')
   iterations: tuple[int, ...] = struct.field(pytree_node=False, default=())

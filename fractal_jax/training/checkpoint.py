@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fractal_jax import checks
 from fractal_jax import config as config_lib
 from fractal_jax.errors import UserError
 from fractal_jax.training import checksums, optimizer, processes
@@ -31,6 +32,10 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
+
+
+# Of config.json. 1, or none: sample.temperature multiplied the logits.
+VERSION = 2
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -76,15 +81,19 @@ def save_config(config, workdir: str) -> None:
   with _writing(workdir):
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.with_suffix('.tmp')
-    torn.write_text(json.dumps(json.loads(config.to_json()), indent=2) + '\n')
+    stored = {'version': VERSION, **json.loads(config.to_json())}
+    torn.write_text(json.dumps(stored, indent=2) + '\n')
     torn.replace(path)
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
   """The config of a work directory, locked; keys it lacks have defaults.
 
+  What older versions of this package wrote is converted.
+
   Raises:
-    CheckpointError: there is no such work directory, or no config in it.
+    CheckpointError: there is no such work directory, no config in it, or one
+      of a newer version.
   """
   path = pathlib.Path(workdir, 'config.json')
   try:
@@ -96,6 +105,7 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     ) from e
   except ValueError as e:
     raise CheckpointError(f'{path} is not valid JSON: {e}') from e
+  stored = _converted(stored, path)
   config = config_lib.default()
   with config.unlocked(), config.ignore_type():
     for name, value in stored.items():
@@ -105,6 +115,21 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
       else:
         config[name] = _tuples(value)
   return config
+
+
+def _converted(stored: dict, path) -> dict:
+  """What `path` holds, in the format of this version."""
+  stored = dict(stored)
+  version = stored.pop('version', 1)
+  if version not in range(1, VERSION + 1):
+    raise CheckpointError(
+      f'{path} has format {version!r}, this version of fractal_jax reads 1 to '
+      f'{VERSION}: install a newer one.'
+    )
+  temperature = stored.get('sample', {}).get('temperature')
+  if version == 1 and temperature:
+    stored['sample'] = {**stored['sample'], 'temperature': 1 / temperature}
+  return stored
 
 
 def _tuples(x):
@@ -553,13 +578,7 @@ def _check_fit(stored, wanted, where: str) -> None:
     {k: x.shape for k, x in checksums.by_name(t).items()}
     for t in (stored, wanted)
   )
-  lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
-  lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]
-  lines += [
-    f'misshapen: {k} is {stored[k]}, the config needs {wanted[k]}'
-    for k in wanted
-    if k in stored and stored[k] != wanted[k]
-  ]
+  lines = checks.misfit(stored, wanted)
   if lines:
     raise Misfit(
       f'{where} does not fit the config:\n'

@@ -1,0 +1,269 @@
+"""Images to evaluate: of a run, which are kept, or of any other model.
+
+Images of a run are generated a chunk at a time and kept in its work directory:
+
+    evaluate/KEY/settings.json   what the images are a function of
+    evaluate/KEY/images/         START-STOP.npz, values of these images
+    evaluate/KEY/FINGERPRINT/    the same of their Inception features
+    evaluate/reference-*.npz     statistics of the run's own data: reference.py
+
+KEY is made of the settings, the parameters among them, so that images of
+different settings never mix. A file is whole or not there: an evaluation that
+was killed goes on where it was, with other chunks and on another mesh if need
+be, since image i is a function of the settings and of i alone.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from fractal_jax import checks, sharding
+from fractal_jax.data.common import image_dtype
+from fractal_jax.inference import sample
+from fractal_jax.metrics import MetricsError, files
+from fractal_jax.metrics.features import check_model
+from fractal_jax.training import checksums, processes
+
+FOLDER = 'evaluate'
+FORMAT = 2  # of the settings; 1, or none: the temperature multiplied the logits
+
+
+class Chunks:
+  """Arrays of images 0, 1, ..., in files of some of them; process 0 writes."""
+
+  def __init__(self, folder: pathlib.Path, **wanted: tuple[str, tuple]):
+    """Looks at what is there; all hosts see the same folder.
+
+    Args:
+      folder: where the files are.
+      **wanted: of each array its kinds, and its shape for one image, as
+        `files.check_array` takes them.
+    """
+    self._folder, self._wanted = folder, wanted
+    names = [p.name for p in folder.glob('*.npz')] if folder.is_dir() else []
+    # All hosts go by what process 0 saw, to do the same work in step.
+    names = json.loads(processes.broadcast(json.dumps(sorted(names))))
+    found = [re.fullmatch(r'(\d+)-(\d+)\.npz', name) for name in names]
+    self._ranges = sorted((int(m[1]), int(m[2])) for m in found if m)
+
+  def covering(self, first: int) -> tuple[int, int] | None:
+    """The range of the file that holds image `first`, or None."""
+    found = [r for r in self._ranges if r[0] <= first < r[1]]
+    return max(found, key=lambda r: r[1], default=None)
+
+  def read(self, first: int) -> dict[str, np.ndarray]:
+    """The arrays from image `first` on of the file that holds it.
+
+    Raises:
+      MetricsError: on all hosts, where one of them can't read it, or it does
+        not hold what it should.
+    """
+    start, stop = self.covering(first)
+    arrays = processes.together(lambda: self._load(start, stop), MetricsError)
+    return {name: x[first - start :] for name, x in arrays.items()}
+
+  def write(self, first: int, **arrays) -> None:
+    """Keeps the arrays of the images from `first` on."""
+    stop = first + len(next(iter(arrays.values())))
+    if jax.process_index() == 0:
+      files.save_npz(self._path(first, stop), **arrays)
+    self._ranges.append((first, stop))
+
+  def _load(self, start: int, stop: int) -> dict[str, np.ndarray]:
+    path = self._path(start, stop)
+    what = 'a chunk of an evaluation: remove it, and it will be made again'
+    arrays = files.load_npz(path, what)
+    for name, (kinds, shape) in self._wanted.items():
+      shape = (stop - start, *shape)
+      files.check_array(path, name, arrays.get(name), kinds, shape, what)
+    return {name: arrays[name] for name in self._wanted}
+
+  def _path(self, start: int, stop: int) -> pathlib.Path:
+    return self._folder / f'{start:07d}-{stop:07d}.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Generated images of a run: which, and how to get them.
+
+  Attributes:
+    num: how many.
+    labels: classes [num], or None where they were drawn without.
+    side: of an image.
+    folder: where they and their features are kept; None: nowhere.
+    pictures: image -> pictures of some images from that one on.
+    settings: what they are a function of.
+  """
+
+  num: int
+  labels: np.ndarray | None
+  side: int
+  folder: pathlib.Path | None
+  pictures: Callable[[int], np.ndarray]
+  settings: dict
+
+
+def of_run(
+  model,
+  workdir: str,
+  step: int,
+  num: int,
+  *,
+  seed: int = 0,
+  batch: int | None = None,
+  unconditional: bool = False,
+  **settings,
+) -> Images:
+  """Images of a run, equally many per class, generated as they are needed.
+
+  Args:
+    model: an api.Model, of `workdir`.
+    workdir: the run, in whose folder `evaluate` the images are kept.
+    step: the checkpoint's, for the record.
+    num: images, a multiple of the classes. Image i has class i mod classes.
+    seed: image i is a function of the seed and i alone.
+    batch: images at a time; config.sample.batch where None.
+    unconditional: draw without class.
+    **settings: in place of those of config.sample.
+
+  Raises:
+    MetricsError: images that the Inception net can't be shown, or that can't
+      be equally many per class; a seed of more than 32 bits.
+  """
+  m = model.config.model
+  check_model(m)
+  if wrong := checks.problem('seed', seed, checks.SEED):
+    raise MetricsError(wrong)
+  classes = 1 if unconditional else m.classes
+  _check_num(num, classes)
+  label = lambda i: -np.ones_like(i) if unconditional else i % classes
+  sampling, guided = sample.settings(model.config, **settings)
+  what = {
+    'format': FORMAT,
+    'step': step,
+    'params': fingerprint(model.params),
+    'model': json.loads(m.to_json()),
+    'seed': seed,
+    'labels': 'none' if unconditional else f'i mod {classes}',
+    **{k: getattr(sampling, k) for k in sample.SETTINGS},
+  }
+  folder = pathlib.Path(workdir, FOLDER, key(what))
+  if jax.process_index() == 0:
+    with files.whole(folder / 'settings.json') as file:
+      file.write(json.dumps(what, indent=2).encode())
+  shape = (m.sizes[0],) * m.rank + (m.channels,)
+  kept = Chunks(folder / 'images', values=('iu', shape))
+  batch = min(batch or model.config.sample.batch, num)
+  batch = sharding.padded_batch(batch, model.mesh)
+
+  def pictures(first: int) -> np.ndarray:
+    if kept.covering(first):
+      values = kept.read(first)['values']
+    else:
+      values = sample.generate(
+        model.net,
+        model.params,
+        label(np.arange(first, first + batch)),
+        sampling,
+        guided=guided,
+        seed=seed,
+        first=first,
+        batch=batch,
+        mesh=model.mesh,
+      ).values.astype(image_dtype(m))
+      kept.write(first, values=values)
+    return from_values(values, m)
+
+  return Images(
+    num=num,
+    labels=None if unconditional else label(np.arange(num)),
+    side=m.sizes[0],
+    folder=folder,
+    pictures=pictures,
+    settings=what,
+  )
+
+
+def _check_num(num: int, classes: int) -> None:
+  """Raises MetricsError unless there can be equally many images per class."""
+  if num % classes or num < 1:
+    few, more = num // classes * classes, (num // classes + 1) * classes
+    raise MetricsError(
+      f'--num={num} images can not be equally many of each of {classes} '
+      f'classes: set it to {f"{few} or " if few else ""}{more}.'
+    )
+
+
+def of_files(path: str, batch: int) -> Images:
+  """Images of any other model.
+
+  Args:
+    path: what `metrics.files.Samples` reads.
+    batch: images at a time.
+
+  Raises:
+    MetricsError: there are none.
+  """
+  found = files.Samples(path)
+  return Images(
+    num=len(found),
+    labels=found.labels,
+    side=found.side,
+    folder=None,
+    pictures=lambda first: found[first : first + batch],
+    settings={'images': str(path)},
+  )
+
+
+def key(settings: dict) -> str:
+  """A folder's name: what one looks for, and a hash of all the settings."""
+  digest = files.digest(json.dumps(settings, sort_keys=True))
+  return (
+    f'step{settings["step"]}-guidance{settings["guidance"]:g}'
+    f'-temperature{settings["temperature"]:g}-{digest}'
+  )
+
+
+def fingerprint(params) -> str:
+  """A hash of the parameters' bits, the same on any mesh."""
+  sums = checksums.sums(params)
+  return files.digest(json.dumps(sums, sort_keys=True), length=16)
+
+
+def in_chunks(images: Images, each: Callable[[int], Any]) -> Iterator:
+  """Calls each(first) for image 0 and so on; its result says how far it went.
+
+  Args:
+    images: reads num.
+    each: image -> arrays of some images from that one on.
+
+  Yields:
+    (first, the arrays), cut where num images are reached.
+  """
+  first = 0
+  while first < images.num:
+    arrays = each(first)
+    some = jax.tree.leaves(arrays)[0]
+    left = images.num - first
+    yield first, jax.tree.map(lambda x, left=left: x[:left], arrays)
+    first += len(some)
+
+
+def save(images: Images, path: str) -> None:
+  """Writes the images as ADM's suite reads them; process 0 alone needs to.
+
+  Every process calls it, since images may have yet to be generated.
+  """
+  chunks = (x for _, x in in_chunks(images, images.pictures))
+  if jax.process_index():
+    for _ in chunks:
+      pass
+    return
+  shape = (images.side, images.side, 3)
+  files.save_samples(path, images.num, shape, chunks, images.labels)
