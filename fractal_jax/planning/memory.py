@@ -74,7 +74,9 @@ def memory(config, mesh, tiles=False) -> Memory:
   def gradient(trained, frozen, batch):
     def loss(trained):
       key = jax.random.key(0)
-      return train.loss_fn(config, net, one, trained | frozen, batch, key)
+      return train.loss_fn(
+        net, trained | frozen, config, batch, key, mesh=one
+      )
 
     return jax.value_and_grad(loss, has_aux=True)(trained)
 
