@@ -80,15 +80,15 @@ def compiled(config, mesh, options=None):
   from fractal_jax.training import optimizer, train, train_state
 
   net = fractal.from_config(config.model)
-  tx = optimizer.optimizer(config, 1000)
-  state = train_state.abstract(config, net, tx, mesh)
+  tx = optimizer.create(config, 1000)
+  state = train_state.abstract(net, tx, config, mesh=mesh)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding.over_batch(mesh)
     ),
     memory.batch_of(config),
   )
-  step = train.jitted_step(config, net, tx, mesh, state)
+  step = train.jitted_step(net, tx, state, config, mesh=mesh)
   start = time.monotonic()
   with jax.set_mesh(mesh):
     program = step.lower(state, batch).compile(options)

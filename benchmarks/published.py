@@ -4,8 +4,8 @@
 github.com/LTH14/fractalgen, which needs torch, torchvision and timm. The model
 is that of a config of ours, with random weights: training as its engine does it
 (dropout, AdamW, gradients clipped, no checkpointing), one pass of likelihood,
-sampling with both streams. On a GPU it runs under autocast, on a CPU in float32:
-there the `.cuda()` that the code has in places is made to do nothing.
+sampling with both streams. On a GPU it runs under autocast, on a CPU in
+float32: there the `.cuda()` that the code has in places is made to do nothing.
 """
 
 from collections.abc import Callable

@@ -55,10 +55,10 @@ flags.mark_flag_as_required('config')
 
 def training(config, net, mesh):
   """The training step; it gives its state back to be used again."""
-  tx = optimizer.optimizer(config, 1000)
-  state = train_state.create(config, net, tx, mesh)
+  tx = optimizer.create(config, 1000)
+  state = train_state.create(net, tx, config, mesh=mesh)
   batch = random_batch(config, mesh)
-  step = train.jitted_step(config, net, tx, mesh, state)
+  step = train.jitted_step(net, tx, state, config, mesh=mesh)
   flops = cost.train_flops_per_image(config)
   return step, (state, batch), lambda out: (out[0], batch), flops
 
@@ -92,8 +92,8 @@ JOBS = {'train': training, 'likelihood': scoring, 'sample': sampling}
 
 
 def initial_params(config, net, mesh):
-  tx = optimizer.optimizer(config, 1000)
-  return train_state.create(config, net, tx, mesh).params
+  tx = optimizer.create(config, 1000)
+  return train_state.create(net, tx, config, mesh=mesh).params
 
 
 def random_batch(config, mesh):

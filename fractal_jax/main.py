@@ -1,4 +1,4 @@
-"""The command line: one subcommand a job.
+"""The command line: one subcommand per job.
 
   fractal-jax train --config=configs/digits.py --workdir=runs/digits
 
@@ -6,21 +6,27 @@
 lists a command's flags.
 
 Exit codes: 0 done; 1 bad flags; 2 an error that the message explains; 70 the
-run hung or another of its processes failed; 75 told to stop (SIGTERM) and
-saved. After 70, 75 and a crash the same command goes on from what was saved.
+run hung or another of its processes failed; 75 told to stop (by SIGTERM, or
+SIGHUP) and saved; 130 interrupted by Ctrl-C, after saving if it trained; 141
+nobody reads the output any more. After 70, 75 and a crash the same command
+goes on from what was saved.
 """
 
+import contextlib
 import errno
 import importlib
 import os
 import pathlib
+import signal
 import sys
 import time
+import traceback
 
 from absl import app, flags, logging
 
 from fractal_jax import cpu
 from fractal_jax.commands import common
+from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -48,13 +54,19 @@ def cache_folder() -> str:
 
 
 def start() -> None:
-  """Sets JAX up: the compilation cache, and the other hosts if asked."""
+  """Sets JAX up: the compilation cache, and the other processes, if any.
+
+  They are connected where --distributed asks for it, and on TPU pods, where
+  JAX finds them.
+  """
   import jax
 
   jax.config.update('jax_compilation_cache_dir', cache_folder())
-  if 'distributed' in FLAGS and FLAGS.distributed:
-    from fractal_jax.training import processes
+  if 'distributed' not in FLAGS:
+    return
+  from fractal_jax.training import processes
 
+  if FLAGS.distributed or processes.on_tpu_pod():
     processes.start(
       FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat
     )
@@ -80,28 +92,8 @@ def report_compiling():
   return report
 
 
-def known_errors() -> tuple:
-  """Errors whose message is all that a user needs."""
-  from fractal_jax import config as config_lib
-  from fractal_jax import convert, demo, metrics, pictures, sharding
-  from fractal_jax.data import pipeline
-  from fractal_jax.inference import inputs
-  from fractal_jax.training import checkpoint, monitor
-
-  return (
-    common.UsageError,
-    config_lib.ConfigError,
-    checkpoint.CheckpointError,
-    convert.ConvertError,
-    pipeline.DataError,
-    demo.DemoError,
-    inputs.InputError,
-    pictures.PictureError,
-    sharding.ShardingError,
-    monitor.TrainingError,
-    metrics.MetricsError,
-  )
-
+INTERRUPTED = 130  # exit codes that shells give to what SIGINT and
+CLOSED_PIPE = 141  # SIGPIPE ended
 
 # Errors of the system that a user can mend: no space, no right to write.
 MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
@@ -109,82 +101,105 @@ MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
 
 def leave(text: str, code: int) -> None:
   """Exits with a message; where there are several processes, without them."""
-  from fractal_jax.training import processes
-
-  print(text, file=sys.stderr, flush=True)
-  if processes.count() > 1:
+  if text:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      print(text, file=sys.stderr, flush=True)
+  processes = sys.modules.get('fractal_jax.training.processes')
+  if processes is not None and processes.count() > 1:
     processes.fail(text, code)
   sys.exit(code)
 
 
-def leave_after(command: str, error: Exception) -> None:
-  """Exits after an error that is none of known_errors()."""
-  import traceback
-
-  from fractal_jax.training import processes
-
-  if isinstance(error, processes.Preempted):
-    common.say(str(error))
-    sys.exit(processes.PREEMPTED)
+def leave_after(command: str, error: BaseException) -> None:
+  """Exits after an error: with a line for whoever can mend it, or raises it."""
+  if isinstance(error, UserError):
+    leave(f'fractal-jax {command}: {error}', 2)
+  if isinstance(error, KeyboardInterrupt):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in what Python does at exit
+    leave(f'fractal-jax {command}: interrupted', INTERRUPTED)
+  if isinstance(error, BrokenPipeError):
+    # Whoever read the output, such as `head`, has enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave('', CLOSED_PIPE)
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
-  if processes.count() == 1:
-    raise error
-  traceback.print_exception(error)
-  processes.crashed(error)
+  processes = sys.modules.get('fractal_jax.training.processes')
+  if processes is not None:
+    if isinstance(error, processes.Preempted):
+      with contextlib.suppress(OSError):
+        common.say(str(error))
+      sys.exit(error.code)
+    if processes.count() > 1:
+      traceback.print_exception(error)
+      processes.crashed(error)
+  raise error
+
+
+USAGE = (
+  'usage: fractal-jax COMMAND [--flag=value ...]\n\n'
+  + '\n'.join(f'  {name:12}{text}' for name, text in COMMANDS.items())
+  + '\n\nfractal-jax COMMAND --helpshort lists the flags of a command.'
+)
 
 
 def run() -> None:
   """The console script."""
   cpu.use_huge_pages()
-  names = '\n'.join(f'  {n:12}{text}' for n, text in COMMANDS.items())
-  usage = (
-    'usage: fractal-jax COMMAND [--flag=value ...]\n\n'
-    f'{names}\n\nfractal-jax COMMAND --helpshort lists the flags of a command.'
-  )
+  for stream in (sys.stdout, sys.stderr):
+    if stream is not None:  # no character is worth a run
+      stream.reconfigure(errors='replace')
   command = sys.argv[1] if len(sys.argv) > 1 else '--help'
   if command in ('-h', '--help', 'help'):
-    print(usage)
+    print(USAGE)
     sys.exit(0)
   if command not in COMMANDS:
-    sys.exit(f"fractal-jax: no command '{command}'\n\n{usage}")
-  job = importlib.import_module(f'fractal_jax.commands.{command}')
-  job.define_flags()
+    sys.exit(f"fractal-jax: no command '{command}'\n\n{USAGE}")
+  try:
+    job = importlib.import_module(f'fractal_jax.commands.{command}')
+    job.define_flags()
+    app.run(
+      lambda argv: run_job(command, job, argv),
+      argv=[f'fractal-jax {command}', *sys.argv[2:]],
+      flags_parser=lambda argv: parse(command, argv),
+    )
+  except KeyboardInterrupt as e:  # while importing, or parsing flags
+    leave_after(command, e)
 
-  def parse(argv):
-    try:
-      rest = app.parse_flags_with_usage(argv)
-      if 'config' in FLAGS and FLAGS.config is not None:
-        from fractal_jax import config as config_lib
 
-        config_lib.split_names(FLAGS.config)  # raises if it can't be read
-        config_lib.check_arguments(argv)
-      return rest
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
-      # A key, value or file of --config; a list of choices takes several lines.
-      text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
-      if isinstance(e, OSError):  # its text holds a whole traceback
-        text = ' '.join(line.strip() for line in text.splitlines()[-2:])
-      sys.exit(f'fractal-jax {command}: --config: {text}')
+def parse(command: str, argv: list[str]) -> list[str]:
+  """Parses the flags, and reads the file of --config."""
+  try:
+    rest = app.parse_flags_with_usage(argv)
+    if 'config' in FLAGS and FLAGS.config is not None:
+      from fractal_jax import config as config_lib
 
-  def main(argv):
-    # The libraries' own chatter; ours goes through logs.say.
-    logging.set_verbosity(logging.ERROR)
-    try:
-      if argv[1:]:
-        raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-      start()
-      report = report_compiling()
-      job.run()
-      report()
-    except known_errors() as e:
-      leave(f'fractal-jax {command}: {e}', 2)
-    except Exception as e:
-      leave_after(command, e)
+      config_lib.split_names(FLAGS.config)  # raises if it can't be read
+      config_lib.check_arguments(argv)
+    return rest
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
+    # A key, value or file of --config; a list of choices takes several lines.
+    text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
+    if isinstance(e, OSError):  # its text holds a whole traceback
+      text = ' '.join(line.strip() for line in text.splitlines()[-2:])
+    sys.exit(f'fractal-jax {command}: --config: {text}')
 
-  argv = [f'fractal-jax {command}', *sys.argv[2:]]
-  app.run(main, argv=argv, flags_parser=parse)
+
+def run_job(command: str, job, argv: list[str]) -> None:
+  """Runs a command whose flags are parsed; exits where it fails."""
+  # The libraries' own chatter; ours goes through logs.say.
+  logging.set_verbosity(logging.ERROR)
+  try:
+    if argv[1:]:
+      raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    start()
+    report = report_compiling()
+    job.run()
+    report()
+    if sys.stdout is not None:
+      sys.stdout.flush()  # a closed pipe shows here, not at Python's end
+  except (Exception, KeyboardInterrupt) as e:
+    leave_after(command, e)
 
 
 if __name__ == '__main__':

@@ -65,8 +65,8 @@ def compiled_step(kinds, axes, **changes):
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  tx = optimizer.optimizer(c, 4)
-  state = train_state.abstract(c, net, tx, mesh)
+  tx = optimizer.create(c, 4)
+  state = train_state.abstract(net, tx, c, mesh=mesh)
   batch = next(pipeline.train_batches(c))
   placed = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -74,7 +74,7 @@ def compiled_step(kinds, axes, **changes):
     ),
     batch,
   )
-  step = train.compile_step(c, net, tx, mesh, state, placed)
+  step = train.compile_step(net, tx, state, c, placed, mesh=mesh)
   shapes = set()
   for leaf in jax.tree.leaves(state.params):
     where = [axis if axis == 'tensor' else None for axis in leaf.sharding.spec]

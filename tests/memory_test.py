@@ -50,7 +50,7 @@ def test_parts_are_the_bytes_that_lie_on_a_device():
   c = configure('ar', (2, 2, 2), 64)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  state = train_state.abstract(c, net, optimizer.optimizer(c, 4), mesh)
+  state = train_state.abstract(net, optimizer.create(c, 4), c, mesh=mesh)
 
   def local(tree):
     return sum(

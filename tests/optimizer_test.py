@@ -86,7 +86,7 @@ def test_published_weights_of_two_dimensions_decay_and_nothing_else():
 
 def test_decay_acts_through_the_mask():
   c = configure(lr=1.0, batch=256, warmup=0.0, weight_decay=0.5)
-  tx = optimizer.optimizer(c, 10)
+  tx = optimizer.create(c, 10)
   params = {'level_0': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}}
   grads = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(grads, tx.init(params), params)
@@ -95,7 +95,7 @@ def test_decay_acts_through_the_mask():
 
 
 def test_the_gradient_norm_is_clipped():
-  tx = optimizer.optimizer(configure(clip=3.0), 10)
+  tx = optimizer.create(configure(clip=3.0), 10)
   params = {'level_0': {'kernel': jnp.zeros(100)}}
   state = tx.update(
     {'level_0': {'kernel': jnp.full(100, 9.0)}}, tx.init(params), params

@@ -91,8 +91,8 @@ def test_blocks_are_counted_saved_and_split_once():
   c.mesh.update(data=2, fsdp=2, tensor=2)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  tx = optimizer.optimizer(c, 2)
-  state = train_state.abstract(c, net, tx, mesh)
+  tx = optimizer.create(c, 2)
+  state = train_state.abstract(net, tx, c, mesh=mesh)
   assert 'blocks' not in state.params['level_1']
   # A frozen owner is out of the optimizer, and in use at both levels.
   c.optim.frozen = (0,)
@@ -111,9 +111,9 @@ def test_levels_that_share_train_alike_on_any_mesh():
     c.mesh.update(dict(zip(sharding.AXES, axes)), groups=4)
     mesh = sharding.make_mesh(c, jax.devices()[: np.prod(axes)])
     net = fractal.from_config(c.model)
-    tx = optimizer.optimizer(c, 2)
-    state = train_state.create(c, net, tx, mesh)
-    step = tiny.jit(train.make_step(c, net, tx, mesh))
+    tx = optimizer.create(c, 2)
+    state = train_state.create(net, tx, c, mesh=mesh)
+    step = tiny.jit(train.make_step(net, tx, c, mesh=mesh))
     with jax.set_mesh(mesh):
       state, metrics = step(state, sharding.place(batch, mesh))
     found[axes] = jax.device_get((state.params, metrics))
@@ -135,13 +135,13 @@ def test_levels_begin_as_in_another_run_that_shares_them(tmp_path):
       wanted = params
   c = config(init_from=runs[0, 0], init_levels=(0, 1))
   mesh = sharding.single_device_mesh()
-  net, tx = fractal.from_config(c.model), optimizer.optimizer(c, 2)
-  state = train_state.create(c, net, tx, mesh)
-  found = train.initialise_levels(c, state)
+  net, tx = fractal.from_config(c.model), optimizer.create(c, 2)
+  state = train_state.create(net, tx, c, mesh=mesh)
+  found = train.initialise_levels(state, c)
   jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
   c.model.init_from = runs[()]
   with pytest.raises(checkpoint.CheckpointError, match='extra: level_1/blocks'):
-    train.initialise_levels(c, state)
+    train.initialise_levels(state, c)
 
 
 def test_convert():

@@ -59,7 +59,7 @@ def configure(axes=(-1, 1, 1), **optimizer):
 def build(config, devices=None):
   mesh = sharding.make_mesh(config, devices)
   net = fractal.from_config(config.model)
-  return net, optimizer.optimizer(config, config.optim.steps), mesh
+  return net, optimizer.create(config, config.optim.steps), mesh
 
 
 @functools.cache

@@ -20,7 +20,7 @@ def distributed_flags():
   flags.DEFINE_bool(
     'distributed',
     False,
-    'Start JAX on several hosts (needed on pods and clusters, not on one).',
+    'Connect several processes (on TPU pods they connect without it).',
   )
   flags.DEFINE_string(
     'coordinator',

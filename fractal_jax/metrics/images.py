@@ -28,6 +28,7 @@ from fractal_jax.data.common import image_dtype
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
+from fractal_jax.pictures import from_values
 from fractal_jax.training import checksums, processes
 
 FOLDER = 'evaluate'

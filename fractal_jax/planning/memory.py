@@ -185,7 +185,9 @@ def kept_bytes(config) -> float:
   def residuals(trained, frozen, batch):
     def loss(trained):
       key = jax.random.key(0)
-      return train.loss_fn(config, net, mesh, trained | frozen, batch, key)[0]
+      return train.loss_fn(
+        net, trained | frozen, config, batch, key, mesh=mesh
+      )[0]
 
     return jax.vjp(loss, trained)[1]
 

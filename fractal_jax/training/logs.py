@@ -1,11 +1,12 @@
 """What a run says: metrics to files, and a progress line. Process 0 only.
 
-The writers have the methods of clu's metric writers, which are not used since
-they import TensorFlow.
+Metrics go through clu's writers: to metrics.jsonl by `JSONLines`, which has
+clu's interface, and to TensorBoard. clu imports TensorFlow for that, which
+takes seconds, so it is imported only once a run begins to train, and only by
+the process that writes. Where TensorFlow is missing, metrics.jsonl remains.
 """
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -14,6 +15,12 @@ import time
 import jax
 import numpy as np
 
+from fractal_jax.errors import UserError
+
+
+class ProfileError(UserError, ValueError):
+  """A profile that can't be taken."""
+
 
 def say(text: str) -> None:
   """Prints on process 0."""
@@ -21,8 +28,26 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-class JSONLines:
-  """One line `{"step": ..., name: value, ...}` a call to write_scalars."""
+# Writers of metrics.
+
+
+class NullWriter:
+  """A clu MetricWriter that writes nothing: what processes but 0 have."""
+
+  def _nothing(self, *args, **kwargs) -> None:
+    pass
+
+  write_summaries = write_scalars = write_images = write_videos = _nothing
+  write_audios = write_texts = write_histograms = write_hparams = _nothing
+  flush = close = _nothing
+
+
+class JSONLines(NullWriter):
+  """A clu MetricWriter of one line `{"step": ..., name: value, ...}` a step.
+
+  It writes scalars alone. Those of one step that are written one after another
+  share a line.
+  """
 
   def __init__(self, path: str, start: int):
     """Continues a file after step `start`: later lines are removed.
@@ -43,110 +68,152 @@ class JSONLines:
       torn.write_text(''.join(kept))
       torn.replace(path)
     self._file = open(path, 'a')
+    self._line = {}
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    line = {'step': step} | {k: float(v) for k, v in scalars.items()}
-    self._file.write(json.dumps(line) + '\n')
+    if self._line.get('step') != step:
+      self._end_line()
+    self._line |= {'step': step} | {k: float(v) for k, v in scalars.items()}
 
-  def write_images(self, step: int, images) -> None:
-    del step, images
+  def _end_line(self) -> None:
+    line, self._line = self._line, {}
+    if line:
+      self._file.write(json.dumps(line) + '\n')
 
   def flush(self) -> None:
+    self._end_line()
     self._file.flush()
 
   def close(self) -> None:
+    self._end_line()
     self._file.close()
 
 
-class TensorBoard:
-  """An event file; tensorboard writes the records, without TensorFlow."""
+def metric_writer(workdir: str, start: int):
+  """Where the metrics of a run go: a clu MetricWriter.
 
-  def __init__(self, folder: str, start: int):
-    """Continues after step `start`: TensorBoard hides what came later."""
-    from tensorboard.compat.proto import event_pb2, summary_pb2
-    from tensorboard.summary.writer import record_writer
-
-    self._event, self._summary = event_pb2, summary_pb2
-    os.makedirs(folder, exist_ok=True)
-    name = f'events.out.tfevents.{time.time_ns()}.{os.uname().nodename}'
-    file = open(os.path.join(folder, name), 'wb')
-    self._records = record_writer.RecordWriter(file)
-    self._write(file_version='brain.Event:2')
-    begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(step=start + 1, session_log=begin)
-
-  def _write(self, **fields) -> None:
-    event = self._event.Event(wall_time=time.time(), **fields)
-    self._records.write(event.SerializeToString())
-
-  def _write_values(self, step: int, values) -> None:
-    summary = self._summary.Summary(value=values)
-    self._write(step=step, summary=summary)
-
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    value = self._summary.Summary.Value
-    self._write_values(
-      step, [value(tag=k, simple_value=float(v)) for k, v in scalars.items()]
+  Args:
+    workdir: gets metrics.jsonl and, if TensorFlow is there, tensorboard/.
+    start: the step that the run goes on from; what was written of later steps
+      is removed, or hidden.
+  """
+  if jax.process_index() != 0:
+    return NullWriter()
+  os.makedirs(workdir, exist_ok=True)
+  lines = JSONLines(os.path.join(workdir, 'metrics.jsonl'), start)
+  if not tensorflow():
+    say(
+      'TensorFlow is not installed (pip install tensorflow-cpu): no '
+      'TensorBoard files, no steps_per_sec and no --profile; metrics.jsonl '
+      'has everything else'
     )
+    return lines
+  from clu import metric_writers
 
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    """Images: uint8 [H, W, 3] by name."""
-    from PIL import Image
+  metric_writers.MetricWriter.register(NullWriter)
+  folder = os.path.join(workdir, 'tensorboard')
+  if start:
+    hide_later_steps(folder, start)
+  return metric_writers.MultiWriter(
+    [lines, metric_writers.SummaryWriter(folder)]
+  )
 
-    values = []
-    for name, pixels in images.items():
-      png = io.BytesIO()
-      Image.fromarray(pixels).save(png, 'PNG')
-      image = self._summary.Summary.Image(
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        colorspace=3,
-        encoded_image_string=png.getvalue(),
+
+def tensorflow():
+  """The module, kept off the accelerators that JAX uses; None if missing."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # read by its import
+  try:
+    import tensorflow as tf
+  except ImportError:
+    return None
+  with contextlib.suppress(RuntimeError):  # another user has set it up
+    tf.config.set_visible_devices([], 'GPU')
+    tf.config.set_visible_devices([], 'TPU')
+  return tf
+
+
+def hide_later_steps(folder: str, start: int) -> None:
+  """Tells TensorBoard to forget what a folder's files say after step `start`.
+
+  clu's writer can't: it has no such record.
+  """
+  from tensorboard.compat.proto import event_pb2
+  from tensorboard.summary.writer import event_file_writer
+
+  begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  event = event_pb2.Event(
+    wall_time=time.time(), step=start + 1, session_log=begin
+  )
+  writer = event_file_writer.EventFileWriter(folder)
+  writer.add_event(event)
+  writer.close()
+
+
+# Periodic actions.
+
+
+def periodic_actions(
+  workdir: str,
+  start: int,
+  total: int,
+  writer,
+  profile: tuple[int, int] | None = None,
+) -> list:
+  """clu's actions, each to be called with `start`, then with every step done.
+
+  Args:
+    workdir: gets the profile, as part of tensorboard/.
+    start: the step that the run goes on from.
+    total: its last step.
+    writer: gets steps_per_sec, pauses included, and uptime in seconds: once a
+      minute, and at the end.
+    profile: the first step to trace, and how many.
+
+  Raises:
+    ProfileError: the step is not one of the run, or TensorFlow is missing.
+  """
+  if jax.process_index() != 0:
+    return []
+  if not tensorflow():
+    if profile:
+      raise ProfileError(
+        '--profile needs TensorFlow: pip install tensorflow-cpu'
       )
-      values.append(self._summary.Summary.Value(tag=name, image=image))
-    self._write_values(step, values)
+    return []
+  from clu import periodic_actions
 
-  def flush(self) -> None:
-    self._records.flush()
+  actions = [
+    periodic_actions.ReportProgress(num_train_steps=total, writer=writer)
+  ]
+  if profile:
+    first, count = profile
+    if first > total:
+      raise ProfileError(f'--profile={first} is after the last step, {total}')
+    if first <= start:  # a run that was started again by the same command
+      say(f'--profile={first} is before this run, which begins after {start}')
+    actions.append(
+      periodic_actions.Profile(
+        logdir=os.path.join(workdir, 'tensorboard'),
+        first_profile=first - 1,  # begins when so many steps are done
+        num_profile_steps=count,
+        profile_duration_ms=None,
+        every_secs=None,
+      )
+    )
+  return actions
 
-  def close(self) -> None:
-    self._records.close()
 
-
-class Writers:
-  """Several writers as one: none but on process 0."""
-
-  def __init__(self, workdir: str, start: int):
-    """metrics.jsonl and tensorboard/ in a work directory, after `start`."""
-    self._writers = []
-    if jax.process_index() == 0:
-      os.makedirs(workdir, exist_ok=True)
-      self._writers = [
-        JSONLines(os.path.join(workdir, 'metrics.jsonl'), start),
-        TensorBoard(os.path.join(workdir, 'tensorboard'), start),
-      ]
-
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    for writer in self._writers:
-      writer.write_scalars(step, scalars)
-
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    for writer in self._writers:
-      writer.write_images(step, images)
-
-  def flush(self) -> None:
-    for writer in self._writers:
-      writer.flush()
-
-  def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
+def stop_profile() -> None:
+  """Ends a profile that the run's end cut short."""
+  with contextlib.suppress(RuntimeError):  # none is being taken
+    jax.profiler.stop_trace()
 
 
 class Progress:
-  """Speed of training, and a line about it every few seconds at the most."""
+  """The speed of training, and a line about it every few seconds at most."""
 
   def __init__(self, start: int, total: int, batch: int, every: float = 5.0):
+    """Args: steps done and in all, images per step, seconds between lines."""
     self._total, self._batch, self._every = total, batch, every
     self._step, self._since = start, time.monotonic()
     self._paused = 0.0
@@ -163,7 +230,7 @@ class Progress:
     """Prints a line if it is time for one.
 
     Returns:
-      Images a second since the last update.
+      Images per second since the last update.
     """
     now = time.monotonic()
     seconds = max(now - self._since - self._paused, 1e-9)
@@ -191,28 +258,3 @@ def duration(seconds: float) -> str:
     if seconds >= size:
       return f'{seconds // size}{name}{seconds % size // small:02d}{below}'
   return f'{seconds}s'
-
-
-def parameter_table(params, depth: int = 2) -> str:
-  """Arrays and parameters by name, joined below `depth` parts of it.
-
-  Args:
-    params: arrays, or anything with a shape.
-    depth: how many parts of a name make a row.
-  """
-  rows, total = {}, 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = '/'.join(k.key for k in path[:depth])
-    arrays, count = rows.get(name, (0, 0))
-    size = int(np.prod(leaf.shape, dtype=np.int64))
-    rows[name] = (arrays + 1, count + size)
-    total += size
-  arrays = sum(a for a, _ in rows.values())
-  lines = [('parameters of', 'arrays', 'count')]
-  lines += [(k, str(a), f'{n:,}') for k, (a, n) in rows.items()]
-  lines += [('total', str(arrays), f'{total:,}')]
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  return '\n'.join(
-    f'  {name:{widths[0]}}  {arrays:>{widths[1]}}  {count:>{widths[2]}}'
-    for name, arrays, count in lines
-  )

@@ -2,92 +2,109 @@
 
 import collections
 
+from clu import metrics as clu_metrics
 import jax
 import numpy as np
 
 from fractal_jax.errors import UserError
 from fractal_jax.training import logs, optimizer
 
+# Metrics of the guard, which are counted rather than averaged.
+COUNTS = ('applied', 'spike', 'in_a_row', 'skipped')
+SPIKE = 'a loss above optim.spike'
+
 
 class TrainingError(UserError, RuntimeError):
   """Training can't go on; the message says where it went wrong."""
 
 
-class Watch:
-  """Looks at each step's metrics, one step late, and logs them.
+class Monitor:
+  """Reads each step's metrics, one step late: averages, logs, or stops the run.
 
-  Looking at a step's metrics waits for it; meanwhile the devices have the next
-  step to do.
+  Reading a step's metrics waits for the step; meanwhile the devices have the
+  next one to do.
   """
 
-  def __init__(self, config, total, progress, writers, checkpoints):
+  def __init__(
+    self, config, total: int, progress: logs.Progress, writer, checkpoints
+  ):
+    """A monitor of one run.
+
+    Args:
+      config: reads `optim`.
+      total: the run's last step.
+      progress: is told of the steps done.
+      writer: a clu MetricWriter of the averages over applied updates.
+      checkpoints: asked whether saving in the background still works.
+    """
     self._config, self._total = config, total
     self._schedule = optimizer.schedule(config, total)
-    self._progress, self._writers = progress, writers
+    self._progress, self._writer = progress, writer
     self._checkpoints = checkpoints
-    self._pending = None
-    self._window = []  # metrics of the steps applied since the last line
-    self._skipped = collections.Counter()  # the others, by cause
-    self._streak = collections.Counter()  # those since one was applied
+    self._unread = None  # step and metrics
+    self._averages = Averages()  # of the updates applied since the last line
+    self._skipped = collections.Counter()  # of the others, by cause
+    self._in_a_row = collections.Counter()  # of those since one was applied
 
-  def add(self, step: int, metrics) -> None:
-    """Takes the metrics of a step just started, and looks at the one before.
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step just started, and reads those before it.
 
     Raises:
       TrainingError: optim.max_bad_steps updates in a row were skipped.
+      CheckpointError: a checkpoint could not be saved.
+      OSError: the metrics can't be written.
     """
     jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
-    self.flush()
-    self._pending = step, metrics
+    unread, self._unread = self._unread, (step, metrics)
+    self._read(unread)
 
-  def flush(self) -> None:
-    """Looks at the last step."""
-    if self._pending is None:
+  def catch_up(self) -> None:
+    """Reads the metrics of the last step, too; raises as `add` does."""
+    unread, self._unread = self._unread, None
+    self._read(unread)
+
+  def _read(self, unread) -> None:
+    if unread is None:
       return
-    step, metrics = self._pending
-    self._pending = None
+    step, metrics = unread
     metrics = {k: np.asarray(v) for k, v in metrics.items()}
     o = self._config.optim
-    if metrics.pop('applied'):
-      self._streak.clear()
-      self._window.append(metrics)
+    if metrics['applied']:
+      self._in_a_row.clear()
+      self._averages.add(metrics)
     else:
-      causes = causes_of(metrics)
+      causes = skip_causes(metrics)
       self._skipped.update(causes)
-      self._streak.update(causes)
+      self._in_a_row.update(causes)
       if metrics['in_a_row'] >= o.max_bad_steps:
         self._stop(step, metrics)
     if step % o.log_every == 0 or step == self._total:
       self._checkpoints.check()
       self._log(step, metrics)
 
-  def _log(self, step: int, last) -> None:
+  def _log(self, step: int, last: dict[str, np.ndarray]) -> None:
     counts, self._skipped = self._skipped, collections.Counter()
-    window, self._window = self._window, []
-    names = last.keys() - {'spike', 'in_a_row', 'skipped'}
-    means = {k: np.mean([m[k] for m in window]) for k in names if window}
+    means = self._averages.take()
     means['images_per_second'] = self._progress.update(
       step, means.get('loss', np.nan), means.get('bits_per_dim', np.nan)
     )
     # The schedule counts the updates applied.
     means['lr'] = self._schedule(max(0, step - 1 - last['skipped']))
     means['skipped'] = counts['steps']
-    for name in names:
-      if name.startswith('grad_norm/'):
-        level = name.removeprefix('grad_norm/')
-        means[f'skipped/{level}'] = counts[level]
+    for level in levels(last):
+      means[f'skipped/{level}'] = counts[level]
     if self._config.optim.spike:
       means['skipped/spike'] = counts[SPIKE]
     if counts:
       logs.say(
         f'step {step}: skipped {counts.pop("steps")} update(s) since the last '
-        f'line ({listed(counts)}), {last["skipped"]} in all'
+        f'line ({described(counts)}), {last["skipped"]} in all'
       )
     means = {f'train/{k}': v for k, v in sorted(means.items())}
-    self._writers.write_scalars(step, means)
-    self._writers.flush()
+    self._writer.write_scalars(step, means)
+    self._writer.flush()
 
-  def _stop(self, step: int, metrics) -> None:
+  def _stop(self, step: int, metrics: dict[str, np.ndarray]) -> None:
     # The state is not saved: what made it so bad may well be in it.
     saved = self._checkpoints.latest()
     if saved is None:
@@ -98,37 +115,66 @@ class Watch:
         f'{saved}; the same command resumes there.'
       )
     o = self._config.optim
-    counts = self._streak
+    counts = self._in_a_row
     counts.pop('steps')
     raise TrainingError(
       f'step {step} is the {metrics["in_a_row"]}. in a row whose update was '
       f'not applied (optim.max_bad_steps={o.max_bad_steps}): '
-      f'{listed(counts)}. Its loss is {metrics["loss"]}, its gradient norm '
+      f'{described(counts)}. Its loss is {metrics["loss"]}, its gradient norm '
       f'{metrics["grad_norm"]}. {kept} Lower optim.lr or optim.clip, or warm '
       'up for longer.'
     )
 
 
-SPIKE = 'a loss above optim.spike'
+class Averages:
+  """Means of metrics over applied updates, in a clu Collection on the host."""
+
+  def __init__(self):
+    self._empty = self._found = None
+
+  def add(self, metrics: dict[str, np.ndarray]) -> None:
+    """Takes the scalars of one update."""
+    # Fields of a collection are identifiers: they have __ in place of /.
+    values = {
+      name.replace('/', '__'): clu_metrics.Average(np.float64(value), 1)
+      for name, value in metrics.items()
+      if name not in COUNTS
+    }
+    if self._empty is None:
+      kinds = dict.fromkeys(values, clu_metrics.Average)
+      empty = clu_metrics.Collection.create(**kinds).empty()
+      self._empty = jax.device_get(empty)  # NumPy merges without dispatching
+    new = self._empty.replace(**values)
+    self._found = new if self._found is None else self._found.merge(new)
+
+  def take(self) -> dict[str, float]:
+    """The means since the last call, by name; none where nothing was added."""
+    found, self._found = self._found, None
+    if found is None:
+      return {}
+    return {k.replace('__', '/'): v for k, v in found.compute().items()}
 
 
-def causes_of(metrics) -> list[str]:
-  """What was wrong with a skipped step: levels, or its loss."""
+def levels(metrics) -> list[str]:
+  """The trained subtrees of the parameters that the metrics tell of."""
+  prefix = 'grad_norm/'
+  return [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
+
+
+def skip_causes(metrics) -> list[str]:
+  """What was wrong with a skipped update: levels, or its loss."""
   if metrics['spike']:
     return ['steps', SPIKE]
-  prefix = 'grad_norm/'
-  levels = [
-    k.removeprefix(prefix)
-    for k, v in metrics.items()
-    if k.startswith(prefix) and not np.isfinite(v)
+  bad = [
+    x for x in levels(metrics) if not np.isfinite(metrics[f'grad_norm/{x}'])
   ]
-  return ['steps', *(levels or ['the total'])]
+  return ['steps', *(bad or ['the total'])]
 
 
-def listed(causes) -> str:
+def described(causes) -> str:
   """'not finite: level_0 2, level_1 1; a loss above optim.spike 1'."""
-  levels = [f'{k} {n}' for k, n in sorted(causes.items()) if k != SPIKE]
-  parts = [f'not finite: {", ".join(levels)}'] if levels else []
+  bad = [f'{k} {n}' for k, n in sorted(causes.items()) if k != SPIKE]
+  parts = [f'not finite: {", ".join(bad)}'] if bad else []
   if causes[SPIKE]:
     parts.append(f'{SPIKE} {causes[SPIKE]}')
   return '; '.join(parts)

@@ -1,8 +1,7 @@
 """The optimizer: schedule, clipping, frozen levels, updates not to apply.
 
-AdamW as published (section 5.1 of the paper). Parameters are one subtree a
-level: `labels`, `level_0`, `level_1`, ...; a level is frozen by keeping its
-subtree out of what is differentiated and updated, so that it costs neither
+AdamW as published (section 5.1 of the paper). A level is frozen by keeping its
+parameters out of what is differentiated and updated, so that it costs neither
 gradients nor optimizer state.
 """
 
@@ -10,6 +9,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from fractal_jax.models import names
 
 
 def steps(config, num_train: int) -> int:
@@ -19,10 +20,14 @@ def steps(config, num_train: int) -> int:
 
 
 def schedule(config, total: int) -> optax.Schedule:
-  """Learning rate of step 0 .. total - 1.
+  """The learning rate of each step, 0 to total - 1.
 
   A linear ramp from 0 over the share optim.warmup of the steps, then a
-  half-cosine to 0. The peak is optim.lr * batch / 256.
+  half-cosine to 0. The peak is optim.lr * optim.batch / 256.
+
+  Args:
+    config: reads `optim`.
+    total: training steps, see `steps`.
   """
   o = config.optim
   warmup = min(round(o.warmup * total), total - 1)
@@ -34,8 +39,13 @@ def schedule(config, total: int) -> optax.Schedule:
   )
 
 
-def optimizer(config, total: int) -> optax.GradientTransformation:
-  """AdamW behind gradient clipping, over the trained levels' parameters."""
+def create(config, total: int) -> optax.GradientTransformation:
+  """Gradient clipping, then AdamW, for the parameters of trained levels.
+
+  Args:
+    config: reads `optim`.
+    total: training steps, see `steps`.
+  """
   o = config.optim
   return optax.chain(
     optax.clip_by_global_norm(o.clip),
@@ -50,29 +60,18 @@ def optimizer(config, total: int) -> optax.GradientTransformation:
   )
 
 
-def decay_mask(params):
-  """True for each parameter that decays: all but biases and norms' scales.
-
-  Judged by name: a scanned stack gives its biases a second dimension.
-  """
-
-  def decays(path, _):
-    name = path[-1].key
-    return name not in ('bias', 'scale') and not name.endswith('_bias')
-
-  return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def subtrees(level: int) -> tuple[str, ...]:
-  """Names of a level's parameters; the class embedding goes with level 0."""
-  return ('labels', 'level_0') if level == 0 else (f'level_{level}',)
+def decay_mask(params: dict) -> dict:
+  """A tree like `params`: True for each parameter that decays."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: names.decays(tuple(k.key for k in path)), params
+  )
 
 
 def split(config, params: dict) -> tuple[dict, dict]:
-  """Parameters (or anything by level) into (trained, frozen) levels."""
-  names = {name for level in config.optim.frozen for name in subtrees(level)}
-  trained = {k: v for k, v in params.items() if k not in names}
-  return trained, {k: v for k, v in params.items() if k in names}
+  """Parameters, or any other tree by level, as (trained, frozen)."""
+  stay = {n for level in config.optim.frozen for n in names.of_level(level)}
+  trained = {k: v for k, v in params.items() if k not in stay}
+  return trained, {k: v for k, v in params.items() if k in stay}
 
 
 # Updates that would do harm are not applied.
@@ -86,9 +85,9 @@ class Guard:
   """What decides whether an update is applied; saved with the parameters.
 
   Attributes:
-    skipped: int32 scalar, updates not applied since the run began.
-    in_a_row: int32 scalar, the last so many of them without one between.
-    mean_loss: float32 scalar, running mean over the steps applied.
+    skipped: int32 scalar, updates that were not applied since the run began.
+    in_a_row: int32 scalar, updates skipped since one was last applied.
+    mean_loss: float32 scalar, running mean of the loss over applied updates.
   """
 
   skipped: jax.Array
@@ -101,21 +100,25 @@ class Guard:
     return cls(zero, zero, jnp.zeros((), jnp.float32))
 
 
-def judge(config, guard: Guard, step, loss, grad_norm) -> tuple:
+def judge(
+  config, guard: Guard, step: jax.Array, loss: jax.Array, grad_norm: jax.Array
+) -> tuple[jax.Array, jax.Array, Guard]:
   """Whether to apply the update of a step.
 
-  Not if the loss or the gradient is not finite, nor, with optim.spike, if the
-  loss is more than so many times its running mean.
+  An update is skipped if its loss or gradient is not finite, and, where
+  optim.spike is set, if its loss is more than optim.spike times the running
+  mean of the loss.
 
   Args:
     config: reads optim.spike.
     guard: before the step.
-    step: steps done before.
-    loss: of the step.
-    grad_norm: of the step, before clipping.
+    step: int32 scalar, steps done before.
+    loss: scalar, of the step, in nats per channel value.
+    grad_norm: scalar, of the step, before clipping.
 
   Returns:
-    Whether to apply it, whether its loss is a spike, the guard after it.
+    Whether to apply the update, whether its loss is a spike, and the guard
+    after the step.
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   seen = step - guard.skipped

@@ -16,19 +16,35 @@ import time
 
 import jax
 from jax._src import distributed
+from jax._src.clusters import cloud_tpu_cluster
 from jax.experimental import multihost_utils
+
+from fractal_jax.errors import UserError
 
 # Exit codes, beside 2 of an error in what the user asked for.
 FAILED = 70  # this process hung, or another one failed
 PREEMPTED = 75  # everything is saved: the same command goes on
+INTERRUPTED = 130  # by Ctrl-C, which is not to be undone by a restart
 
 HEARTBEAT = 100  # seconds without a sign of life until a process is dead
 POLL = 2.0  # seconds between looks at the others
-SLOW = 30  # compiling, saving and the like may take so many hang_after
+SLOW = 30  # compiling, saving and the like may take this times hang_after
 
 
 class Preempted(Exception):
-  """The run was told to stop, and has saved what it did."""
+  """The run was told to stop, and has saved what it did.
+
+  Attributes:
+    code: the exit code that tells so.
+  """
+
+  def __init__(self, text: str, code: int = PREEMPTED):
+    super().__init__(text)
+    self.code = code
+
+
+class ProcessesError(UserError, ValueError):
+  """Processes that can't find each other."""
 
 
 def start(
@@ -44,14 +60,43 @@ def start(
     processes: how many there are.
     process: which of them this is.
     heartbeat: seconds after which a process that died ends the others.
+
+  Raises:
+    ProcessesError: something is not given, and no cluster tells it.
   """
-  jax.distributed.initialize(
-    coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
-  )
+  try:
+    jax.distributed.initialize(
+      coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
+    )
+  except (TypeError, ValueError) as e:
+    given = {
+      '--coordinator=HOST:PORT': coordinator,
+      '--processes=COUNT': processes,
+      '--process=INDEX': process,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    lacks = f'{", ".join(missing)} missing' if missing else str(e)
+    raise ProcessesError(
+      f'--distributed: {lacks}. TPU pods, Slurm and the like tell which '
+      'processes there are, but none is found here. Give every process the '
+      'address of process 0, the number of processes, and its own index; one '
+      'process alone needs no --distributed.'
+    ) from e
   # Earlier than JAX itself, which aborts without saying what they did last. It
   # hears of each process every heartbeat / 2, so that much may have gone by.
   _watchdog.silence = max(2 * POLL, heartbeat / 2 - 3 * POLL)
   _watchdog.start()
+
+
+def on_tpu_pod() -> bool:
+  """Whether this host is one of several of a TPU pod, as JAX finds out."""
+  return any(
+    cluster.is_env_present() and cluster.get_process_count() > 1
+    for cluster in (
+      cloud_tpu_cluster.GceTpuCluster,
+      cloud_tpu_cluster.GkeTpuCluster,
+    )
+  )
 
 
 def _client():
@@ -106,26 +151,94 @@ def broadcast(text: str) -> str:
 # Told to stop.
 
 
+class StopRequest:
+  """Whether a run should save what it did, and end.
+
+  Attributes:
+    signal: the signal that asked for it, or None.
+    error: what went wrong with the run's output, or None.
+  """
+
+  def __init__(self):
+    self.signal = self.error = None
+    self._noticed = threading.Event()
+
+  def __call__(self, step: int) -> bool:
+    """Whether to end after this step; to be called after every one.
+
+    True on all processes after the same step, whichever was asked.
+    """
+    if distributed.global_state.preemption_sync_manager is not None:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._noticed.is_set()
+
+  def request(self) -> None:
+    """Asks all processes to end."""
+    if distributed.global_state.preemption_sync_manager is not None:
+      signal.raise_signal(signal.SIGTERM)  # which JAX tells the others
+    else:
+      self._noticed.set()
+
+  @contextlib.contextmanager
+  def on_error(self):
+    """Where output fails, the run ends after this step in place of here.
+
+    A closed pipe, a full disk, a terminal that can't print a character: the
+    other processes know nothing of it, and nothing is wrong with the steps.
+    """
+    try:
+      yield
+    except (OSError, UnicodeError) as e:
+      self.error = e
+      self.request()
+
+  def reason(self, step: int) -> Exception:
+    """What to raise once everything up to `step` is saved."""
+    if self.error is not None and self.signal is None:
+      return self.error
+    return Preempted(
+      f'told to stop: saved after step {step}; the same command goes on',
+      INTERRUPTED if self.signal == signal.SIGINT else PREEMPTED,
+    )
+
+
 @contextlib.contextmanager
-def preemption():
-  """Listens for SIGTERM, with which clouds and schedulers announce the end.
+def stop_requests():
+  """Listens for the signals that end a run, which then saves first.
+
+  SIGTERM announces the end on clouds and under schedulers, SIGINT is Ctrl-C
+  and SIGHUP a terminal that was closed. A second Ctrl-C ends at once. Signals
+  that are ignored, as under nohup, stay so; out of the main thread, where none
+  can be listened for, only errors of the output end the run.
 
   Yields:
-    A function of the step just done, called after each: whether to save and
-    leave now. True on all processes after the same step, whichever got it.
+    A StopRequest.
   """
-  if distributed.global_state.preemption_sync_manager is not None:
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  noticed = threading.Event()
+  stop = StopRequest()
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False
+    yield stop
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+
+  def notice(number, _):
+    stop.signal = number
+    if number == signal.SIGINT:
+      signal.signal(number, signal.SIG_DFL)
+      with contextlib.suppress(OSError):  # print could meet itself in here
+        os.write(2, b'\nsaving after this step; Ctrl-C again ends at once\n')
+    stop.request()
+
+  numbers = [signal.SIGINT, signal.SIGHUP]
+  if distributed.global_state.preemption_sync_manager is None:
+    numbers.append(signal.SIGTERM)  # else JAX listens for it
+  before = {n: signal.getsignal(n) for n in numbers}
+  before = {n: x for n, x in before.items() if x not in (None, signal.SIG_IGN)}
+  for number in before:
+    signal.signal(number, notice)
   try:
-    yield lambda step: noticed.is_set()
+    yield stop
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 # Failing.
@@ -201,7 +314,7 @@ class Watchdog:
 
   def __init__(self):
     self._thread = None
-    self._limit = 0.0  # seconds; 0: no limit
+    self._limit = 0.0  # seconds without progress; 0: no limit
     self._at = (0, 'starting')
     self._still = 0.0  # seconds
     self._slow = 0  # nested contexts
@@ -220,7 +333,7 @@ class Watchdog:
 
   @contextlib.contextmanager
   def limit(self, seconds: float):
-    """Standing still for so long ends the process; 0: for ever so long."""
+    """Ends the process if it stands still for longer; 0: never."""
     self._steps, self._slowest, self._still = 0, 0.0, 0.0
     self._limit = seconds
     if seconds:

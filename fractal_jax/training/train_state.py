@@ -18,8 +18,8 @@ class TrainState:
   Attributes:
     step: int32 scalar, steps done.
     params: parameters by level, without their logical axes.
-    opt_state: of the trained levels only.
-    guard: what it takes to skip bad updates.
+    opt_state: the optimizer's state, of the trained levels only.
+    guard: what decides whether an update is applied.
   """
 
   step: jax.Array
@@ -28,19 +28,25 @@ class TrainState:
   guard: optimizer.Guard = struct.field(default_factory=optimizer.Guard.new)
 
 
-def boxed_params(net: fractal.Fractal):
-  """Shapes of the parameters, with their logical axes; computes nothing."""
+def boxed_params(net: fractal.Fractal) -> dict:
+  """Shapes of the parameters in flax's boxes of logical axes; runs nothing."""
   return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
 
 
-def param_shardings(net: fractal.Fractal, mesh: Mesh):
+def param_shardings(net: fractal.Fractal, mesh: Mesh) -> dict:
   """Where each parameter lies: a tree of NamedSharding."""
   return sharding.param_shardings(boxed_params(net), mesh)
 
 
-def abstract(config, net, tx, mesh: Mesh) -> TrainState:
+def abstract(
+  net: fractal.Fractal,
+  tx: optax.GradientTransformation,
+  config,
+  *,
+  mesh: Mesh,
+) -> TrainState:
   """The state's shapes, types and shardings: a tree of ShapeDtypeStruct."""
-  init = lambda: _init(config, net, tx)
+  init = lambda: _init(net, tx, config)
   shapes = jax.eval_shape(init)
   params = param_shardings(net, mesh)
   where = TrainState(
@@ -56,15 +62,22 @@ def abstract(config, net, tx, mesh: Mesh) -> TrainState:
   )
 
 
-def create(config, net, tx, mesh: Mesh) -> TrainState:
+def create(
+  net: fractal.Fractal,
+  tx: optax.GradientTransformation,
+  config,
+  *,
+  mesh: Mesh,
+) -> TrainState:
   """A new state, from config.seed. No device ever holds more than its part."""
-  where = jax.tree.map(lambda x: x.sharding, abstract(config, net, tx, mesh))
-  init = jax.jit(lambda: _init(config, net, tx), out_shardings=where)
+  like = abstract(net, tx, config, mesh=mesh)
+  where = jax.tree.map(lambda x: x.sharding, like)
+  init = jax.jit(lambda: _init(net, tx, config), out_shardings=where)
   with jax.set_mesh(mesh):
     return init()
 
 
-def _init(config, net, tx) -> TrainState:
+def _init(net, tx, config) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
   trained, _ = optimizer.split(config, params)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))

@@ -1,0 +1,74 @@
+"""Going on with a run under a config that is not quite the run's own.
+
+The place in the training data is a number of batches. It means the same images
+only with the same data set, batch size and seed, so a run that changes one of
+these is refused. Any other change is said, one line per key.
+"""
+
+import os
+
+from fractal_jax.errors import UserError
+from fractal_jax.training import checkpoint, logs
+
+# Keys that say which images the next batch holds.
+PLACE = ('seed', 'data.name', 'data.train_split', 'optim.batch')
+READ_FROM_DIR = ('folder', 'npz')  # data sets that are what data.dir holds
+
+
+class ResumeError(UserError, ValueError):
+  """A config under which a run can't go on where it stopped."""
+
+
+def check(config, workdir: str) -> None:
+  """Says what differs from the config that a run was last trained with.
+
+  Args:
+    config: of the run that goes on.
+    workdir: with checkpoints; its config.json is the config before.
+
+  Raises:
+    ResumeError: a key differs without which the run's place in the data would
+      be another one; the message says what to set.
+  """
+  before = flat(checkpoint.load_config(workdir))
+  now = flat(config)
+  changed = [k for k in now if before.get(k) != now[k]]
+  place = [k for k in changed if k in PLACE]
+  if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
+    place.append('data.dir')
+  if place:
+    lines = [f'  {k}: {before[k]!r} before, {now[k]!r} now' for k in place]
+    keys = ', '.join(f'--config.{k}={before[k]}' for k in place)
+    moved = (
+      f' If the data only moved, change data.dir in {workdir}/config.json.'
+      if 'data.dir' in place
+      else ''
+    )
+    raise ResumeError(
+      f'the run in {workdir} cannot go on at its place in the data with\n'
+      + '\n'.join(lines)
+      + f'\nSet {keys} as before, or start in another --workdir with '
+      f'--config.model.init_from={workdir} and --config.model.init_levels of '
+      f'all levels.{moved}'
+    )
+  for k in changed:
+    logs.say(
+      f'changed since the run stopped: {k}: {before.get(k)!r} before, '
+      f'{now[k]!r} now'
+    )
+
+
+def flat(config) -> dict:
+  """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
+  found = {}
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      found |= {f'{name}.{key}': v for key, v in value.items()}
+    else:
+      found[name] = value
+  return found
+
+
+def path_of(keys: dict) -> str:
+  """Where data.dir is, however it is written."""
+  return os.path.abspath(os.path.expanduser(keys['data.dir']))
