@@ -310,9 +310,9 @@ import os, signal, sys, threading, time
 from fractal_jax import main
 from fractal_jax.training import processes
 port, me, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-hosts.POLL = 0.5
-hosts.start(f'localhost:{port}', 2, me, 60)
-with hosts.watchdog().limit(3.0) as dog:
+processes.POLL = 0.5
+processes.start(f'localhost:{port}', 2, me, 60)
+with processes.watchdog().limit(3.0) as dog:
   for step in range(1, 1000):
     dog.at(step, 'waiting for a batch')
     time.sleep(0.3)
@@ -326,7 +326,7 @@ with hosts.watchdog().limit(3.0) as dog:
       if what == 'raises':
         main.leave_after('train', KeyError('a bug'))
     dog.at(step, 'waiting for the devices')
-    hosts._client().wait_at_barrier(f'step {step}', 100_000)
+    processes._client().wait_at_barrier(f'step {step}', 100_000)
 """
 
 
@@ -380,7 +380,7 @@ def test_what_one_process_does_ends_both_by_name(
     assert 'most recent call first' in text  # the stacks
 
 
-def test_hosts_must_share_the_work_directory(start, tmp_path):
+def test_processes_must_share_the_work_directory(start, tmp_path):
   """Told by what each reads, so here one is given another directory."""
   a, b = tmp_path / 'a', tmp_path / 'b'
   code = (

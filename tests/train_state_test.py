@@ -1,5 +1,6 @@
 """The state is created sharded, and the same on every mesh."""
 
+import chex
 import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -38,11 +39,15 @@ def configure(axes=(-1, 1, 1)):
 
 
 def build(config):
-  return (
-    fractal.from_config(config.model),
-    optimizer.optimizer(config, config.optim.steps),
-    sharding.make_mesh(config),
-  )
+  """The model and what trains it, the config, and the mesh by its name."""
+  tx = optimizer.create(config, config.optim.steps)
+  mesh = dict(mesh=sharding.make_mesh(config))
+  return (fractal.from_config(config.model), tx, config), mesh
+
+
+def abstract(config):
+  args, mesh = build(config)
+  return train_state.abstract(*args, **mesh)
 
 
 def by_name(tree):
@@ -61,7 +66,8 @@ def quick_compilation():
 @pytest.fixture(scope='module')
 def reference(quick_compilation):
   c = configure()
-  return jax.device_get(train_state.create(c, *build(c)))
+  args, mesh = build(c)
+  return jax.device_get(train_state.create(*args, **mesh))
 
 
 @pytest.mark.parametrize(
@@ -69,8 +75,8 @@ def reference(quick_compilation):
 )
 def test_state_lies_where_the_rules_say(axes, reference):
   c = configure(axes)
-  net, tx, mesh = build(c)
-  state = train_state.create(c, net, tx, mesh)
+  args, mesh = build(c)
+  state = train_state.create(*args, **mesh)
   params = by_name(state.params)
   sizes = dict(zip(sharding.AXES, axes))
   for name, where in SPECS.items():
@@ -83,24 +89,18 @@ def test_state_lies_where_the_rules_say(axes, reference):
     for name, leaf in moments.items():
       assert leaf.sharding == params[name].sharding, name
   # Every mesh begins with the same bits.
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), reference)
-  like = train_state.abstract(c, net, tx, mesh)
-  jax.tree.map(
-    lambda x, y: (
-      np.testing.assert_equal(x.shape, y.shape),
-      np.testing.assert_(x.sharding == y.sharding),
-      np.testing.assert_equal(x.dtype, y.dtype),
-    ),
-    state,
-    like,
-  )
+  chex.assert_trees_all_equal(jax.device_get(state), reference)
+  like = train_state.abstract(*args, **mesh)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
+  same = lambda x, y: np.testing.assert_(x.sharding == y.sharding)
+  jax.tree.map(same, state, like)
 
 
 def test_frozen_levels_have_no_optimizer_state():
   c = configure()
   c.model = tiny.model(('mar', 'ar', 'pixel'), (4, 2, 1))
   c.optim.frozen = (0, 2)
-  state = train_state.abstract(c, *build(c))
+  state = abstract(c)
   assert list(optax.tree.get(state.opt_state, 'mu')) == ['level_1']
   assert sorted(state.params) == ['labels', 'level_0', 'level_1', 'level_2']
 
@@ -108,7 +108,7 @@ def test_frozen_levels_have_no_optimizer_state():
 def test_autoregressive_levels_are_split_alike():
   c = configure((2, 2, 2))
   c.model = tiny.model(('ar', 'pixel'), (4, 1))
-  params = by_name(train_state.abstract(c, *build(c)).params)
+  params = by_name(abstract(c).params)
   for name, where in {
     'attention/qkv': P(None, 'fsdp', None, 'tensor'),
     'w1/kernel': P(None, 'fsdp', 'tensor'),
@@ -123,7 +123,7 @@ def test_most_of_the_huge_model_is_split_over_fsdp():
 
   c = fractalmar_huge_in256.get_config()
   c.mesh.update(data=1, fsdp=8, tensor=1)
-  state = train_state.abstract(c, *build(c))
+  state = abstract(c)
   total = local = 0
   for leaf in jax.tree.leaves(state):
     total += leaf.size
