@@ -21,14 +21,10 @@ import pytest
 
 from fractal_jax.metrics import weights
 from fractal_jax.training import checkpoint
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 20
-QUICK = (
-  '--xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true '
-  '--xla_cpu_use_fusion_emitters=false'
-)
 CONFIG = """
 from fractal_jax import config
 
@@ -76,7 +72,7 @@ def start(config):
     devices //= processes
     env = dict(
       os.environ,
-      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {QUICK}',
+      XLA_FLAGS=xla.flags(devices),
       PYTHONPATH=str(ROOT),
     )
     program = ['-c', SLOWLY] if slow else ['-m', 'fractal_jax.main']
@@ -310,9 +306,9 @@ import os, signal, sys, threading, time
 from fractal_jax import main
 from fractal_jax.training import processes
 port, me, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-hosts.POLL = 0.5
-hosts.start(f'localhost:{port}', 2, me, 60)
-with hosts.watchdog().limit(3.0) as dog:
+processes.POLL = 0.5
+processes.start(f'localhost:{port}', 2, me, 60)
+with processes.watchdog().limit(3.0) as dog:
   for step in range(1, 1000):
     dog.at(step, 'waiting for a batch')
     time.sleep(0.3)
@@ -326,7 +322,7 @@ with hosts.watchdog().limit(3.0) as dog:
       if what == 'raises':
         main.leave_after('train', KeyError('a bug'))
     dog.at(step, 'waiting for the devices')
-    hosts._client().wait_at_barrier(f'step {step}', 100_000)
+    processes._client().wait_at_barrier(f'step {step}', 100_000)
 """
 
 
@@ -360,7 +356,7 @@ def test_what_one_process_does_ends_both_by_name(
         subprocess.Popen(
           [sys.executable, '-c', TOGETHER, str(port), str(i), what],
           cwd=ROOT,
-          env=dict(os.environ, XLA_FLAGS=QUICK, PYTHONPATH=str(ROOT)),
+          env=dict(os.environ, XLA_FLAGS=xla.flags(), PYTHONPATH=str(ROOT)),
           stdout=out,
           stderr=out,
         )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import paper
-from tests import conftest
+from tests import xla
 
 KINDS = {
   'samples': 'fractalmar_in64-samples',
@@ -47,7 +47,7 @@ def test_each_kind_of_row_runs(tmp_path):
       *(f'--runs={tmp_path}', f'--row={",".join(KINDS.values())}'),
     ],
     cwd=root,
-    env=dict(os.environ, PYTHONPATH=str(root), XLA_FLAGS=conftest.QUICK),
+    env=dict(os.environ, PYTHONPATH=str(root), XLA_FLAGS=xla.flags()),
     capture_output=True,
     text=True,
     timeout=600,

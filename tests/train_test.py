@@ -25,14 +25,8 @@ from fractal_jax.training import (
 from fractal_jax.training.checkpoint import CheckpointError
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 LEVELS = ['labels', 'level_0', 'level_1']
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def configure(axes=(-1, 1, 1), **optimizer):
@@ -143,13 +137,18 @@ def test_frozen_levels_stay_and_the_others_move(start):
 def test_guides_add_to_the_loss():
   config = configure((1, 1, 1))
   config.model = tiny.model(
-    ('mar', 'mar', 'pixel'), (8, 2, 1), num_values=17, guide=True
+    ('mar', 'mar', 'pixel'), (8, 2, 1), num_values=17, guide=True, classes=10
   )
-  net, tx, mesh = build(config, jax.devices()[:1])
-  params = train_state.abstract(config, net, tx, mesh).params
+  net, _, mesh = build(config, jax.devices()[:1])
+  params = sharding.unbox(jax.jit(lambda: tiny.init(net))())
   loss = lambda p, b: train.loss_fn(config, net, mesh, p, b, jax.random.key(0))
-  _, metrics = jax.eval_shape(loss, params, batches()[0])
+  total, metrics = jax.jit(loss)(params, batches()[0])
   assert set(metrics) == {'loss', 'bits_per_dim', 'guide_loss', 'dropped'}
+  # One channel: the pixels' part of the loss is their bits in nats.
+  pixels, guides = metrics['bits_per_dim'] * np.log(2), metrics['guide_loss']
+  assert guides > 1
+  np.testing.assert_allclose(total, pixels + guides, rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss'], total)
 
 
 # Whole runs.
