@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import pathlib
 
+import chex
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def test_the_format_of_the_file_makes_no_difference(folder, loaded):
   safetensors.save_file(weights.random_state(0), path)
   found = weights.load(str(path))
   assert found.fingerprint == loaded.fingerprint and found.published is None
-  jax.tree.map(np.testing.assert_array_equal, found.params, loaded.params)
+  chex.assert_trees_all_equal(found.params, loaded.params)
 
 
 def test_the_published_file_is_known_by_its_hash(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 from flax import traverse_util
 import flax.linen as nn
 import jax
@@ -196,11 +197,7 @@ def test_scan_equals_loop_and_cache(kind):
   want, grad = run('none', False)
   out, other = run('dots' if kind is layers.ViTBlock else 'full', True)
   np.testing.assert_allclose(out, want, atol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    other,
-    grad,
-  )
+  chex.assert_trees_all_close(other, grad, rtol=1e-4, atol=1e-5)
 
   block = kind(**FIELDS)
 

@@ -27,6 +27,8 @@ def test_the_page_is_what_the_table_of_rows_makes():
 
 def test_costs_are_the_published_ones():
   rows = [r for r in paper.ROWS if r.kind == 'cost']
+  for number in ('parameters', 'GFLOPs'):
+    assert any(number in r.expected for r in rows)
   for row in rows:
     found, _ = paper.cost_of(row.config)
     if 'parameters' in row.expected:

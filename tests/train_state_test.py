@@ -1,5 +1,6 @@
 """The state is created sharded, and the same on every mesh."""
 
+import chex
 import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -78,7 +79,7 @@ def test_state_lies_where_the_rules_say(axes, reference):
     for name, leaf in moments.items():
       assert leaf.sharding == params[name].sharding, name
   # Every mesh begins with the same bits.
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), reference)
+  chex.assert_trees_all_equal(jax.device_get(state), reference)
   like = train_state.abstract(c, net, tx, mesh)
   jax.tree.map(
     lambda x, y: (
