@@ -162,7 +162,7 @@ NEEDS = {
   'evaluate': ['--workdir=run', '--inception=none.npz'],
   'sweep': ['--workdir=run', '--inception=none.npz'],
   'reference': ['--data=none.npz', '--size=8', '--out=x.npz'],
-  'convert': ['--workdir=run', '--pth=none.pth'],
+  'convert': [f'--config={CONFIG}', '--workdir=run', '--pth=none.pth'],
   'cost': [f'--config={CONFIG}'],
 }
 
@@ -203,7 +203,11 @@ def test_flags(line):
   """Whatever is wrong with them, or the run without checkpoints, is told."""
   command, given = line
   if not os.path.exists('run'):
-    checkpoint.save_config(make_config(), 'run')
+    config = make_config()
+    config.model = tiny.model(
+      ('mar', 'pixel'), (8, 1), num_values=17, classes=10
+    )
+    checkpoint.save_config(config, 'run')
   with parsed(command, *NEEDS[command], *given) as job:
     if job:
       result(job.run)

@@ -5,7 +5,6 @@ The weights are drawn by NumPy from a seed, so the goldens hold only outputs
 """
 
 import hashlib
-import importlib.util
 import pathlib
 
 import chex
@@ -70,8 +69,7 @@ def test_metrics_are_those_of_torch_fidelity(golden):
 
 def test_torch_fidelity_itself_agrees(folder, loaded):
   """Run anew, on other pictures than the goldens'."""
-  if not importlib.util.find_spec('torch_fidelity'):
-    pytest.skip("needs pip install 'fractal_jax[fidelity]'")
+  pytest.importorskip('torch_fidelity')
   fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
   images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3), np.uint8)
   theirs = fidelity.theirs_of_images(folder / 'random.pth', images)

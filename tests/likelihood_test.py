@@ -87,8 +87,8 @@ class PixelsAlone:
   def __getattr__(self, name):
     return getattr(self.net, name)
 
-  def apply(self, *args, **how):
-    return self.net.apply(*args, **how).replace(guides=())
+  def score(self, *args, **how):
+    return self.net.score(*args, **how).replace(guides=())
 
 
 def test_guides_make_it_a_bound_above_the_pixels_alone():
