@@ -84,7 +84,11 @@ def calls(text: str) -> list[tuple[str, list[str]]]:
 def flags_alone(text: str) -> list[list[str]]:
   """The arguments in `--flag ...` and `configs/NAME.py --flag ...`."""
   found = re.findall(r'`((?:--|configs/)[^`]*)`', text)
-  arguments = [shlex.split(x.replace('=...', '')) for x in found if '--' in x]
+  arguments = [
+    shlex.split(x.replace('=...', ''))
+    for x in found
+    if '--' in x and '*' not in x
+  ]
   for given in arguments:
     given[0] = re.sub('^configs/', '--config=configs/', given[0])
   return arguments
