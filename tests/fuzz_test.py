@@ -331,7 +331,10 @@ def test_images_and_masks_to_edit(file):
       assert mask is None or mask.dtype == bool
 
 
-@fuzz(300, labels=any_array | st.lists(integers, max_size=4) | integers)
+one_axis = arrays.arrays(dtypes, st.integers(0, 3))
+
+
+@fuzz(300, labels=one_axis | st.lists(integers, max_size=4) | integers)
 def test_labels(labels):
   found = result(inputs.labels_of, labels, 2, GREY)
   if found is not None:
