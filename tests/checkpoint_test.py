@@ -6,11 +6,11 @@ import pathlib
 import resource
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-import numpy as np
 import optax
 import pytest
 
@@ -176,8 +176,7 @@ def test_state_and_position_come_back_onto_another_mesh_and_type(run):
   checkpoints.close()
   assert position == {'step': 10}
   assert found.step == 10 and found.step.dtype == jnp.int32
-  jax.tree.map(
-    np.testing.assert_array_equal,
+  chex.assert_trees_all_equal(
     (found.params, found.opt_state),
     (make_state(10).params, state.opt_state),
   )
@@ -224,7 +223,7 @@ def test_other_optimizer_state_names_the_way_out(run):
 
 def test_parameters_alone(run):
   params = checkpoint.restore_params(run)
-  jax.tree.map(np.testing.assert_array_equal, params, make_state(10).params)
+  chex.assert_trees_all_equal(params, make_state(10).params)
   assert params['level_0']['a'].sharding.device_set == {jax.devices()[0]}
   five = checkpoint.restore_params(run, 5)
   assert float(five['labels']['b'][0]) == 5
@@ -251,7 +250,7 @@ def test_given_parameters_become_a_run_without_training(tmp_path):
   config, state = config_lib.default(), make_state(3)
   checkpoint.save_params(tmp_path, config, state.params)
   found = checkpoint.restore_params(tmp_path)
-  jax.tree.map(np.testing.assert_array_equal, found, state.params)
+  chex.assert_trees_all_equal(found, state.params)
   checkpoints = checkpoint.Checkpoints(tmp_path, config)
   with pytest.raises(CheckpointError, match='parameters alone'):
     checkpoints.restore(like(state))
@@ -330,8 +329,7 @@ def test_a_flipped_byte_is_an_error_or_does_no_harm(random_run, tmp_path, item):
         assert files_of(tmp_path) == before
       else:
         assert position == {'step': 2}
-        jax.tree.map(
-          np.testing.assert_array_equal,
+        chex.assert_trees_all_equal(
           (found.params, found.opt_state),
           (wanted.params, wanted.opt_state),
         )
@@ -380,9 +378,7 @@ def test_checkpoints_of_older_versions_have_no_sums(random_run, tmp_path):
   shutil.copytree(random_run, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'sums')
   found, _ = restore(tmp_path)
-  jax.tree.map(
-    np.testing.assert_array_equal, found.params, random_state().params
-  )
+  chex.assert_trees_all_equal(found.params, random_state().params)
   checkpoint.restore_params(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_there_and_back(kinds, sizes, changes):
   )
   back = convert.from_published(state, model)
   assert jax.tree.structure(back) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, back, params)
+  chex.assert_trees_all_equal(back, params)
 
 
 def test_layouts():

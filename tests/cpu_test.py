@@ -71,6 +71,7 @@ def test_the_number_of_devices_that_is_set_stays(monkeypatch):
 
 def test_forward_options_are_of_cpus_and_known_to_xla(monkeypatch):
   options = cpu.forward_options()
+  assert options
   x = jnp.linspace(-1, 1, 12).reshape(3, 4)
   scores = jax.jit(jax.nn.softmax, compiler_options=options)(x)
   assert jnp.allclose(scores, jax.nn.softmax(x), atol=1e-6)

@@ -24,7 +24,7 @@ from fractal_jax import pictures as pictures_lib
 from fractal_jax.demo import DemoError, jobs, server, uploads
 from fractal_jax.inference import inputs
 from fractal_jax.training import checkpoint
-from tests import tiny
+from tests import tiny, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 VISITOR = types.SimpleNamespace(session_hash='one')
@@ -386,13 +386,11 @@ def url(tmp_path_factory):
   m.config.data.update(name='npz', dir=str(folder / 'data.npz'))
   m.config.sample.batch = 1  # so that 16 images are many steps
   checkpoint.save_params(str(folder / 'run'), m.config, m.params)
-  flags = os.environ['XLA_FLAGS'].split()
-  quick = ' '.join(x for x in flags if 'device_count' not in x)
   run = subprocess.Popen(
     [sys.executable, '-m', 'fractal_jax.main', 'demo']
     + [f'--workdir={folder / "run"}', '--port=0'],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': quick},
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': xla.flags()},
     stdout=subprocess.PIPE,
     text=True,
   )

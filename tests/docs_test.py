@@ -1,28 +1,40 @@
-"""The documents' Python runs as it stands; their flags and files exist."""
+"""The documents' Python and flags work as they stand; their links exist."""
 
-import importlib.util
 import pathlib
 import re
+import runpy
+import shlex
 
+from absl import flags
 import pytest
 
-from fractal_jax import sharding
+from fractal_jax import main, sharding
 from fractal_jax.models import fractal
 from fractal_jax.training import checkpoint
-from tests import tiny
+from tests import commandline, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
-name_of = lambda path: path.name
+PAGES = [
+  *(ROOT / 'README.md', ROOT / 'launch' / 'README.md'),
+  *sorted(ROOT.glob('docs/*.md')),
+]
+PROGRAMS = [
+  str(p.relative_to(ROOT))
+  for p in [*ROOT.glob('benchmarks/*.py'), *ROOT.glob('launch/*.s*')]
+]
+CONFIG = 'configs/fractalmar_in64.py'  # where a page names none
+each_page = pytest.mark.parametrize(
+  'page', PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
+
+
+# Python.
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """A folder with an untrained, small runs/digits."""
-  path = ROOT / 'configs' / 'digits.py'
-  spec = importlib.util.spec_from_file_location('digits', path)
-  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-  config = module.get_config()
+  config = runpy.run_path(str(ROOT / 'configs' / 'digits.py'))['get_config']()
   config.model.update(widths=(16, 16, 16), depths=(1, 1, 1), heads=(2, 2, 2))
   net = fractal.from_config(config.model)
   folder = tmp_path_factory.mktemp('docs')
@@ -31,39 +43,151 @@ def runs(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize(
-  'page', [PAGES[0], ROOT / 'docs' / 'edit.md'], ids=name_of
-)
+@pytest.mark.parametrize('page', ['README.md', 'docs/edit.md'])
 def test_python_runs_as_it_stands(page, runs, monkeypatch):
   monkeypatch.chdir(runs)
-  blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.S)
-  assert blocks
+  blocks = re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.S)
   names = {}
   for block in blocks:
-    exec(compile(block, page.name, 'exec'), names)
+    exec(compile(block, page, 'exec'), names)
   # What the comments say of shapes.
-  for block in blocks:
-    for name, shape in re.findall(r'^(\w+) = .*# \[([\d, ]+)\]', block, re.M):
-      assert names[name].shape == tuple(map(int, shape.split(','))), name
+  shapes = re.findall(r'^(\w+) = .*# \[([\d, ]+)\]', '\n'.join(blocks), re.M)
+  assert shapes
+  for name, shape in shapes:
+    assert names[name].shape == tuple(map(int, shape.split(','))), name
 
 
-@pytest.mark.parametrize('page', PAGES, ids=name_of)
-def test_flags_and_files_exist(page):
+# Flags.
+
+# Flags of other programs: gcloud's and sbatch's.
+OTHERS = {'spot', 'reserved', 'network', 'nodes', 'gpus-per-node'}
+
+
+def calls(text: str) -> list[tuple[str, list[str]]]:
+  """(program, its arguments) wherever one of ours is called.
+
+  A program is a command, a file of benchmarks/ or a script of launch/. Square
+  brackets, which are around what is optional, are taken away.
+  """
+  found = re.findall(
+    r'(?:fractal-jax +(?=[a-z])|`(?=[a-z]+ --)|(?=(?:benchmarks|launch)/))'
+    r'([\w/.]+)([^`\n#|]*)',
+    text.replace('\\\n', ' '),
+  )
+  return [
+    (name, shlex.split(re.sub(r'[][]|\.\.\.', ' ', rest)))
+    for name, rest in found
+    if name in PROGRAMS or name in main.COMMANDS
+  ]
+
+
+def flags_alone(text: str) -> list[list[str]]:
+  """The arguments in `--flag ...` and `configs/NAME.py --flag ...`."""
+  found = re.findall(r'`((?:--|configs/)[^`]*)`', text)
+  arguments = [
+    shlex.split(x.replace('=...', ''))
+    for x in found
+    if '--' in x and '*' not in x
+  ]
+  for given in arguments:
+    given[0] = re.sub('^configs/', '--config=configs/', given[0])
+  return arguments
+
+
+def name_of(argument: str) -> str:
+  return argument.removeprefix('--').partition('=')[0]
+
+
+def own_flags(program: str) -> set[str]:
+  """Those of a file of benchmarks/ or launch/, read in its code."""
+  code = (ROOT / program).read_text()
+  if program.startswith('launch'):
+    code += (ROOT / 'launch' / 'common.sh').read_text()
+  return {*re.findall(r"(?:DEFINE_\w+\(\s*'|--)([\w-]+)", code)} - {'config'}
+
+
+def mistake(program: str, arguments: list[str]) -> str:
+  """What is wrong with the arguments of a program, or nothing.
+
+  They are parsed as they are when it is called: flags are its own, keys those
+  of the config that is named, and values of their type.
+  """
+  given = [
+    re.sub(r'configs/[A-Z]+\.py', 'configs/fractalmar_in64.py', x)
+    for x in arguments
+    if x.startswith('--')
+  ]
+  if '/' in program:  # what is not of its own it hands on to `train`
+    own = own_flags(program)
+    given = [x for x in given if name_of(x) not in own]
+    program = 'train'
+  named = [name_of(x) for x in given]
+  said = [x for x in given if '=' in x and not re.search('=[A-Z]+$', x)]
+  unsaid = {'workdir': 'DIR', 'out': 'ref.npz', 'config': CONFIG}
+  unsaid = {k: v for k, v in unsaid.items() if k not in map(name_of, said)}
+  parsed = [f'--undefok={",".join(unsaid)}']
+  parsed += [f'--{k}={v}' for k, v in unsaid.items()]
+  parsed += said
+  try:
+    with commandline.flags_of(program, *parsed):
+      for name in named:
+        if name.startswith('config.'):
+          value = flags.FLAGS.config if 'config' in flags.FLAGS else {}
+          for key in name.split('.')[1:]:
+            value = value[key]
+        elif name not in flags.FLAGS:
+          return f'{program} has no --{name}'
+  except commandline.ERRORS as e:
+    return str(e)
+  return ''
+
+
+@each_page
+def test_flags_are_flags_of_their_command_and_keys_of_their_config(
+  page, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
   text = page.read_text()
-  sources = {
-    p.stem: p.read_text() for p in ROOT.glob('fractal_jax/commands/*.py')
-  }
-  defined = {
-    name: set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source))
-    for name, source in sources.items()
-  }
-  for command, rest in re.findall(r'fractal-jax (\w+)( .*--.*)', text):
-    assert command in defined, command
-    rest = rest.split('`')[0].split('#')[0]
-    for flag in re.findall(r'--(\w+)(?=[=\s\]]|$)', rest):
-      assert flag in defined[command] | defined['common'], (command, flag)
-  links = re.findall(r'\]\(([^)#]+)\)', text)
-  links += re.findall(r'src="([^"]+)"', text)
+  found = calls(text)
+  assert set(re.findall('fractal-jax ([a-z]+)', text)) <= set(main.COMMANDS)
+  for program, arguments in found:
+    wrong = mistake(program, arguments)
+    assert not wrong, f'{program} {shlex.join(arguments)}: {wrong}'
+  alone = flags_alone(text)
+  seen = {name_of(x) for a in [*alone, *(a for _, a in found)] for x in a}
+  every = set(re.findall(r'--([a-z][\w.-]*\w)', text))
+  alone += [[f'--{name}'] for name in every - seen]
+  programs = [*main.COMMANDS, *PROGRAMS]
+  for arguments in alone:
+    if not {name_of(x) for x in arguments} <= OTHERS:
+      wrong = {p: mistake(p, arguments) for p in programs}
+      assert '' in wrong.values(), f'{shlex.join(arguments)}: {wrong}'
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('fractal-jax sample --passes=3', "flag 'passes'"),
+    ('fractal-jax sample --config=configs/digits.py', "flag 'config'"),
+    ('fractal-jax likelihood --passes=many', 'many'),
+    ('fractal-jax train [--config.optim.stepz=3]', 'stepz'),
+    ('fractal-jax train --config.optim.steps=ten', 'ten'),
+    ('fractal-jax train --config=configs/none.py', 'none.py'),
+    ('benchmarks/paper.py --rows=all', "flag 'rows'"),
+    ('launch/cpu.sh --config.mesh.fdsp=8', 'fdsp'),
+  ],
+)
+def test_mistakes_would_be_found(text, words, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  (call,) = calls(text)
+  assert words in mistake(*call)
+  assert not mistake('train', ['--config.optim.steps=10'])
+
+
+@each_page
+def test_links_lead_somewhere(page):
+  text = page.read_text()
+  links = re.findall(r'\]\(([^)#]+)', text) + re.findall(r'src="([^"]+)"', text)
   for link in links:
     if not link.startswith('http'):
       assert (page.parent / link).exists(), link

@@ -1,5 +1,6 @@
 """The draws of dropout: their share, their independence, their gradient."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,16 +38,20 @@ def test_draws_are_independent():
   np.testing.assert_array_equal(one, draw(1, 2))
 
 
-def test_backward_drops_what_forward_dropped():
-  drop = dropout.Dropout(0.3)
-  x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 90)))
+class Gradients(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_backward_drops_what_forward_dropped(self):
+    drop = dropout.Dropout(0.3)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 90)))
 
-  def f(x):
-    key = {'dropout': jax.random.key(3)}
-    return drop.apply({}, x, deterministic=False, rngs=key)
+    @self.variant
+    def both(x):
+      key = {'dropout': jax.random.key(3)}
+      apply = lambda x: drop.apply({}, x, deterministic=False, rngs=key)
+      out, back = jax.vjp(apply, x)
+      return out, *back(jnp.ones_like(x))
 
-  out, back = jax.jit(lambda x: jax.vjp(f, x))(x)
-  (gradient,) = back(jnp.ones_like(x))
-  np.testing.assert_allclose(gradient * x, out, rtol=1e-6)
-  assert (np.asarray(out) == 0).any()
-  np.testing.assert_array_equal(drop.apply({}, x, deterministic=True), x)
+    out, gradient = both(x)
+    chex.assert_trees_all_close(gradient * x, out, rtol=1e-6)
+    assert (np.asarray(out) == 0).any()
+    chex.assert_trees_all_equal(drop.apply({}, x, deterministic=True), x)

@@ -9,7 +9,6 @@ import json
 import os
 import types
 
-from absl import flags
 import jax
 import numpy as np
 from PIL import Image
@@ -18,9 +17,6 @@ import pytest
 from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.commands import common
-from fractal_jax.commands import evaluate as evaluate_command
-from fractal_jax.commands import reference as reference_command
-from fractal_jax.commands import sweep as sweep_command
 from fractal_jax.inference import inputs, sample
 from fractal_jax.metrics import (
   MetricsError,
@@ -32,7 +28,7 @@ from fractal_jax.metrics import (
 )
 from fractal_jax.metrics import images as images_lib
 from fractal_jax.training import checkpoint, train_state
-from tests import tiny
+from tests import commandline, tiny
 
 D = 6
 
@@ -299,15 +295,8 @@ def call(monkeypatch):
   monkeypatch.setattr(weights, 'load', lambda path: loaded)
 
   def one(command, *args):
-    before = set(flags.FLAGS)
-    command.define_flags()
-    defined = set(flags.FLAGS) - before
-    try:
-      flags.FLAGS(['fractal-jax', *map(str, args)])
-      command.run()
-    finally:
-      for name in defined:
-        delattr(flags.FLAGS, name)
+    with commandline.flags_of(command, *map(str, args)) as job:
+      job.run()
 
   return one
 
@@ -324,7 +313,7 @@ def test_evaluate_and_reference_from_the_command_line(
 ):
   out, npz = tmp_path / 'new' / 'm.json', tmp_path / 'samples.npz'
   args = (f'--workdir={workdir}', '--num=12', '--inception=x')
-  call(evaluate_command, *args, f'--out={out}', f'--save={npz}')
+  call('evaluate', *args, f'--out={out}', f'--save={npz}')
   text = capsys.readouterr().out
   assert 'not the published' in text and 'reference-' in text
   assert 'FID  ' in text and 'recall within classes' in text
@@ -336,9 +325,9 @@ def test_evaluate_and_reference_from_the_command_line(
   ref = tmp_path / 'ref.npz'
   data = f'--data={config.data.dir}'
   made = (data, '--size=2', '--channels=1', '--values=5', f'--out={ref}')
-  call(reference_command, *made)
+  call('reference', *made)
   again = tmp_path / 'again.json'
-  call(evaluate_command, f'--images={npz}', f'--ref={ref}', f'--out={again}')
+  call('evaluate', f'--images={npz}', f'--ref={ref}', f'--out={again}')
   again = json.loads(again.read_text())
   for name in ('fid', 'inception_score', 'precision', 'recall_by_class'):
     assert again[name] == found[name]
@@ -354,9 +343,9 @@ def test_evaluate_and_reference_from_the_command_line(
     ([f'--workdir={workdir}', '--seed=-1'], 'at least 0 and at most'),
   ):
     with pytest.raises(common.UsageError, match=words):
-      call(evaluate_command, *args)
+      call('evaluate', *args)
   with pytest.raises(common.UsageError, match='--data needs --size'):
-    call(reference_command, data, f'--out={ref}')
+    call('reference', data, f'--out={ref}')
 
 
 def test_images_alone_need_no_weights(
@@ -364,7 +353,7 @@ def test_images_alone_need_no_weights(
 ):
   monkeypatch.delenv(weights.VARIABLE, raising=False)
   path = tmp_path / 's.npz'
-  call(evaluate_command, f'--workdir={workdir}', '--num=3', f'--save={path}')
+  call('evaluate', f'--workdir={workdir}', '--num=3', f'--save={path}')
   assert 'No metrics: they need --inception' in capsys.readouterr().out
   with np.load(path) as file:
     assert file['arr_0'].shape == (3, 2, 2, 3)
@@ -375,7 +364,7 @@ def test_sweep_draws_curves_from_what_is_kept(
 ):
   out, plot = tmp_path / 'sweep.csv', tmp_path / 'new' / 'sweep.png'
   args = (f'--workdir={workdir}', '--num=12', f'--out={out}', f'--plot={plot}')
-  call(sweep_command, *args, '--guidance=3,1.5', '--temperature=1.2')
+  call('sweep', *args, '--guidance=3,1.5', '--temperature=1.2')
   assert '2/2  guidance 3' in capsys.readouterr().out
   with open(out) as file:
     rows = list(csv.DictReader(file))
@@ -385,11 +374,11 @@ def test_sweep_draws_curves_from_what_is_kept(
   with Image.open(plot) as image:
     assert np.asarray(image.convert('L')).std() > 10
   assert len(drawn) == 4
-  call(sweep_command, *args, '--guidance=3', '--temperature=1.2')
+  call('sweep', *args, '--guidance=3', '--temperature=1.2')
   assert len(drawn) == 4  # nothing is generated again
   with pytest.raises(common.UsageError, match='must be numbers'):
-    call(sweep_command, *args, '--guidance=3,x')
+    call('sweep', *args, '--guidance=3,x')
   with pytest.raises(common.UsageError, match='x.bmp must end in .png'):
-    call(sweep_command, *args, '--plot=x.bmp')
+    call('sweep', *args, '--plot=x.bmp')
   with pytest.raises(inputs.InputError, match='temperature=-1.0 must be'):
-    call(sweep_command, *args, '--temperature=1,-1')
+    call('sweep', *args, '--temperature=1,-1')

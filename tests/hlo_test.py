@@ -15,14 +15,8 @@ from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train, train_state
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SPECS = pathlib.Path(__file__).parent / 'goldens' / 'huge_specs.json'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def specs_of_huge() -> dict:

@@ -5,9 +5,9 @@ The weights are drawn by NumPy from a seed, so the goldens hold only outputs
 """
 
 import hashlib
-import importlib.util
 import pathlib
 
+import chex
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,7 @@ def test_metrics_are_those_of_torch_fidelity(golden):
 
 def test_torch_fidelity_itself_agrees(folder, loaded):
   """Run anew, on other pictures than the goldens'."""
-  if not importlib.util.find_spec('torch_fidelity'):
-    pytest.skip("needs pip install 'fractal_jax[fidelity]'")
+  pytest.importorskip('torch_fidelity')
   fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
   images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3), np.uint8)
   theirs = fidelity.theirs_of_images(folder / 'random.pth', images)
@@ -118,7 +117,7 @@ def test_the_format_of_the_file_makes_no_difference(folder, loaded):
   safetensors.save_file(weights.random_state(0), path)
   found = weights.load(str(path))
   assert found.fingerprint == loaded.fingerprint and found.published is None
-  jax.tree.map(np.testing.assert_array_equal, found.params, loaded.params)
+  chex.assert_trees_all_equal(found.params, loaded.params)
 
 
 def test_the_published_file_is_known_by_its_hash(tmp_path, monkeypatch):

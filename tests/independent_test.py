@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax import api, report, sharding
+from fractal_jax import api, convert, report, sharding
 from fractal_jax import config as config_lib
+from fractal_jax.models import fractal
 from fractal_jax.models.types import Draws, Given, Sampling
 from fractal_jax.planning import cost
 from fractal_jax.training import train
@@ -169,3 +170,5 @@ def test_its_cost_and_its_lack_of_published_weights():
   assert level.kind == 'independent' and level.length == 4
   assert level.sequences == 16 and level.sampling == level.forward
   assert 'independent' in cost.table(config())
+  with pytest.raises(convert.ConvertError, match='its own kinds of levels'):
+    convert.names(fractal.specs(config().model))

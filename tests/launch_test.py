@@ -271,6 +271,23 @@ def test_flags_reach_training(machine):
   ]
 
 
+@pytest.mark.parametrize(
+  'flags, extras, tests',
+  [
+    (['-x'], '[test]', ['-x']),
+    (['--quick', '-x'], '[dev]', ['@tests/quick.txt', '-x']),
+  ],
+)
+def test_quick_tests_are_listed_and_need_little(flags, extras, tests, machine):
+  (machine.venv / f'.installed{extras}').touch()
+  done = machine.launch('test.sh', *flags, VENV=str(machine.venv))
+  assert not done.returncode, done.stderr
+  [call] = machine.calls  # nothing is installed
+  words = shlex.split(call)
+  assert words[:3] == ['python', '-m', 'pytest']
+  assert words[words.index('--no-loadscope-reorder') + 1 :] == tests
+
+
 def wait_for(found, seconds: float = 10) -> None:
   end = time.monotonic() + seconds
   while not found():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 from flax import traverse_util
 import flax.linen as nn
 import jax
@@ -196,11 +197,7 @@ def test_scan_equals_loop_and_cache(kind):
   want, grad = run('none', False)
   out, other = run('dots' if kind is layers.ViTBlock else 'full', True)
   np.testing.assert_allclose(out, want, atol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    other,
-    grad,
-  )
+  chex.assert_trees_all_close(other, grad, rtol=1e-4, atol=1e-5)
 
   block = kind(**FIELDS)
 
@@ -251,43 +248,74 @@ def test_layers_start_differently_by_the_law(kind):
       assert (value[0] != value[1]).all(), name
 
 
-@pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
-def test_dropout_where_the_published_model_has_it(kind):
-  """One place at a time: everything but that place is made to vanish."""
-  vit = kind is layers.ViTBlock
+def added_by(kind):
+  """(train, key, **parameters) to what a block adds to its input [8, 37, 16].
+
+  And the block's random parameters, by name. All those that are not given
+  vanish (scales are 1).
+  """
   block = kind(**{**FIELDS, 'dropout': 0.25})
-  turns = None if vit else layers.rotary_angles((6, 6), 8)
+  turns = layers.rotary_angles((6, 6), 8) if kind is layers.LlamaBlock else None
   x = np.random.default_rng(0).standard_normal((8, 37, 16), np.float32)
-  rng = np.random.default_rng(1)
   shapes = jax.eval_shape(
     lambda key: block.init(key, x, turns, False), jax.random.key(0)
   )
+  rng = np.random.default_rng(1)
   params = jax.tree.map(
     lambda p: 0.3 * rng.standard_normal(p.shape).astype(np.float32),
     nn.meta.unbox(shapes),
   )['params']
+  params = traverse_util.flatten_dict(params, sep='__')
 
   @functools.partial(tiny.jit, static_argnums=1)
   def apply(params, train, key):
     rngs = {'dropout': key} if train else {}
     return block.apply({'params': params}, x, turns, train, rngs=rngs)[0]
 
-  key = jax.random.key(1)
+  def run(train, key, **given):
+    assert given.keys() <= params.keys()
+    own = {
+      k: np.zeros_like(v) + given.get(k, k.endswith('scale'))
+      for k, v in params.items()
+    }
+    own = traverse_util.unflatten_dict(own, sep='__')
+    return np.asarray(apply(own, train, jax.random.key(key)) - x)
 
-  def run(**given):
-    """What training adds to x, all parameters 0 but the given ones."""
-    flat = traverse_util.flatten_dict(params, sep='__')
-    zero = {k: v * 0 + (k[-5:] == 'scale') for k, v in flat.items()}
-    assert given.keys() <= zero.keys()
-    zero |= {k: zero[k] * 0 + v for k, v in given.items()}
-    zero = traverse_util.unflatten_dict(zero, sep='__')
-    return np.asarray(apply(zero, True, key) - x)
+  return run, params
 
-  plain, other = apply(params, False, key), jax.random.key(2)
-  assert (apply(params, True, key) != plain).any()
-  assert (apply(params, True, key) != apply(params, True, other)).any()
-  if not vit:  # it has no biases to tell the places apart by
-    return
+
+@pytest.mark.parametrize('kind', [layers.LlamaBlock, layers.ViTBlock])
+def test_dropout_in_training_only(kind):
+  run, params = added_by(kind)
+  plain = run(False, 1, **params)
+  assert (run(True, 1, **params) != plain).any()
+  assert (run(True, 1, **params) != run(True, 2, **params)).any()
+  np.testing.assert_array_equal(run(False, 2, **params), plain)
+
+
+@pytest.mark.parametrize(
+  'half',
+  [
+    ('attention__qkv', 'attention__proj__kernel'),
+    ('w1__kernel', 'w2__kernel', 'w3__kernel'),
+  ],
+  ids=['attention', 'mlp'],
+)
+def test_llama_blocks_drop_what_each_half_adds_and_nothing_else(half):
+  """A quarter of the entries is 0, the others are scaled by 1 / 0.75."""
+  run, params = added_by(layers.LlamaBlock)
+  given = {name: params[name] for name in half}
+  plain, trained = run(False, 1, **given), run(True, 1, **given)
+  kept = abs(trained) > 1e-5
+  np.testing.assert_allclose(trained[kept], plain[kept] / 0.75, atol=1e-4)
+  seen = abs(plain) > 1e-2
+  assert seen.mean() > 0.5
+  np.testing.assert_allclose(kept[seen].mean(), 0.75, atol=0.03)
+
+
+def test_vit_blocks_drop_where_the_published_model_does():
+  """One place at a time: everything but that place is made to vanish."""
+  run = functools.partial(added_by(layers.ViTBlock)[0], True, 1)
 
   def check(out):
     """A quarter of the entries is 0, the others are scaled by 1 / 0.75."""

@@ -1,5 +1,7 @@
 """Bits per dimension: against direct sums, on any mesh, with guides."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.inference import likelihood
+from fractal_jax.models import fractal
 from fractal_jax.models.types import Draws
 from tests import tiny
 
@@ -75,15 +78,35 @@ def test_masked_likelihood_is_the_same_on_any_mesh():
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PixelsAlone:
+  """A model with guides, which are told but not scored."""
+
+  net: fractal.Fractal
+
+  def __getattr__(self, name):
+    return getattr(self.net, name)
+
+  def score(self, *args, **how):
+    return self.net.score(*args, **how).replace(guides=())
+
+
 def test_guides_make_it_a_bound_above_the_pixels_alone():
   c = configure(('mar', 'mar', 'pixel'), (8, 4, 1), guide=True)
   net, params = net_and_params(c)
-  mesh = sharding.single_device_mesh()
-  found = likelihood.evaluate(net, params, c, mesh=mesh, num=8)
-  assert found.bound
+  both, pixels = (
+    likelihood.evaluate(
+      model, params, c, mesh=sharding.single_device_mesh(), num=8
+    )
+    for model in (net, PixelsAlone(net))
+  )
+  assert both.bound and both.dropped == pixels.dropped == 0
+  guides = both.bits_per_dim - pixels.bits_per_dim
   # The published sum of means counts each of the 4 guides as if it were a
   # value of every pixel; the bound counts 4 guides for 64 values.
-  assert found.bits_per_dim < found.published_bits_per_dim
+  published = both.published_bits_per_dim - pixels.published_bits_per_dim
+  assert published > 1
+  assert guides == pytest.approx(published * 4 / 64, rel=0.3)
 
 
 def test_labels_matter_only_where_they_are_given():

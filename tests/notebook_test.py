@@ -10,13 +10,10 @@ import nbformat
 from PIL import Image
 import pytest
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
-FLAGS = (
-  '--xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true '
-  '--xla_cpu_use_fusion_emitters=false'
-)
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
@@ -36,7 +33,7 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(path):
 def test_the_tour_runs_top_to_bottom(tmp_path, monkeypatch):
   """After a few steps of training: what it draws then is noise."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  monkeypatch.setenv('XLA_FLAGS', FLAGS)
+  monkeypatch.setenv('XLA_FLAGS', xla.flags())
   monkeypatch.setenv('TOUR_STEPS', '4')
   monkeypatch.setenv('TOUR_WORKDIR', str(tmp_path / 'run'))
   notebook = nbformat.read(ROOT / 'notebooks' / 'tour.ipynb', 4)

@@ -9,17 +9,11 @@ import numpy as np
 from fractal_jax import config, sharding
 from fractal_jax.models import fractal, rules
 from fractal_jax.training import train_state
-
-# The compiler's optimiser would take most of the tests' time.
-QUICK = {
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': True,
-  'xla_cpu_use_fusion_emitters': False,
-}
+from tests import xla
 
 
 def jit(f, **kwargs):
-  return jax.jit(f, compiler_options=QUICK, **kwargs)
+  return jax.jit(f, compiler_options=xla.QUICK, **kwargs)
 
 
 def model(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):

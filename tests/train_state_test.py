@@ -13,6 +13,8 @@ from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train_state
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 # Specs of some parameters where all of the mesh's axes are 2.
 SPECS = {
   'labels/table': P(None, 'fsdp'),
@@ -54,13 +56,6 @@ def by_name(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
   return {name(path): leaf for path, leaf in leaves}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,37 @@
+"""The flags of commands within this process, for a while."""
+
+import contextlib
+import importlib
+import sys
+from unittest import mock
+
+from absl import flags
+
+# What fractal_jax.main takes for a mistake in the flags or in --config.
+ERRORS = (
+  *(flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError),
+)
+
+
+@contextlib.contextmanager
+def flags_of(command: str, *arguments: str):
+  """Yields a command's module, its flags set as the arguments say.
+
+  Raises one of ERRORS where they say nothing that a command accepts.
+  """
+  job = importlib.import_module(f'fractal_jax.commands.{command}')
+  before = set(flags.FLAGS)
+  job.define_flags()
+  own = set(flags.FLAGS) - before
+  argv = [f'fractal-jax {command}', *arguments]
+  try:
+    with mock.patch.object(sys, 'argv', argv):  # config_flags reads it
+      flags.FLAGS(argv)
+      if 'config' in own and flags.FLAGS.config is not None:
+        flags.FLAGS.config.seed  # noqa: B018  raises if it can't be read
+    yield job
+  finally:
+    # Those of libraries that were imported meanwhile stay.
+    for name in set(flags.FLAGS) - before:
+      if name in own or name.startswith('config.'):
+        delattr(flags.FLAGS, name)

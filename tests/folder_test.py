@@ -1,0 +1,140 @@
+"""Folders of images: layouts, and every error."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from fractal_jax.data import folder as folder_lib
+from fractal_jax.data import pipeline
+from tests.data import color_config, join, literal_adm, make_config, noise, png
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """DIR/CLASS/*.png: two classes of ten images, 20x30 RGB."""
+  rng = np.random.default_rng(0)
+  for name in ('apple', 'pear'):
+    (tmp_path / name).mkdir()
+    for i in range(10):
+      (tmp_path / name / f'{i}.png').write_bytes(png(noise(rng, 20, 30)))
+  (tmp_path / 'pear' / 'notes.txt').write_text('not an image')
+  (tmp_path / '.cache').mkdir()
+  return tmp_path
+
+
+def test_folder_of_classes(tree):
+  c = color_config('folder', tree)
+  info = pipeline.info(c)
+  assert info.class_names == ('apple', 'pear')
+  assert (info.num_train, info.num_val) == (18, 2)
+  got = set()
+  for split in ('train', 'validation'):
+    b = join(pipeline.eval_batches(c, split, 2))
+    got |= {
+      (int(y), x.tobytes()) for x, y in zip(b['image'], b['label'], strict=True)
+    }
+  want = {
+    (y, literal_adm(Image.open(p), 16).tobytes())
+    for y, name in enumerate(('apple', 'pear'))
+    for p in (tree / name).glob('*.png')
+  }
+  assert got == want
+
+
+def test_folder_reads_grey(tree):
+  c = make_config('folder', 16, 1, 256, 2, dir=str(tree))
+  batch = join(pipeline.eval_batches(c, 'validation', 2))
+  assert batch['image'].shape == (2, 16, 16, 1)
+
+
+@pytest.mark.parametrize('val', ['validation', 'val'])
+def test_folder_with_splits(tree, val, tmp_path_factory):
+  root = tmp_path_factory.mktemp('splits')
+  (root / 'train').symlink_to(tree)
+  (root / val / 'pear').mkdir(parents=True)
+  (root / val / 'pear' / 'x.PNG').write_bytes(
+    (tree / 'pear' / '0.png').read_bytes()
+  )
+  c = color_config('folder', root)
+  info = pipeline.info(c)
+  assert info.class_names == ('apple', 'pear')
+  assert (info.num_train, info.num_val) == (20, 1)
+  assert join(pipeline.eval_batches(c, 'validation', 1))['label'].tolist() == [
+    1
+  ]
+
+
+def test_a_class_may_be_called_train(tree):
+  (tree / 'pear').rename(tree / 'train')
+  assert pipeline.info(color_config('folder', tree)).class_names == (
+    'apple',
+    'train',
+  )
+
+
+def test_folder_unreadable_image(tree, monkeypatch):
+  c = color_config('folder', tree)
+  bad = tree / 'apple' / '3.png'
+  whole = bad.read_bytes()
+  bad.write_bytes(b'<html>404')  # found by its header
+  with pytest.raises(
+    pipeline.DataError, match='apple/3.png cannot be read.*remov'
+  ):
+    pipeline.info(c)
+  monkeypatch.setattr(folder_lib, 'MAX_CHECKED', 5)  # a huge folder
+  pipeline.info(c)
+  for content in (b'<html>404', whole[: len(whole) // 2]):
+    bad.write_bytes(content)
+    with pytest.raises(
+      pipeline.DataError, match='apple/3.png cannot be read.*'
+    ):
+      for split in ('train', 'validation'):
+        list(pipeline.eval_batches(c, split, 4))
+
+
+def test_folder_too_small_image(tree, monkeypatch):
+  c = color_config('folder', tree)
+  small = noise(np.random.default_rng(0), 40, 12)
+  (tree / 'pear' / '0.png').write_bytes(png(small))
+  match = r'pear/0.png has 12x40 pixels, fewer than the 16x16.*sizes\[0\] to 12'
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
+  monkeypatch.setattr(folder_lib, 'MAX_CHECKED', 5)
+  with pytest.raises(pipeline.DataError, match=match):
+    for split in ('train', 'validation'):
+      list(pipeline.eval_batches(c, split, 4))
+
+
+def test_folder_sixteen_bit_image(tree):
+  deep = np.full((20, 20), 1000, np.uint16)
+  for i in range(10):
+    (tree / 'pear' / f'{i}.png').write_bytes(png(deep))
+  with pytest.raises(pipeline.DataError, match='pear/.*more than 8 bits'):
+    list(pipeline.eval_batches(color_config('folder', tree), 'train', 4))
+
+
+def test_folder_layout_errors(tree, tmp_path_factory):
+  c = color_config('folder', tree)
+  (tree / 'plum').mkdir()
+  with pytest.raises(pipeline.DataError, match='plum holds no images.*remove'):
+    pipeline.info(c)
+  c.data.dir = str(tree / 'pear')
+  with pytest.raises(pipeline.DataError, match='pear holds no folders'):
+    pipeline.info(c)
+  for missing in ('', '/nowhere/x'):
+    c.data.dir = missing
+    with pytest.raises(
+      pipeline.DataError, match=f"dir='{missing}' is no folder"
+    ):
+      pipeline.info(c)
+  (tree / 'plum').rmdir()
+  root = tmp_path_factory.mktemp('splits')
+  c.data.dir = str(root)
+  (root / 'train').symlink_to(tree)
+  with pytest.raises(pipeline.DataError, match="no split 'validation'.*train"):
+    pipeline.info(c)
+  (root / 'val' / 'paer').mkdir(parents=True)
+  with pytest.raises(
+    pipeline.DataError, match="val/paer is a .*Did you mean 'pea"
+  ):
+    pipeline.info(c)
