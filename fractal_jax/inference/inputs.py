@@ -135,7 +135,7 @@ def to_values(shades: np.ndarray, model) -> np.ndarray:
 
 
 def read_mask(path: str, model) -> np.ndarray:
-  """A mask from an image (white: generate) or a .npy: bool.
+  """A mask from an image (white or transparent: generate) or a .npy: bool.
 
   A coloured image is one plane a channel, for models of three channels.
   """
@@ -200,13 +200,12 @@ def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
 
 
 def _open(path: str, mode: str) -> np.ndarray:
-  from PIL import Image
+  from fractal_jax.data import decode
 
   try:
-    with Image.open(path) as image:
-      return np.asarray(image.convert(mode))
-  except OSError as e:
-    raise EditError(f'{path} is not an image that can be read: {e}') from e
+    return np.asarray(decode.load(path, path, mode))
+  except decode.ImageError as e:
+    raise EditError(str(e)) from e
 
 
 def _load(path: str) -> np.ndarray:
