@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files, inception, scores
@@ -70,6 +71,7 @@ def make(config, split, extractor, *, num=0, progress=lambda x: x) -> Reference:
     process_index=extractor.host,
     process_count=extractor.hosts,
     num=num,
+    parts=sharding.batch_devices(extractor.mesh),
   )
   # The first of the order in which eval_batches draws `num`.
   limit = min(num or size, NEIGHBOURS)
