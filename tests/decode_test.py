@@ -1,6 +1,7 @@
 """The one decoder of images, by each of its rules, and who reads by it."""
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -10,7 +11,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax.data import common, decode, pipeline, prepared
+from fractal_jax.data import classes, common, decode, pipeline, prepared
 from fractal_jax.demo import uploads
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files
@@ -331,3 +332,71 @@ def test_a_batch_is_no_larger_than_the_data(hosts, parts):
   valid = np.concatenate([b[0]['valid'] for b in batches])
   index = np.concatenate([b[0]['index'] for b in batches])
   assert sorted(index[valid]) == list(range(297))
+
+
+# Class names
+
+
+def test_folders_called_by_numbers_are_in_their_order(tmp_path):
+  for name in range(12):
+    write(tmp_path / f'{name}' / 'x.png', encoded(Image.fromarray(noise())))
+  found = pipeline.info(color_config('folder', tmp_path))
+  assert found.class_names == tuple(map(str, range(12)))
+  assert classes.in_order(['b10', 'b9', '3']) == ['3', 'b10', 'b9']
+
+
+def test_classes_by_name_and_number():
+  names = ('Activities', 'Animals & Nature', 'Flags', 'Food & Drink', '7')
+  texts = ['Flags', 'food', '1', '7', ' Flags']
+  assert classes.numbers(texts, names, 5) == [2, 3, 1, 4, 2]
+  assert classes.numbers(['0', '2'], (), 3) == [0, 2]
+  for text, words in (
+    ('A', "'A' may be any of Activities, Animals"),
+    ('Flagz', "no class 'Flagz'. Did you mean 'Flags'"),
+    ('5', "no class '5'.*0 to 4: 0 Activities, 1 Animals"),
+    ('-1', "no class '-1'"),
+    ('', "no class ''"),
+    (str(2**40), 'no class'),
+  ):
+    with pytest.raises(pipeline.DataError, match=words):
+      classes.numbers([text], names, 5)
+
+
+def test_a_run_keeps_its_class_names(tmp_path):
+  config = color_config('folder', '/data')
+  assert classes.load(tmp_path) == ()
+  classes.check(config, tmp_path, ('2', '10'), resumed=False)
+  with pytest.raises(pipeline.DataError, match='0 10, 1 2: give'):
+    # As it was numbered before names were kept.
+    classes.check(config, tmp_path, ('2', '10'), resumed=True)
+  classes.save(tmp_path, ('2', '10'))
+  assert classes.load(tmp_path) == ('2', '10')
+  classes.check(config, tmp_path, ('2', '10'), resumed=True)
+  with pytest.raises(pipeline.DataError, match='are 0 2, 1 11, but'):
+    classes.check(config, tmp_path, ('2', '11'), resumed=True)
+  (tmp_path / classes.FILE).write_text('{')
+  with pytest.raises(pipeline.DataError, match='no list of class names'):
+    classes.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(labels=np.array([0, 1, 2, 2**40])), '1099511627776: number'),
+    (dict(labels=np.array([0, 1, 2, 255], np.uint8)), 'model.classes=256'),
+    (dict(split=np.array(['train', 'validation'])), r'not texts of shape \[4'),
+    (dict(label_names=np.array(5)), r'not texts of shape \[classes'),
+    (dict(label_names=np.array([1.5])), 'label_names. is float64'),
+    (dict(images=np.zeros((4, 0, 0), np.uint8)), 'is empty'),
+    (
+      dict(images=np.zeros((1, 8, 8), np.uint8), labels=np.array([0])),
+      'holds 1 example',
+    ),
+  ],
+)
+def test_arrays_of_an_npz_file_are_checked(change, words, tmp_path):
+  good = dict(images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+  np.savez(tmp_path / 'x.npz', **(good | change))
+  config = color_config('npz', tmp_path / 'x.npz')
+  config.model.update(channels=1, classes=10)
+  assert re.search(words, one_line(config))

@@ -88,7 +88,9 @@ def image_flags():
   flags.DEFINE_string('image', None, 'An image file, or a .npy of values.')
   flags.DEFINE_integer('index', None, 'In place of --image: one of --split.')
   flags.DEFINE_string('split', None, 'Split; the validation split if unset.')
-  flags.DEFINE_string('label', None, "Class; unset or 'none': no class.")
+  flags.DEFINE_string(
+    'label', None, "Class, by name or number; unset or 'none': no class."
+  )
   flags.DEFINE_integer('seed', 0, 'Of the draws.')
 
 
@@ -103,8 +105,7 @@ def the_image(config):
     raise UsageError('give --image=FILE, or --index of one in --split')
   label = None
   if FLAGS.label not in (None, 'none'):
-    (label,) = integers('label', [FLAGS.label])
-    inputs.check_labels(label, config.model)
+    (label,) = class_numbers([FLAGS.label], config.model)
   if FLAGS.image is not None:
     return inputs.read_image(FLAGS.image, config.model), label
   at_least('index', 0)
@@ -114,6 +115,13 @@ def the_image(config):
     raise UsageError(f'--index={FLAGS.index}: {split} has {len(found)} images')
   (one,) = itertools.islice(found, FLAGS.index, FLAGS.index + 1)
   return one['image'][0], label
+
+
+def class_numbers(texts: list[str], model) -> list[int]:
+  """Classes of --labels or --label, by number or by the names in --workdir."""
+  from fractal_jax.data import classes
+
+  return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
 
 
 def use_cores(images: int) -> None:

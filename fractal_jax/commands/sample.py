@@ -16,7 +16,9 @@ def define_flags():
   flags.DEFINE_integer('batch', None, 'Images at a time.')
   flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
   flags.DEFINE_list(
-    'labels', None, "Classes, repeated as needed, or 'none'; all if unset."
+    'labels',
+    None,
+    "Classes by name or number, repeated, or 'none'; all if unset.",
   )
   common.sampling_flags()
   flags.DEFINE_string('out', 'samples.png', 'A .png grid, or .npz of values.')
@@ -91,11 +93,6 @@ def classes(model):
     return list(range(model.classes))
   if FLAGS.labels == ['none']:
     return [-1]
-  labels = common.integers('labels', FLAGS.labels)
-  bad = [x for x in labels if not 0 <= x < model.classes]
-  if bad or not labels:
-    raise common.UsageError(
-      f'--labels={",".join(FLAGS.labels)}: classes are 0 to '
-      f'{model.classes - 1}, or none'
-    )
-  return list(labels)
+  if not FLAGS.labels:
+    raise common.UsageError('--labels= names no class')
+  return common.class_numbers(FLAGS.labels, model)

@@ -13,7 +13,7 @@ import optax
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
-from fractal_jax.data import pipeline
+from fractal_jax.data import classes, pipeline
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
@@ -63,6 +63,7 @@ def train(config, workdir: str) -> TrainState:
 
     # The state: of the last checkpoint, or new.
     start = checkpoints.latest()
+    classes.check(config, workdir, info.class_names, start is not None)
     index, count = sharding.host_rows(mesh)
     batches = pipeline.train_batches(
       config, process_index=index, process_count=count
@@ -78,6 +79,8 @@ def train(config, workdir: str) -> TrainState:
       state = initialise_levels(config, state)
     # From here on the run is this one: what it finds there is overwritten.
     checkpoint.save_config(config, workdir)
+    if jax.process_index() == 0:
+      classes.save(workdir, info.class_names)
     writers = logs.Writers(workdir, start)
     stack.callback(writers.close)
 
@@ -174,6 +177,9 @@ def announce(config, workdir, mesh, info, net, total) -> None:
     f'steps are {total * batch / info.num_train:.4g} epochs; work directory '
     f'{workdir}'
   )
+  logs.say(f'classes: {classes.listing(info.class_names)}')
+  if info.skipped:
+    logs.say(info.skipped)
   boxed = train_state.boxed_params(net)
   for line in sharding.unsplit(boxed, mesh):
     logs.say(f'not split, since it does not divide: {line}')
