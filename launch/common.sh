@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the launchers beside it: variables that must be set, --dry-run,
-# and starting again after a preemption.
+# Sourced by the launchers beside it: variables that must be set, --help,
+# --dry-run, and starting again after a preemption.
 me=${0##*/}
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$me: bash $BASH_VERSION is too old: 4.4 is needed" >&2
@@ -23,6 +23,34 @@ all_set() {
 fail() {
   echo "$me: $*" >&2
   exit 2
+}
+
+# usage_of FILE ARGUMENT...: with --help among the arguments, prints what stands
+# at the top of FILE and ends.
+usage_of() {
+  local argument
+  for argument in "${@:2}"; do
+    case $argument in
+      --help | --helpshort | --helpfull | -h)
+        sed -n '2,/^[^#]/{/^#SBATCH/d;s/^# \{0,1\}//p;}' "$1"
+        exit
+        ;;
+    esac
+  done
+}
+
+# extras NAME...: optional packages for pip: these, those of EXTRAS (tfds, or
+# tfds,movie, in brackets or not), and what a WORKDIR in a bucket needs.
+extras() {
+  local given=${EXTRAS:-} all
+  given=${given#[} given=${given%]}
+  [[ $given =~ ^([a-z0-9_]+(,[a-z0-9_]+)*)?$ ]] ||
+    fail "EXTRAS=$EXTRAS must be names with commas between, like tfds,movie"
+  all=("$@")
+  [[ ${WORKDIR:-} != gs://* ]] || all+=(gcs)
+  [ -z "$given" ] || all+=("$given")
+  local IFS=,
+  [ -z "${all[*]}" ] || echo "[${all[*]}]"
 }
 
 # whole NAME: the variable must be a whole number.

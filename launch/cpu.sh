@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
+usage_of launch/cpu.sh "$@"
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 
 need CONFIG 'the run'\''s config file' configs/digits.py
@@ -17,6 +18,9 @@ all_set
 MAX_RESTARTS=${MAX_RESTARTS:-3}
 RESTART_PAUSE=${RESTART_PAUSE:-10}
 
+# shellcheck disable=SC2119  # no extra of its own
+extras=$(extras)
+run export EXTRAS="$extras"
 run source launch/setup.sh
 run export JAX_PLATFORMS=cpu
 restarting fractal-jax train --config="$CONFIG" --workdir="$WORKDIR" "$@"

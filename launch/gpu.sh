@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
+usage_of launch/gpu.sh "$@"
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 
 need CONFIG 'the run'\''s config file' configs/fractalmar_in64.py
@@ -17,7 +18,8 @@ all_set
 MAX_RESTARTS=${MAX_RESTARTS:-3}
 RESTART_PAUSE=${RESTART_PAUSE:-10}
 
-run export EXTRAS='[cuda]'
+extras=$(extras cuda)
+run export EXTRAS="$extras"
 run source launch/setup.sh
 run export JAX_PLATFORMS=cuda # an error, rather than a slow run on the CPU
 run python -c 'import jax; print(jax.devices())' ||

@@ -6,6 +6,12 @@
 #   launch/quickstart.sh [WORKDIR]        PYTHON=python3.12 to choose a Python
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case ${1:-} in
+  -*)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' launch/quickstart.sh
+    exit
+    ;;
+esac
 workdir=${1:-runs/quickstart}
 
 source launch/setup.sh

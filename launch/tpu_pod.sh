@@ -8,6 +8,8 @@
 #   launch/tpu_pod.sh [--dry-run] restart [--config.mesh.fsdp=16 ...]
 #                                             all of the above, and again after
 #                                             each preemption, until it is done
+#   launch/tpu_pod.sh [--dry-run] logs        of the last run, followed, of
+#                                             worker 0 (WORKER=3, WORKER=all)
 #   launch/tpu_pod.sh [--dry-run] stop        end training; it saves
 #   launch/tpu_pod.sh [--dry-run] status      of the slice
 #   launch/tpu_pod.sh [--dry-run] delete      the slice
@@ -16,13 +18,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
+usage_of launch/tpu_pod.sh "$@"
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 
 job=${1:-}
 case $job in
-  create | setup | run | restart | stop | status | delete) shift ;;
+  create | setup | run | restart | logs | stop | status | delete) shift ;;
   *) fail 'usage: launch/tpu_pod.sh [--dry-run]' \
-    'create|setup|run|restart|stop|status|delete [flags of fractal-jax train]' ;;
+    'create|setup|run|restart|logs|stop|status|delete [flags of fractal-jax train]' ;;
 esac
 case $job in
   run | restart) ;;
@@ -52,6 +55,9 @@ RESTART_PAUSE=${RESTART_PAUSE:-30}
 POLL=${POLL:-30} # seconds between looks at a slice that is being made
 whole POLL
 read -ra create_flags <<<"${CREATE_FLAGS:-}"
+worker=${WORKER:-0}
+[[ $worker =~ ^([0-9]+|all)$ ]] || fail "WORKER=$worker must be a number or all"
+extras=$(extras tpu)
 commit=
 case $job in
   setup | restart)
@@ -121,8 +127,9 @@ create() {
   done
 }
 
-on_all_workers() {
-  run "${tpus[@]}" tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"
+# on WORKER COMMAND: a worker's number, or all.
+on() {
+  run "${tpus[@]}" tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
 # The commit that was checked out here at the start.
@@ -131,9 +138,9 @@ setup() {
   run git archive --format=tar.gz --output="$archive" "$commit" || return
   run "${tpus[@]}" tpu-vm scp "$archive" "$NAME:fractal_jax.tar.gz" \
     "${where[@]}" --worker=all || return
-  on_all_workers "mkdir -p fractal_jax && \
+  on all "mkdir -p fractal_jax && \
 tar -xzf fractal_jax.tar.gz -C fractal_jax && \
-fractal_jax/launch/worker.sh setup"
+EXTRAS='$extras' fractal_jax/launch/worker.sh setup"
 }
 
 # The same ID for every worker, and for gcloud's own second try on a broken
@@ -145,11 +152,15 @@ train() {
   command="cd fractal_jax && launch/worker.sh start $id env JAX_PLATFORMS=tpu \
 .venv/bin/fractal-jax $(show train --distributed --config="$CONFIG" \
   --workdir="$WORKDIR" "$@")"
-  on_all_workers "$command"
+  on all "$command"
+}
+
+logs() {
+  on "$worker" 'fractal_jax/launch/worker.sh logs'
 }
 
 stop() {
-  on_all_workers 'fractal_jax/launch/worker.sh stop'
+  on all 'fractal_jax/launch/worker.sh stop'
 }
 
 attempt() {

@@ -7,6 +7,8 @@
 #   launch/worker.sh start ID COMMAND...   starts COMMAND, once for each ID;
 #                                          prints its log to its end and exits
 #                                          with its exit code
+#   launch/worker.sh logs                  the log of the last start, followed to
+#                                          its end
 #   launch/worker.sh stop                  ends what was started: SIGTERM, and
 #                                          after GRACE seconds SIGKILL
 #
@@ -27,7 +29,7 @@ setup() {
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --seed --python=3.12 .venv
   fi
-  export PYTHON=.venv/bin/python EXTRAS='[tpu]'
+  export PYTHON=.venv/bin/python EXTRAS=${EXTRAS:-tpu}
   source launch/setup.sh
 }
 
@@ -76,10 +78,28 @@ start() {
   exit 1
 }
 
+logs() {
+  local run last=
+  for run in "$runs"/*/; do
+    if [ -e "$run/log" ] && { [ -z "$last" ] || [ "$run" -nt "$last" ]; }; then
+      last=$run
+    fi
+  done
+  if [ -z "$last" ]; then
+    echo "worker.sh: nothing was started here yet" >&2
+    exit 1
+  fi
+  if alive "$last"; then
+    tail -n +1 -f --pid="$(cat "$last/pid")" "$last/log"
+  else
+    cat "$last/log"
+  fi
+}
+
 case ${1:-} in
-  setup | start | stop) "$@" ;;
+  setup | start | logs | stop) "$@" ;;
   *)
-    echo 'usage: launch/worker.sh setup | start ID COMMAND... | stop' >&2
+    echo 'usage: launch/worker.sh setup | start ID COMMAND... | logs | stop' >&2
     exit 2
     ;;
 esac

@@ -78,7 +78,7 @@ def test_folder_unreadable_image(tree, monkeypatch):
   whole = bad.read_bytes()
   bad.write_bytes(b'<html>404')  # found by its header
   with pytest.raises(
-    pipeline.DataError, match='apple/3.png cannot be read.*remov'
+    pipeline.DataError, match='apple/3.png is not an image.*remov'
   ):
     pipeline.info(c)
   monkeypatch.setattr(folder_lib, 'MAX_CHECKED', 5)  # a huge folder
@@ -86,7 +86,7 @@ def test_folder_unreadable_image(tree, monkeypatch):
   for content in (b'<html>404', whole[: len(whole) // 2]):
     bad.write_bytes(content)
     with pytest.raises(
-      pipeline.DataError, match='apple/3.png cannot be read.*'
+      pipeline.DataError, match='apple/3.png is not an image.*'
     ):
       for split in ('train', 'validation'):
         list(pipeline.eval_batches(c, split, 4))

@@ -38,6 +38,7 @@ NEEDS = {
   'tpu_pod.sh setup': SLICE,
   'tpu_pod.sh run': {**SLICE, **RUN},
   'tpu_pod.sh restart': {**SLICE, **TYPE, **RUN},
+  'tpu_pod.sh logs': SLICE,
   'tpu_pod.sh stop': SLICE,
   'tpu_pod.sh status': SLICE,
   'tpu_pod.sh delete': SLICE,
@@ -71,7 +72,7 @@ class Machine:
       self.tool(self.venv / 'bin' / tool)
     # launch/setup.sh takes this for an environment that it has made.
     (self.venv / 'bin' / 'activate').write_text(f'PATH={self.venv}/bin:$PATH')
-    for extras in ('', '[cuda]', '[tpu]'):
+    for extras in ('', '[cuda]', '[tpu]', '[cuda,gcs,tfds]'):
       (self.venv / f'.installed{extras}').touch()
 
   def tool(self, path: pathlib.Path, then: str = '') -> None:
@@ -157,7 +158,7 @@ def test_unset_variable_is_named_before_anything_runs(
 
 
 def dry(machine, command: str, **env: str) -> str:
-  done = machine.launch(command, '--dry-run', **NEEDS[command], **env)
+  done = machine.launch(command, '--dry-run', **(NEEDS[command] | env))
   assert not done.returncode, done.stderr
   return done.stdout
 
@@ -168,6 +169,60 @@ def test_dry_runs_of_one_machine(machine):
     assert 'source launch/setup.sh' in lines
     assert f'export JAX_PLATFORMS={setting}' in lines
     assert f'fractal-jax train {TRAIN}' in lines
+
+
+@pytest.mark.parametrize('given', ['tfds', '[tfds]', 'tfds,movie'])
+def test_extras_pass_through(given, machine):
+  """And what a bucket needs is added to them."""
+  bucket = {'EXTRAS': given, 'WORKDIR': 'gs://bucket/run'}
+  names = given.strip('[]')
+  gpu = dry(machine, 'gpu.sh', **bucket)
+  assert f"export 'EXTRAS=[cuda,gcs,{names}]'" in gpu
+  assert f"export 'EXTRAS=[{names}]'" in dry(machine, 'cpu.sh', EXTRAS=given)
+  pod = dry(machine, 'tpu_pod.sh restart', **bucket)
+  [setup] = [x for x in pod.splitlines() if 'worker.sh setup' in x]
+  command = shlex.split(setup)[-1].removeprefix('--command=').split(' && ')[-1]
+  assert shlex.split(command) == [
+    f'EXTRAS=[tpu,gcs,{names}]',
+    'fractal_jax/launch/worker.sh',
+    'setup',
+  ]
+
+
+def test_setup_installs_the_extras_that_are_asked_for(machine):
+  env = {**RUN, 'VENV': str(machine.venv), 'EXTRAS': '[movie,tfds]'}
+  assert not machine.launch('cpu.sh', **env).returncode
+  [pip] = [call for call in machine.calls if " 'pip' " in call]
+  assert shlex.split(pip)[-1] == '.[movie,tfds]'
+  assert not machine.launch('cpu.sh', **env).returncode  # no second time
+  assert len([call for call in machine.calls if " 'pip' " in call]) == 1
+
+
+@pytest.mark.parametrize(
+  'script',
+  [
+    'cpu.sh',
+    'gpu.sh',
+    'slurm.sbatch',
+    'tpu_pod.sh',
+    'gke/gke.sh',
+    'quickstart.sh',
+  ],
+)
+@pytest.mark.parametrize('flags', [['--help'], ['-h']])
+def test_help_does_nothing(script, flags, machine):
+  done = machine.launch(script, *flags)
+  assert done.returncode == 0, done.stderr
+  assert script in done.stdout and '#' not in done.stdout
+  assert 'set -euo' not in done.stdout
+  assert not machine.calls
+
+
+def test_an_image_holds_nothing_that_git_ignores():
+  ignored = (ROOT / '.gitignore').read_text().split()
+  lines = (ROOT / '.dockerignore').read_text().splitlines()
+  kept_out = {line.removeprefix('**/').strip('/') for line in lines}
+  assert {name.strip('/') for name in ignored} | {'.git'} <= kept_out
 
 
 def test_dry_runs_of_slurm(machine):
@@ -197,6 +252,8 @@ def test_dry_runs_of_a_pod(machine):
     '--config=configs/digits.py',
     '--workdir=/runs/a b',
   ]
+  assert '--worker=0 ' in dry(machine, 'tpu_pod.sh logs')
+  assert '--worker=all ' in dry(machine, 'tpu_pod.sh logs', WORKER='all')
   every = dry(machine, 'tpu_pod.sh restart')
   jobs = ('create pod', 'git archive', 'tpu-vm scp', 'worker.sh setup', 'train')
   places = [every.index(job) for job in jobs]
@@ -209,7 +266,9 @@ def test_dry_runs_of_a_pod(machine):
     ('cpu.sh', {'MAX_RESTARTS': 'many'}, 'MAX_RESTARTS=many'),
     ('slurm.sbatch', {'PROCESSES': 'node'}, 'PROCESSES=node'),
     ('slurm.sbatch', {}, 'no /shared/venv/bin/fractal-jax'),
+    ('gpu.sh', {'EXTRAS': 'tfds; rm'}, 'EXTRAS=tfds; rm must be'),
     ('tpu_pod.sh create', {'QUEUED': '1'}, 'QUEUED=1'),
+    ('tpu_pod.sh logs', {'WORKER': 'one'}, 'WORKER=one'),
     ('tpu_pod.sh launch', SLICE, 'usage'),
     ('tpu_pod.sh delete it', SLICE, 'delete takes no arguments'),
     ('gke/gke.sh', GKE, 'usage'),
@@ -410,6 +469,20 @@ def test_worker_passes_log_and_exit_code_on(code, worker):
   assert worker('start', 'b', 'echo', 'new') == (0, 'new\n')
 
 
+def test_worker_shows_the_log_of_the_last_start(worker):
+  code, text = worker('logs')
+  assert code == 1 and 'nothing was started' in text
+  worker('start', 'b', 'echo', 'old')
+  time.sleep(0.05)
+  first = worker.begin('start', 'a', 'bash', '-c', SAVES)
+  assert first.stdout.readline() == 'on\n'
+  follows = worker.begin('logs')
+  assert follows.stdout.readline() == 'on\n'
+  assert worker('stop') == (0, '')
+  assert follows.communicate(timeout=10)[0] == 'saved\n'
+  assert worker('logs') == (0, 'on\nsaved\n')
+
+
 def test_worker_survives_its_connection(worker):
   first = worker.begin('start', 'a', 'bash', '-c', SAVES)
   assert first.stdout.readline() == 'on\n'
@@ -548,6 +621,16 @@ def test_tpu_manifest_counts_hosts(topology, chips, hosts, machine):
   assert job['template']['spec']['parallelism'] == hosts
   assert job['template']['spec']['completions'] == hosts
   assert container['resources']['limits'] == {'google.com/tpu': int(chips)}
+
+
+def test_slices_are_told_to_the_mesh(machine):
+  def flags(*given, **env):
+    return jobset(rendered(machine, 'tpu', *given, **env))[2]['args'][4:]
+
+  assert flags() == flags(SLICES='1') == []
+  assert flags(SLICES='2') == ['--config.mesh.slices=2']
+  own = '--config.mesh.slices=4'  # the last one wins
+  assert flags(own, SLICES='2') == ['--config.mesh.slices=2', own]
 
 
 @pytest.mark.parametrize('kind', ['tpu', 'gpu'])

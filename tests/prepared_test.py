@@ -120,9 +120,7 @@ def test_imagenet_missing_archives(tmp_path):
 
 def test_without_tfds_installed(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(
-    pipeline.DataError, match='pip install tensorflow-datasets'
-  ):
+  with pytest.raises(pipeline.DataError, match=r'fractal_jax\[tfds\]'):
     pipeline.info(color_config('imagenet2012', '/x'))
   with pytest.raises(
     pipeline.DataError, match="no data set 'cifar10'.*pip inst"

@@ -146,7 +146,9 @@ def image_flags():
     'split', None, 'The split of --index; the validation split if unset.'
   )
   flags.DEFINE_string(
-    'label', None, "The image's class, a number; unset or 'none': no class."
+    'label',
+    None,
+    "The image's class, by name or number; unset or 'none': no class.",
   )
   flags.DEFINE_integer('seed', 0, 'The same seed gives the same draws.')
 
@@ -162,8 +164,7 @@ def the_image(config):
     raise UsageError('give --image=FILE, or --index of one in --split')
   label = None
   if FLAGS.label not in (None, 'none'):
-    (label,) = integers('label', [FLAGS.label])
-    inputs.check_labels(label, config.model)
+    (label,) = class_numbers([FLAGS.label], config.model)
   if FLAGS.image is not None:
     return inputs.read_image(FLAGS.image, config.model), label
   split = FLAGS.split or config.data.val_split
@@ -172,6 +173,13 @@ def the_image(config):
     raise UsageError(f'--index={FLAGS.index}: {split} has {len(found)} images')
   (one,) = itertools.islice(found, FLAGS.index, FLAGS.index + 1)
   return one['image'][0], label
+
+
+def class_numbers(texts: list[str], model) -> list[int]:
+  """Classes of --labels or --label, by number or by the names in --workdir."""
+  from fractal_jax.data import classes
+
+  return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
 
 
 def use_cores(images: int) -> None:

@@ -24,7 +24,8 @@ def define_flags():
   flags.DEFINE_list(
     'labels',
     None,
-    "Classes to draw in turn, or 'none' for no class; all if unset.",
+    "Classes to draw in turn, by name or number, or 'none' for no class; all "
+    'if unset.',
   )
   common.sampling_flags()
   flags.DEFINE_string(
@@ -100,11 +101,6 @@ def classes(model) -> list[int]:
     return list(range(model.classes))
   if FLAGS.labels == ['none']:
     return [-1]
-  labels = common.integers('labels', FLAGS.labels)
-  bad = [x for x in labels if not 0 <= x < model.classes]
-  if bad or not labels:
-    raise common.UsageError(
-      f'--labels={",".join(FLAGS.labels)}: classes are 0 to '
-      f'{model.classes - 1}, or none'
-    )
-  return list(labels)
+  if not FLAGS.labels:
+    raise common.UsageError('--labels= names no class')
+  return common.class_numbers(FLAGS.labels, model)

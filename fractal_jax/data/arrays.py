@@ -6,6 +6,8 @@ from PIL import Image
 from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
 
+MAX_CLASSES = 1_000_000
+
 
 def digits(config, split: str) -> Source:
   """1797 handwritten digits of 8x8 pixels with values 0 .. 16.
@@ -64,8 +66,9 @@ def npz(config, split: str) -> Source:
   if m.rank == 2 and images.ndim == 3:
     images = images[..., None]
   _check_arrays(path, key, images, labels, m.rank)
+  labels = labels.astype(np.int64)  # uint8 labels up to 255 would wrap below
   if 'label_names' in data:
-    names = tuple(str(name) for name in data['label_names'])
+    names = _texts(path, 'label_names', data['label_names'])
   else:
     names = tuple(str(i) for i in range(labels.max() + 1))
   if labels.max() >= len(names):
@@ -75,7 +78,7 @@ def npz(config, split: str) -> Source:
     )
   values = int(images.max()) + 1
   if 'split' in data:
-    of = data['split'].astype(str)
+    of = np.array(_texts(path, 'split', data['split'], len(images)))
     common.check_split(config, split, sorted(set(of)))
     keep = np.flatnonzero(of == split)
   else:
@@ -101,16 +104,42 @@ def _check_arrays(path, key, images, labels, rank) -> None:
       f'{path}: `{key}` is {images.dtype} of shape {images.shape}, not '
       f'integers of shape {want}.'
     )
+  if not images.size:
+    raise DataError(f'{path}: `{key}` of shape {images.shape} is empty.')
   if labels.shape != images.shape[:1] or labels.dtype.kind not in 'ui':
     raise DataError(
       f'{path}: `labels` is {labels.dtype} of shape {labels.shape}, not '
       f'integers of shape {images.shape[:1]}.'
     )
   if len(images) < 2:
-    raise DataError(f'{path}: `{key}` holds {len(images)} examples, not 2.')
+    raise DataError(
+      f'{path}: `{key}` holds {len(images)} example(s): 2 or more are needed, '
+      'for training and validation.'
+    )
   for name, array in ((key, images), ('labels', labels)):
     if array.min() < 0:
       raise DataError(f'{path}: `{name}` holds {array.min()}, below 0.')
+  if labels.max() >= MAX_CLASSES:
+    raise DataError(
+      f'{path}: `labels` holds {labels.max()}: number the classes from 0, of '
+      f'which there may be {MAX_CLASSES:,}.'
+    )
+
+
+def _texts(path, name, array, length: int | None = None) -> tuple[str, ...]:
+  """An array of an .npz file that must hold texts, `length` of them."""
+  fits = array.ndim == 1 and length in (None, len(array))
+  try:
+    texts = array.astype(str)  # bytes must be ASCII
+  except UnicodeDecodeError:
+    fits = False
+  if not fits or array.dtype.kind not in 'USui':
+    want = '[classes]' if length is None else f'[{length}]'
+    raise DataError(
+      f'{path}: `{name}` is {array.dtype} of shape {list(array.shape)}, not '
+      f'texts of shape {want}.'
+    )
+  return tuple(texts.tolist())
 
 
 def _fit(path, key, images, m) -> np.ndarray:

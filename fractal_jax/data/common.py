@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from fractal_jax.data import decode as decoder
 from fractal_jax.errors import UserError
 
 SPLITS = ('train', 'validation')
@@ -38,6 +39,7 @@ class Source:
     class_names: name of each label, in order.
     values: the values are 0 .. values - 1.
     check: raises DataError for whatever can be found without decoding.
+    skipped: which files are left out and why, a sentence; '' if none are.
   """
 
   size: int
@@ -45,6 +47,7 @@ class Source:
   class_names: tuple[str, ...]
   values: int
   check: Callable[[], None] = lambda: None
+  skipped: str = ''
 
 
 def expand(path: str) -> pathlib.Path:
@@ -108,34 +111,28 @@ def check_size(name: str, size: tuple[int, int], config) -> None:
     )
 
 
-def decode(file, name: str, config, enlarge: bool = False) -> np.ndarray:
+def decode(file, name: str, config, published: bool = False) -> np.ndarray:
   """Reads an encoded image as uint8 [S, S, C] for the model of the config.
 
   Args:
     file: path or binary file object.
     name: of the image, for errors.
     config: reads model.sizes[0] and model.channels.
-    enlarge: accept images smaller than the model's, as ADM does.
+    published: as the published code reads ImageNet: images smaller than the
+      model's are enlarged, and none is turned as its EXIF orientation says.
 
   Raises:
-    DataError: the image is unreadable, has more than 8 bits, or is too small.
+    DataError: the image is refused by `decode.load`, or too small.
   """
+  m = config.model
+  mode = 'RGB' if m.channels == 3 else 'L'
   try:
-    with Image.open(file) as image:
-      image.load()
-  except Exception as e:  # a broken file makes PIL raise nearly anything
-    raise DataError(
-      f'{name} cannot be read as an image ({e}): remove it or download it '
-      'again.'
-    ) from e
-  if image.mode[0] in 'IF':  # PIL would cut off at 255
-    raise DataError(
-      f'{name} has more than 8 bits a value (mode {image.mode}): convert it '
-      "to 8 bits, or use data.name='npz'."
-    )
-  if not enlarge:
+    image = decoder.load(file, name, mode, upright=not published)
+  except decoder.ImageError as e:
+    raise DataError(f'{e}; mend it or remove it.') from e
+  if not published:
     check_size(name, image.size, config)
-  return to_array(image, config.model.sizes[0], config.model.channels)
+  return to_array(image, m.sizes[0], m.channels)
 
 
 def to_array(image: Image.Image, side: int, channels: int) -> np.ndarray:
@@ -143,19 +140,9 @@ def to_array(image: Image.Image, side: int, channels: int) -> np.ndarray:
 
   Transparent pixels are composited on white.
   """
-  image = center_crop(
-    on_white(image).convert('RGB' if channels == 3 else 'L'), side
-  )
+  mode = 'RGB' if channels == 3 else 'L'
+  image = center_crop(decoder.on_white(image).convert(mode), side)
   return np.asarray(image).reshape(side, side, channels)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-  """The image without transparency, composited on white."""
-  if not image.has_transparency_data:
-    return image
-  image = image.convert('RGBA')
-  white = Image.new('RGBA', image.size, 'white')
-  return Image.alpha_composite(white, image).convert('RGB')
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:

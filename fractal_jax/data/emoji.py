@@ -4,10 +4,9 @@ import io
 import json
 import tarfile
 
-from PIL import Image
 import tensorflow_datasets as tfds
 
-from fractal_jax.data import common, prepared
+from fractal_jax.data import common, decode, prepared
 
 CATEGORIES = (
   'Activities',
@@ -70,9 +69,9 @@ def _read(archive):
         images[file] = tar.extractfile(member).read()
   for e in sorted(emoji, key=lambda e: e['sort_order']):
     if e['category'] in CATEGORIES and e['image'] in images:
-      image = Image.open(io.BytesIO(images[e['image']]))
+      image = decode.load(io.BytesIO(images[e['image']]), e['image'])
       png = io.BytesIO()
-      common.on_white(image).save(png, 'png')
+      image.save(png, 'png')
       png.seek(0)
       yield (
         e['image'],

@@ -1,16 +1,12 @@
 """Any folder of images with a folder for each class."""
 
+import collections
 import os
 import pathlib
 
-from PIL import Image
-
-from fractal_jax.data import common
+from fractal_jax.data import classes, common, decode
 from fractal_jax.data.common import DataError, Source
 
-EXTENSIONS = (
-  '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()  # any case
-)
 MAX_CHECKED = 20_000  # images whose headers are read before the run starts
 
 
@@ -18,8 +14,9 @@ def folder(config, split: str) -> Source:
   """The folder data.dir, of images of any size.
 
   Either DIR/train/CLASS/* and DIR/validation/CLASS/* (or DIR/val), or
-  DIR/CLASS/*, of which a fixed tenth is held out. Images are decoded as they
-  are needed and cropped to the side of the model.
+  DIR/CLASS/*, of which a fixed tenth is held out. Classes are numbered in the
+  order of their names, or of their numbers where all are called by one. Images
+  are decoded as they are needed and cropped to the side of the model.
   """
   common.check_images(config)
   root = common.expand(config.data.dir)
@@ -29,69 +26,104 @@ def folder(config, split: str) -> Source:
       'with a folder of images for each class.'
     )
   if _subfolders(root / 'train'):
-    splits = [p.name for p in _subfolders(root)]
+    splits = _subfolders(root)
     if split == 'validation' and split not in splits and 'val' in splits:
       split = 'val'
     common.check_split(config, split, splits)
-    names = [p.name for p in _subfolders(root / 'train')]
-    files, labels = _list(root / split, names)
+    names = _subfolders(root / 'train')
+    files, labels, others = _list(root / split, names)
   else:
-    names = [p.name for p in _subfolders(root)]
-    files, labels = _list(root, names)
+    names = _subfolders(root)
+    files, labels, others = _list(root, names)
     common.check_split(config, split, common.SPLITS)
+    if len(files) < 2:
+      raise DataError(
+        f"data.dir='{root}' holds one image, {files[0]}: at least 2 are "
+        'needed, since a tenth of them is held out for validation.'
+      )
     keep = common.split_of(split, len(files))
     files, labels = [files[i] for i in keep], [labels[i] for i in keep]
-
-  def check() -> None:
-    for file in files if len(files) <= MAX_CHECKED else ():
-      try:
-        with Image.open(file) as image:  # the header only
-          size = image.size
-      except Exception:
-        common.decode(file, file, config)  # raises the same error, in words
-      common.check_size(file, size, config)
 
   return Source(
     size=len(files),
     read=lambda i: (common.decode(files[i], files[i], config), labels[i]),
     class_names=tuple(names),
     values=256,
-    check=check,
+    check=lambda: _check(files, config),
+    skipped=_skipped(root, others),
   )
 
 
-def _subfolders(path: pathlib.Path) -> list[pathlib.Path]:
+def _check(files: list[str], config) -> None:
+  """Raises DataError for the first unfit image, and says how many there are."""
+  errors = []
+  for file in files if len(files) <= MAX_CHECKED else ():
+    try:
+      common.check_size(file, decode.size(file, file), config)
+    except decode.ImageError as e:
+      errors.append(f'{e}; mend it or remove it.')
+    except DataError as e:
+      errors.append(str(e))
+  if errors:
+    more = f' {len(errors) - 1} more of the {len(files)} images are unfit, too.'
+    raise DataError(errors[0] + (more if len(errors) > 1 else ''))
+
+
+def _skipped(root: pathlib.Path, others: list[str]) -> str:
+  """What of a folder is left out, or ''."""
+  if not others:
+    return ''
+  endings = collections.Counter(
+    os.path.splitext(path)[1].lower() or 'none' for path in others
+  )
+  kinds = ', '.join(f'{end}: {n}' for end, n in endings.most_common(5))
+  return (
+    f'{len(others)} file(s) in {root} are left out, which are no images by '
+    f"their endings ({kinds}) or in no class's folder, such as {others[0]}"
+  )
+
+
+def _subfolders(path: pathlib.Path) -> list[str]:
+  """Names of the folders in `path`, in the order of the classes."""
   if not path.is_dir():
     return []
-  return sorted(
-    p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.')
+  return classes.in_order(
+    p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith('.')
   )
 
 
-def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list]:
-  """The image files under `root`, sorted by class, and their labels."""
-  if not _subfolders(root):
+def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list, list]:
+  """The image files under `root` by class, their labels; what is left out."""
+  found = _subfolders(root)
+  if not found:
     raise DataError(
       f'{root} holds no folders: it needs one folder of images for each class.'
     )
   files, labels = [], []
-  for path in _subfolders(root):
-    if path.name not in names:
+  others = sorted(
+    e.path for e in os.scandir(root) if e.is_file() and e.name[0] != '.'
+  )
+  for name in found:
+    path = root / name
+    if name not in names:
       raise DataError(
         f'{path} is a class that the training split does not have:'
-        f'{common.nearest(path.name, names)} Remove or rename it.'
+        f'{common.nearest(name, names)} Remove or rename it.'
       )
-    found = sorted(
-      entry.path
-      for entry in os.scandir(path)
-      if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-      and not entry.name.startswith('.')
+    inside = sorted(
+      (e.path, e.is_file()) for e in os.scandir(path) if e.name[0] != '.'
     )
-    if not found:
+    images = [
+      file
+      for file, is_file in inside
+      if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
+    ]
+    if not images:
       raise DataError(
-        f'{path} holds no images ({" ".join(EXTENSIONS)}): put some there or '
-        'remove the folder.'
+        f'{path} holds no images ({" ".join(decode.EXTENSIONS)}): put some '
+        'there or remove the folder.'
       )
-    files += found
-    labels += [names.index(path.name)] * len(found)
-  return files, labels
+    files += images
+    labels += [names.index(name)] * len(images)
+    others += sorted({file for file, _ in inside} - set(images))
+  return files, labels, others

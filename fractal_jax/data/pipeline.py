@@ -42,6 +42,7 @@ class Info:
     class_names: their names, in the order of the labels.
     num_train: examples of data.train_split.
     num_val: examples of data.val_split.
+    skipped: which files are left out and why, a sentence; '' if none are.
   """
 
   shape: tuple[int, ...]
@@ -49,6 +50,7 @@ class Info:
   class_names: tuple[str, ...]
   num_train: int
   num_val: int
+  skipped: str = ''
 
 
 def info(config) -> Info:
@@ -70,6 +72,9 @@ def info(config) -> Info:
     class_names=train.class_names,
     num_train=train.size,
     num_val=val.size,
+    skipped='; '.join(
+      filter(None, dict.fromkeys((train.skipped, val.skipped)))
+    ),
   )
 
 
@@ -85,7 +90,7 @@ def open_split(config, split: str) -> Source:
     raise DataError(
       f"there is no data set '{name}'.{near} Set data.name to one of "
       f'{", ".join(SOURCES)}, or to a TensorFlow data set of images (this '
-      'needs `pip install tensorflow-datasets`).'
+      f'needs {prepared.EXTRA}).'
     )
   source = SOURCES.get(name, prepared.other)(config, split)
   if source.size == 0:
@@ -196,17 +201,21 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   num: int = 0,
+  parts: int | None = None,
 ) -> EvalBatches:
   """One pass over a split, in a fixed order, without augmentation.
 
   Args:
     config: the config; reads data and the model's shape.
     split: such as config.data.val_split.
-    batch: examples a batch, over all hosts.
+    batch: examples a batch, over all hosts; where the split has fewer, no more
+      than `parts` needs to hold them.
     process_index: this host, h.
     process_count: number of hosts; each gets b = batch / hosts rows.
     num: 0 for the whole split in its own order; else only so many examples,
       drawn once and for all: a sorted split is represented evenly.
+    parts: what a smaller batch, too, must divide into: devices, say. The hosts
+      where None.
 
   Returns:
     An iterable, as often as wanted, with len(): the number of batches, equal
@@ -219,11 +228,14 @@ def eval_batches(
     DataError: see `info`; or the batch does not divide by the hosts.
   """
   m = config.model
-  rows = _rows('batch', batch, process_count)
+  _rows('batch', batch, process_count)
   source = open_split(config, split)
   records = np.arange(source.size)
   if 0 < num < source.size:
     records = np.random.default_rng(0).permutation(source.size)[:num]
+  parts = process_count if parts is None else parts
+  batch = min(batch, -(-len(records) // parts) * parts)
+  rows = batch // process_count
   num_batches = -(-len(records) // batch)
   blank = np.zeros((m.sizes[0],) * m.rank + (m.channels,), np.uint8)
 

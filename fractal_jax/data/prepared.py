@@ -20,6 +20,9 @@ from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
 
 FILE_FORMAT = 'array_record'  # read at random, without TensorFlow
+EXTRA = (
+  "pip install 'fractal_jax[tfds]', or EXTRAS=tfds before a script of launch/"
+)
 # What to place in data.manual_dir, and where it comes from.
 ARCHIVES = {
   'emoji': (
@@ -36,9 +39,10 @@ ARCHIVES = {
 def imagenet2012(config, split: str) -> Source:
   """ImageNet 2012 with the paper's crop, for any side.
 
-  Images smaller than the side are enlarged, as in the published code.
+  As in the published code, images smaller than the side are enlarged, and EXIF
+  orientations are ignored.
   """
-  return _source(config, split, enlarge=True)
+  return _source(config, split, published=True)
 
 
 def emoji(config, split: str) -> Source:
@@ -84,7 +88,7 @@ def _builder(name: str, data_dir: str):
     raise LookupError(name) from e
 
 
-def _source(config, split: str, enlarge: bool = False) -> Source:
+def _source(config, split: str, published: bool = False) -> Source:
   """Opens a data set, prepared before if need be."""
   common.check_images(config)
   name = config.data.name
@@ -92,8 +96,7 @@ def _source(config, split: str, enlarge: bool = False) -> Source:
     import tensorflow_datasets as tfds
   except ImportError as e:
     raise DataError(
-      f"data set '{name}' needs `pip install tensorflow-datasets array_record` "
-      f'({e}).'
+      f"data set '{name}' needs TensorFlow Datasets ({e}): {EXTRA}."
     ) from e
   features = dict(_builder(name, config.data.dir).info.features or {})
   if not (
@@ -124,12 +127,12 @@ def _source(config, split: str, enlarge: bool = False) -> Source:
     where = f"record {i} of split '{split}' in {builder.data_dir}"
     if 'file_name' in record:
       where = f'{record["file_name"].decode()} ({where})'
-    image = common.decode(io.BytesIO(record['image']), where, config, enlarge)
+    image = common.decode(io.BytesIO(record['image']), where, config, published)
     return image, int(record['label'])
 
   def check() -> None:
     height, width, _ = features['image'].shape
-    if height and width and not enlarge:
+    if height and width and not published:
       common.check_size(f"data set '{name}'", (width, height), config)
 
   return Source(

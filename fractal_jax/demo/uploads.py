@@ -4,10 +4,10 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fractal_jax import pictures
-from fractal_jax.data import common
+from fractal_jax.data import common, decode
 from fractal_jax.demo import DemoError
 from fractal_jax.inference import inputs
 
@@ -18,10 +18,10 @@ ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
 
 
 def open_image(path: str) -> Image.Image:
-  """An image file, decoded; deleted from the disk, whatever becomes of it.
+  """An image file as RGB; deleted from the disk, whatever becomes of it.
 
   Its size in bytes, its format and its size in pixels are checked before any of
-  its pixels is decoded.
+  its pixels is decoded: see `data/decode.py`.
 
   Raises:
     DemoError: naming what is wrong, and the rule.
@@ -33,26 +33,9 @@ def open_image(path: str) -> Image.Image:
         f'{name} has {size / 2**20:.1f} MB: the limit is '
         f'{MAX_BYTES / 2**20:.0f} MB'
       )
-    try:
-      with Image.open(path, formats=FORMATS) as image:
-        w, h = image.size
-        if w * h > MAX_PIXELS:
-          raise DemoError(
-            f'{name} has {w}x{h} pixels: the limit is {MAX_PIXELS:,} in all'
-          )
-        image = ImageOps.exif_transpose(image)  # decodes it
-    except Image.DecompressionBombError as e:
-      raise DemoError(
-        f'{name} has too many pixels: the limit is {MAX_PIXELS:,} in all'
-      ) from e
-    except DemoError:
-      raise
-    except Exception as e:  # a broken file makes PIL raise nearly anything
-      raise DemoError(
-        f'{name} is not an image that can be read: upload one of '
-        f'{", ".join(FORMATS)}'
-      ) from e
-    return image
+    return decode.load(path, name, formats=FORMATS, max_pixels=MAX_PIXELS)
+  except decode.ImageError as e:
+    raise DemoError(str(e)) from e
   finally:
     pathlib.Path(path).unlink(missing_ok=True)
 
@@ -63,11 +46,6 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
   Images of another size are cropped and resized as in training.
   """
   image, side = open_image(path), model.sizes[0]
-  if image.mode[0] in 'IF':  # PIL would cut off at 255
-    raise DemoError(
-      f'{pathlib.Path(path).name} has more than 8 bits per value (mode '
-      f'{image.mode}): convert it to 8 bits'
-    )
   note = ''
   if image.size != (side, side):
     note = (

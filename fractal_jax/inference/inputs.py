@@ -135,8 +135,8 @@ def read_image(path: str, model) -> np.ndarray:
 def read_mask(path: str, model) -> np.ndarray:
   """A mask from an image file, or a .npy, for `check_mask`.
 
-  White is True: generate. A coloured image has one plane per channel, for
-  models of three channels.
+  White or transparent is True: generate. A coloured image has one plane per
+  channel, for models of three channels.
   """
   if path.endswith('.npy'):
     return _load(path)
@@ -205,13 +205,12 @@ def _box(box, side: int, rank: int) -> tuple[slice, ...]:
 
 
 def _open(path: str, mode: str) -> np.ndarray:
-  from PIL import Image
+  from fractal_jax.data import decode
 
   try:
-    with Image.open(path) as image:
-      return np.asarray(image.convert(mode))
-  except OSError as e:
-    raise InputError(f'{path} is not an image that can be read: {e}') from e
+    return np.asarray(decode.load(path, path, mode))
+  except decode.ImageError as e:
+    raise InputError(str(e)) from e
 
 
 def _load(path: str) -> np.ndarray:

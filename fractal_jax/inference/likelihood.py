@@ -83,7 +83,8 @@ def evaluate(
     config: the config; `eval` has the defaults of what is not given here.
     split: name of the split; config.data.val_split where None.
     mesh: the mesh; that of the config where None.
-    batch: images at a time, rounded up to what the mesh divides.
+    batch: images at a time, rounded up to what the mesh divides; no more than
+      there are.
     num: images; 0 for the whole split.
     passes: Monte-Carlo passes; exact models need just one.
     conditional: give the labels; else "no class", as published.
@@ -103,7 +104,13 @@ def evaluate(
   batch = sharding.padded_batch(batch, mesh)
   host, hosts = sharding.host_rows(mesh)
   batches = pipeline.eval_batches(
-    config, split, batch, process_index=host, process_count=hosts, num=num
+    config,
+    split,
+    batch,
+    process_index=host,
+    process_count=hosts,
+    num=num,
+    parts=sharding.batch_devices(mesh),
   )
   key = jax.random.key(config.seed)
   nats = []  # [images, passes] of each batch

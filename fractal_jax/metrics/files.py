@@ -7,10 +7,9 @@ import pathlib
 import zipfile
 
 import numpy as np
-from PIL import Image
 
-from fractal_jax.data import common
-from fractal_jax.data.folder import EXTENSIONS
+from fractal_jax.data import decode
+from fractal_jax.data.decode import EXTENSIONS
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
@@ -242,7 +241,6 @@ class Samples:
 
 def _read_image(path: pathlib.Path) -> np.ndarray:
   try:
-    with Image.open(path) as image:
-      return np.asarray(common.on_white(image).convert('RGB'))
-  except Exception as e:  # a broken file makes PIL raise nearly anything
-    raise MetricsError(f'{path} cannot be read as an image ({e}).') from e
+    return np.asarray(decode.load(path, str(path)))
+  except decode.ImageError as e:
+    raise MetricsError(f'{e}.') from e

@@ -20,6 +20,7 @@ import pathlib
 import jax
 import numpy as np
 
+from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.metrics import MetricsError, files, inception, scores
 from fractal_jax.metrics.features import Extractor, check_model
@@ -144,6 +145,7 @@ def make(
     process_index=extractor.host,
     process_count=extractor.hosts,
     num=num,
+    parts=sharding.batch_devices(extractor.mesh),
   )
   # The first of the order in which eval_batches draws `num`.
   limit = min(num or size, NEIGHBOURS)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
-from fractal_jax.data import pipeline
+from fractal_jax.data import classes, pipeline
 from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
@@ -77,6 +77,7 @@ def train(
     start = checkpoints.latest()
     if start is not None:
       resume.check(config, workdir)
+    classes.check(config, workdir, info.class_names, start is not None)
 
     # ---------------------------------------------- the model, what trains it
     total = optimizer.steps(config, info.num_train)
@@ -100,6 +101,8 @@ def train(
       state = initialise_levels(state, config)
     # From here on the run is this one: what it finds there is overwritten.
     checkpoint.save_config(config, workdir)
+    if jax.process_index() == 0:
+      classes.save(workdir, info.class_names)
 
     # ------------------------------------------------- what watches the steps
     stop = stack.enter_context(processes.stop_requests())
@@ -246,6 +249,9 @@ def announce(
     f'steps are {total * batch / info.num_train:.4g} epochs; work directory '
     f'{workdir}'
   )
+  logs.say(f'classes: {classes.listing(info.class_names)}')
+  if info.skipped:
+    logs.say(info.skipped)
   boxed = train_state.boxed_params(net)
   for line in sharding.unsplit(boxed, mesh):
     logs.say(f'not split, since it does not divide: {line}')

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source launch/common.sh
+usage_of launch/gke/gke.sh "$@"
 if [ "${1:-}" = --dry-run ]; then dry_run=yes; shift; fi
 kind=${1:-}
 [[ $kind =~ ^(tpu|gpu)$ ]] ||
@@ -64,8 +65,12 @@ quote() {
   echo "'${1//"'"/"''"}'"
 }
 
+# Flags that are given come later, so that they win.
+slices=()
+if [ "${SLICES:-1}" -gt 1 ]; then slices=("--config.mesh.slices=$SLICES"); fi
 FLAGS=
-for flag in train --distributed --config="$CONFIG" --workdir="$WORKDIR" "$@"; do
+for flag in train --distributed --config="$CONFIG" --workdir="$WORKDIR" \
+  "${slices[@]}" "$@"; do
   FLAGS+="${FLAGS:+, }$(quote "$flag")"
 done
 FLAGS="[$FLAGS]"
