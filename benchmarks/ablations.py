@@ -1,10 +1,10 @@
-"""Ablations: one study a question, run on real data, with seeds.
+"""Ablations: one study per question, run on real data, with seeds.
 
   python benchmarks/ablations.py --study=levels --seeds=3
   python benchmarks/ablations.py --study=order --seeds=3 --data=emoji64.npz
 
-trains every variant of a study with every seed (`fractal_jax.train`), and
-writes into --report a table (STUDY.md), one row a run (STUDY.csv) and a plot
+trains every variant of a study with every seed (`training.train`), and writes
+into --report a table (STUDY.md), one row per run (STUDY.csv) and a plot
 (STUDY.png). Runs lie under --out; one that is finished is never run again, not
 for another study either, so the same command goes on where it was stopped, and
 with more seeds adds to what is there. `--notrain` writes the report of what is
@@ -30,7 +30,7 @@ import time
 from absl import app, flags
 
 from fractal_jax import config as config_lib
-from fractal_jax.data.common import DataError
+from fractal_jax.errors import UserError
 from fractal_jax.planning import cost
 from fractal_jax.training import checkpoint, train
 
@@ -41,7 +41,7 @@ CLEARLY = 0.005
 MATCH = 0.1  # relative distance of training FLOPs that counts as equal
 
 
-class AblationError(ValueError):
+class AblationError(UserError, ValueError):
   """A study that can't be run or reported as it stands."""
 
 
@@ -67,7 +67,7 @@ def check_equal(name: str) -> None:
   }
   if study.equal and max(flops.values()) > (1 + MATCH) * min(flops.values()):
     raise AblationError(
-      f'training FLOPs an image differ by more than {MATCH:.0%}: {flops}; '
+      f'training FLOPs per image differ by more than {MATCH:.0%}: {flops}; '
       'change widths or depths'
     )
 
@@ -85,9 +85,11 @@ class Runs:
 
   @property
   def study(self):
+    """The question and its variants, a configs.Study."""
     return configs.STUDIES[self.name]
 
   def folder(self, variant: str, seed: int, peak: float) -> pathlib.Path:
+    """The work directory of one run; studies share the runs of their base."""
     name = variant if self.study.variants[variant] else 'base'
     of = self.out / self.study.base.__name__
     return of / name / f'lr{peak:g}_seed{seed}'
@@ -169,7 +171,7 @@ class Runs:
 
 
 def curve(path: pathlib.Path) -> list[dict]:
-  """The validation scores of a run, one a step that was scored."""
+  """The validation scores of a run, one per step that was scored."""
   lines = map(json.loads, path.read_text().splitlines())
   return [
     {k.removeprefix('val/'): v for k, v in line.items()}
@@ -202,7 +204,7 @@ def spread(values) -> str:
 
 
 def rows(runs: Runs, found, costs) -> list[dict]:
-  """One row a run, for the CSV."""
+  """One row per run, for the CSV."""
   out = []
   for variant, results in found.items():
     for seed, result in results.items():
@@ -243,11 +245,11 @@ def difference(results: dict, first: dict) -> str:
 
 
 def table(runs: Runs, found, costs) -> str:
-  """The study as a Markdown table, a variant a row."""
+  """The study as a Markdown table, one row per variant."""
   head = (
     'variant', 'seeds', 'bits/dim', 'difference', 'what the bits are',
-    'parameters', 'training MFLOPs an image', 'peak learning rate',
-    'CPU s a run', 'wall s',
+    'parameters', 'training MFLOPs per image', 'peak learning rate',
+    'CPU s per run', 'wall s',
   )  # fmt: skip
   lines = [head, ('---',) * len(head)]
   first = next(iter(found.values()))
@@ -318,13 +320,13 @@ def plot(runs: Runs, found, costs, path: pathlib.Path) -> None:
   ends.set_xticks(range(len(last)), last, fontsize=9)
   ends.set_xlim(-0.6, len(last) - 0.4)
   ends.set_ylabel('validation bits/dim')
-  ends.set_title('at the end: a dot a seed, a line the mean', fontsize=9)
+  ends.set_title('at the end: one dot per seed, a line at the mean', fontsize=9)
   if runs.study.equal:
     lowest = min(map(min, last.values()))
     axes[0, 0].set_ylim(lowest - 0.02, lowest + 0.3)
     axes[0, 0].set_xlabel('training TFLOPs')
     axes[0, 0].set_ylabel('validation bits/dim')
-    axes[0, 0].set_title('while training: a line a seed', fontsize=9)
+    axes[0, 0].set_title('while training: one line per seed', fontsize=9)
     axes[0, 0].legend(fontsize=9)
   figure.suptitle(runs.study.question, fontsize=11)
   figure.savefig(path, dpi=120)
@@ -350,6 +352,7 @@ def report(runs: Runs, seeds: int, folder: pathlib.Path) -> str:
 
 
 def main(_):
+  """Trains what is missing, and reports."""
   import jax
 
   cache = pathlib.Path(FLAGS.out, 'xla').absolute()
@@ -360,7 +363,7 @@ def main(_):
     if FLAGS.train:
       runs.train_all(FLAGS.seeds)
     print(report(runs, FLAGS.seeds, pathlib.Path(FLAGS.report)))
-  except (AblationError, DataError) as e:
+  except UserError as e:
     sys.exit(f'ablations: {e}')
 
 
@@ -368,7 +371,7 @@ FLAGS = flags.FLAGS
 
 if __name__ == '__main__':
   flags.DEFINE_enum('study', 'levels', list(configs.STUDIES), 'Which study.')
-  flags.DEFINE_integer('seeds', 3, 'Runs a variant.', lower_bound=1)
+  flags.DEFINE_integer('seeds', 3, 'Runs per variant.', lower_bound=1)
   flags.DEFINE_string('out', 'runs/ablations', 'Where the runs lie.')
   flags.DEFINE_string('report', 'docs/ablations', 'Where to write the report.')
   flags.DEFINE_string('data', 'emoji64.npz', 'The emoji, where they are used.')

@@ -1,4 +1,4 @@
-"""The paper's tables, one command a number.
+"""The paper's tables, one command per number.
 
   python benchmarks/paper.py                    # writes benchmarks/paper.md
   python benchmarks/paper.py --row=fractalmar_in64-samples --data=/tfds \
@@ -52,6 +52,7 @@ class Row:
 
 
 def cost_row(config, params=None, gflops=None):
+  """A row about a config's size; None: the paper does not say."""
   found = {'parameters': params, 'GFLOPs': gflops}
   found = {
     k: v if isinstance(v, str) else f'{v:,}'
@@ -78,18 +79,20 @@ def samples_row(config, iterations, guidance, temperature, *found):
 
 
 def likelihood_row(config, kind, bits):
+  """A row about bits per dimension, of published weights or of a training."""
   name = f'{config.replace(":", "-")}-likelihood'
   return Row(name, kind, config, {'bits/dim': bits})
 
 
 def order_row(name, fid, *changes):
+  """A row about an order of the channels, of a training of 400 epochs."""
   changes = ('--config.optim.epochs=400', *changes)
   found = {'FID': fid, 'bits/dim': 'about 3.17'}
   return Row(f'order-{name}', 'trained', 'fractalmar_in64', found, changes)
 
 
 TABLES = {
-  'Parameters and forward GFLOPs an image (2 per multiply-add)': (
+  'Parameters and forward GFLOPs per image (2 per multiply-add)': (
     cost_row('fractalar_in64', 442_068_224, 438),
     cost_row('fractalmar_in64', 431_995_648, 438),
     cost_row('fractalmar_base_in256', 186_300_224),
@@ -152,7 +155,7 @@ class Places:
 
 
 def commands(row: Row, places: Places) -> list[list[str]]:
-  """The arguments of fractal-jax, one list a command."""
+  """The arguments of fractal-jax, one list per command."""
   name = row.config.partition(':')[0]
   run = f'{places.runs}/{row.config.replace(":", "-")}'
   if row.changes:
@@ -181,6 +184,7 @@ def commands(row: Row, places: Places) -> list[list[str]]:
 
 
 def config_path(row: Row) -> str:
+  """What --config is given."""
   name, _, argument = row.config.partition(':')
   return f'configs/{name}.py' + (f':{argument}' if argument else '')
 
@@ -255,7 +259,7 @@ def tiny_flags(row: Row) -> tuple[str, ...]:
 
 
 def write_digits(path) -> None:
-  """One digit a class in each split, as RGB of 8x8; a few for training."""
+  """One digit per class in each split, as RGB of 8x8; a few for training."""
   import numpy as np
   from sklearn import datasets
 
@@ -321,10 +325,12 @@ def call(arguments: list[str]) -> None:
 
 
 def shown(arguments) -> str:
+  """A command as one would type it."""
   return shlex.join(['fractal-jax', *arguments])
 
 
 def listed(values: dict) -> str:
+  """Values with their names, for a cell of a table."""
   return ', '.join(f'{k} {v}' for k, v in values.items()) or '-'
 
 
@@ -333,6 +339,7 @@ def listed(values: dict) -> str:
 
 @functools.cache
 def cost_of(config: str):
+  """(a cost.Cost, the config), of a config's name."""
   from fractal_jax.planning import cost
 
   row = Row('', 'cost', config, {})
@@ -383,7 +390,7 @@ PLACES = Places('/tfds', 'pretrained_models', 'runs/paper')
 
 
 INTRODUCTION = f"""\
-# The paper, a command a number
+# The paper, one command per number
 
 Made by `python benchmarks/paper.py` from the table in that file; do not edit. \
 `python benchmarks/paper.py --row=NAME`
@@ -436,8 +443,9 @@ def page() -> str:
 
 
 def main():
+  """Writes the page, or runs rows."""
   parser = argparse.ArgumentParser(
-    description="The paper's tables, one command a number."
+    description="The paper's tables, one command per number."
   )
   say = parser.add_argument
   say(

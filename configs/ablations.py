@@ -12,7 +12,7 @@ Data: digits come with scikit-learn; the other studies read emoji64.npz (set
 data.dir), 1906 emoji of 64x64, which are halved twice by averaging. A fixed
 tenth is held out.
 Hardware: a CPU.
-Hours: 0.02 a run (a minute of one core).
+Hours: 0.02 per run (a minute of one core).
 Expected: see docs/ablations.md.
 """
 
@@ -33,7 +33,7 @@ class Study:
     variants: changes {'section.key': value} to the base, by name. The first
       is what the others are compared with.
     peaks: learning rates, the lowest first; each variant has its own of them.
-    equal: whether training FLOPs an image must agree within MATCH.
+    equal: whether training FLOPs per image must agree within MATCH.
   """
 
   question: str
@@ -92,6 +92,7 @@ def running(c, batch: int, steps: int, evals: int):
 
 
 def hierarchy(sizes, widths, depths, heads) -> dict:
+  """Keys of section `model`: ar levels, and the pixel level."""
   kinds = ('ar',) * (len(sizes) - 1) + ('pixel',)
   return dict(
     sizes=sizes, kinds=kinds, widths=widths, depths=depths, heads=heads
@@ -99,6 +100,7 @@ def hierarchy(sizes, widths, depths, heads) -> dict:
 
 
 def of_model(**changes) -> dict:
+  """Changes of keys of section `model`, as a study's variant has them."""
   return {f'model.{name}': value for name, value in changes.items()}
 
 
@@ -219,6 +221,7 @@ def config_of(study: str, variant: str, seed: int = 0, peak: float = 0.0):
 
 
 def get_config(arg=None):
+  """The config of `STUDY/VARIANT`."""
   study, _, variant = (arg or 'levels/3_levels').partition('/')
   variants = STUDIES[study].variants if study in STUDIES else {}
   if variant not in variants:

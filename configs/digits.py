@@ -14,6 +14,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; `arg` is what stands after a colon: ar or mar."""
   arg = arg or 'ar'
   if arg not in ('ar', 'mar'):
     raise ValueError(f"digits has no option '{arg}': choose ar or mar")
@@ -49,6 +50,6 @@ def get_config(arg=None):
     c.eval.passes = 8
 
   c.sample.every = 1000
-  c.sample.num = 60  # a class a column
+  c.sample.num = 60  # six rows, a column per class
   c.sample.guidance = 3.0
   return c

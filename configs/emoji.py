@@ -4,7 +4,7 @@ fractal-jax train --config=configs/emoji.py --workdir=runs/emoji
 
 Hardware: one GPU, planned for about an hour.
 Hours: not run here.
-Cost: 35.8 million parameters, 158 GFLOPs an image and training step, so 2.0e17
+Cost: 35.8 million parameters, 158 GFLOPs per image and training step, so 2.0e17
 FLOPs in 10,000 steps of 128 images: an hour at 56 TFLOP/s, less than a fifth
 of the bfloat16 peak of an A100 (312) and a tenth of an H100's.
 Expected: unknown; the paper has no emoji.
@@ -14,6 +14,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; there are no options."""
   if arg:
     raise ValueError(f"emoji has no options: leave out ':{arg}'")
   c = config.default()

@@ -2,9 +2,9 @@
 
 fractal-jax train --config=configs/fractalar_in64.py --workdir=runs/ar64
 
-Hardware: a pod or several hosts; 2048 images a step over all devices.
+Hardware: a pod or several hosts; 2048 images per step over all devices.
 Hours: not run here. 800 epochs are 1.4e21 FLOPs (cost.py).
-Cost: 442,068,224 parameters, 437 GFLOPs an image forward, as the paper
+Cost: 442,068,224 parameters, 437 GFLOPs per image forward, as the paper
 counts.
 Expected (the paper's numbers; not run here):
 FID-50K 5.30 and IS 56.8 with the settings of `sample`; 3.14 bits/dim
@@ -15,6 +15,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; there are no options."""
   if arg:
     raise ValueError(f"fractalar_in64 has no options: leave out ':{arg}'")
   c = config.default()

@@ -2,9 +2,9 @@
 
 fractal-jax train --config=configs/fractalmar_base_in256.py --workdir=runs/b256
 
-Hardware: a pod or several hosts; 1024 images a step over all devices.
+Hardware: a pod or several hosts; 1024 images per step over all devices.
 Hours: not run here. 800 epochs are 1.2e21 FLOPs (cost.py).
-Cost: 186,300,224 parameters, 378 GFLOPs an image forward, as the paper
+Cost: 186,300,224 parameters, 378 GFLOPs per image forward, as the paper
 counts.
 Expected (the paper's numbers; not run here):
 FID-50K 11.80, IS 274.3, precision 0.78 and recall 0.29 with the settings of
@@ -15,6 +15,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; there are no options."""
   if arg:
     raise ValueError(
       f"fractalmar_base_in256 has no options: leave out ':{arg}'"

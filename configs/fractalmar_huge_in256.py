@@ -2,9 +2,9 @@
 
 fractal-jax train --config=configs/fractalmar_huge_in256.py --workdir=runs/h256
 
-Hardware: a pod or several hosts; 1024 images a step over all devices.
+Hardware: a pod or several hosts; 1024 images per step over all devices.
 Hours: not run here. 600 epochs are 3.8e21 FLOPs (cost.py).
-Cost: 849,586,240 parameters, 1,658 GFLOPs an image forward, as the paper
+Cost: 849,586,240 parameters, 1,658 GFLOPs per image forward, as the paper
 counts.
 Expected (the paper's numbers; not run here):
 FID-50K 6.15, IS 348.9, precision 0.81 and recall 0.46 with the settings of
@@ -15,6 +15,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; there are no options."""
   if arg:
     raise ValueError(
       f"fractalmar_huge_in256 has no options: leave out ':{arg}'"

@@ -2,9 +2,9 @@
 
 fractal-jax train --config=configs/fractalmar_large_in256.py --workdir=runs/l256
 
-Hardware: a pod or several hosts; 1024 images a step over all devices.
+Hardware: a pod or several hosts; 1024 images per step over all devices.
 Hours: not run here. 800 epochs are 2.7e21 FLOPs (cost.py).
-Cost: 437,000,064 parameters, 862 GFLOPs an image forward, as the paper
+Cost: 437,000,064 parameters, 862 GFLOPs per image forward, as the paper
 counts.
 Expected (the paper's numbers; not run here):
 FID-50K 7.30, IS 334.9, precision 0.79 and recall 0.44 with the settings of
@@ -15,6 +15,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; there are no options."""
   if arg:
     raise ValueError(
       f"fractalmar_large_in256 has no options: leave out ':{arg}'"

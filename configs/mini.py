@@ -5,7 +5,7 @@ fractal-jax train --config=configs/mini.py:mar --workdir=runs/mini
 Data: CIFAR-10 by TFDS; any set of ten classes and 32x32 RGB will do.
 Hardware: one GPU.
 Hours: not run here.
-Cost: 6.2 (ar) or 5.6 (mar) million parameters; 9.1 or 7.5 GFLOPs an image and
+Cost: 6.2 (ar) or 5.6 (mar) million parameters; 9.1 or 7.5 GFLOPs per image and
 training step.
 Expected: unknown; the paper has no such model.
 """
@@ -14,6 +14,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; `arg` is what stands after a colon: ar or mar."""
   arg = arg or 'ar'
   if arg not in ('ar', 'mar'):
     raise ValueError(f"mini has no option '{arg}': choose ar or mar")

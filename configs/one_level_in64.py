@@ -9,7 +9,7 @@ cost; no data set here holds such series.
 
 Hardware: none; the paper calls it infeasible.
 Hours: not run here.
-Cost: 29,713 GFLOPs an image forward, as the paper counts (the paper: 29,845).
+Cost: 29,713 GFLOPs per image forward, as the paper counts (the paper: 29,845).
 Expected: nothing; the paper did not train it.
 """
 
@@ -17,6 +17,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; `arg` is what stands after a colon: ar or mar."""
   arg = arg or 'ar'
   if arg not in ('ar', 'mar'):
     raise ValueError(f"one_level_in64 has no option '{arg}': choose ar or mar")

@@ -4,10 +4,10 @@ fractal-jax train --config=configs/two_level_in64.py:mar --workdir=runs/two
 
 The paper's baseline: one sequence of 4096 pixels, of 3 values each.
 
-Hardware: a pod or several hosts; 2048 images a step over all devices. Plain
-attention over 4096 tokens wants much memory: few images a device.
+Hardware: a pod or several hosts; 2048 images per step over all devices. Plain
+attention over 4096 tokens wants much memory: few images per device.
 Hours: not run here.
-Cost: 5,513 GFLOPs an image forward, as the paper counts: 12.6 times
+Cost: 5,513 GFLOPs per image forward, as the paper counts: 12.6 times
 FractalMAR's.
 Expected (the paper's numbers; not run here): 3.34 (ar) and 3.36 (mar)
 bits/dim, unconditional.
@@ -17,6 +17,7 @@ from fractal_jax import config
 
 
 def get_config(arg=None):
+  """The config; `arg` is what stands after a colon: ar or mar."""
   arg = arg or 'ar'
   if arg not in ('ar', 'mar'):
     raise ValueError(f"two_level_in64 has no option '{arg}': choose ar or mar")

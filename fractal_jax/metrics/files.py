@@ -166,7 +166,7 @@ class Samples:
 
     Args:
       path: an .npz file as ADM's suite reads, with `arr_0` and perhaps labels
-        `arr_1`; a folder of images; or one with a folder of images a class.
+        `arr_1`; a folder of images; or one with a folder of images per class.
 
     Raises:
       MetricsError: it is something else.

@@ -139,10 +139,8 @@ def of_run(
   """
   m = model.config.model
   check_model(m)
-  if wrong := checks.problem('seed', seed, checks.SEED):
-    raise MetricsError(wrong)
   classes = 1 if unconditional else m.classes
-  _check_num(num, classes)
+  _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
   sampling, guided = sample.settings(model.config, **settings)
   what = {
@@ -154,12 +152,7 @@ def of_run(
     'labels': 'none' if unconditional else f'i mod {classes}',
     **{k: getattr(sampling, k) for k in sample.SETTINGS},
   }
-  folder = pathlib.Path(workdir, FOLDER, key(what))
-  if jax.process_index() == 0:
-    with files.whole(folder / 'settings.json') as file:
-      file.write(json.dumps(what, indent=2).encode())
-  shape = (m.sizes[0],) * m.rank + (m.channels,)
-  kept = Chunks(folder / 'images', values=('iu', shape))
+  folder, kept = _kept(workdir, what, m)
   batch = min(batch or model.config.sample.batch, num)
   batch = sharding.padded_batch(batch, model.mesh)
 
@@ -191,8 +184,20 @@ def of_run(
   )
 
 
-def _check_num(num: int, classes: int) -> None:
-  """Raises MetricsError unless there can be equally many images per class."""
+def _kept(workdir: str, what: dict, model) -> tuple[pathlib.Path, Chunks]:
+  """The folder of images with these settings, and those that it holds."""
+  folder = pathlib.Path(workdir, FOLDER, key(what))
+  if jax.process_index() == 0:
+    with files.whole(folder / 'settings.json') as file:
+      file.write(json.dumps(what, indent=2).encode())
+  shape = (model.sizes[0],) * model.rank + (model.channels,)
+  return folder, Chunks(folder / 'images', values=('iu', shape))
+
+
+def _check(num: int, classes: int, seed: int) -> None:
+  """Raises MetricsError unless there can be such images, equally per class."""
+  if wrong := checks.problem('seed', seed, checks.SEED):
+    raise MetricsError(wrong)
   if num % classes or num < 1:
     few, more = num // classes * classes, (num // classes + 1) * classes
     raise MetricsError(

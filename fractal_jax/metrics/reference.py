@@ -147,10 +147,7 @@ def make(
     num=num,
     parts=sharding.batch_devices(extractor.mesh),
   )
-  # The first of the order in which eval_batches draws `num`.
-  limit = min(num or size, NEIGHBOURS)
-  kept = np.zeros(size + 1, bool)
-  kept[np.random.default_rng(0).permutation(size)[:limit]] = True
+  kept = _kept(size, min(num or size, NEIGHBOURS))
   total, within = scores.Statistics(), scores.ClassVariance()
   features, labels = [], []
   for batch in progress(batches):
@@ -180,6 +177,17 @@ def make(
     class_variance=within.result(),
     fingerprint=extractor.fingerprint,
   )
+
+
+def _kept(size: int, num: int) -> np.ndarray:
+  """Which examples of a split keep their features: bool [size + 1], num True.
+
+  They are the first of the order in which eval_batches draws; the last entry
+  is of its blank rows.
+  """
+  out = np.zeros(size + 1, bool)
+  out[np.random.default_rng(0).permutation(size)[:num]] = True
+  return out
 
 
 def write(path: str, reference: Reference) -> None:

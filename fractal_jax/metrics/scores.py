@@ -10,7 +10,7 @@ SHUFFLE = 2020  # torch-fidelity's seed
 
 
 class Statistics:
-  """Mean and covariance of rows that come a batch at a time."""
+  """Mean and covariance of rows that come in batches."""
 
   def __init__(self):
     self.num = 0
@@ -107,7 +107,7 @@ def inception_score(logits: np.ndarray) -> tuple[float, float]:
 
 
 class ClassVariance:
-  """Variance of features within each class, of rows a batch at a time."""
+  """Variance of features within each class, of rows that come in batches."""
 
   def __init__(self):
     self._shift = None

@@ -77,7 +77,7 @@ def plot(rows: list[dict], path: str) -> None:
   for axis in axes.flat[len(curves) :]:
     axis.axis('off')
   axes[0, 0].legend()
-  figure.suptitle(f'{rows[0]["num"]} images each')
+  figure.suptitle(f'{rows[0]["num"]} images per setting')
   figure.tight_layout()
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)

@@ -41,7 +41,7 @@ class LevelCost:
   """One level. FLOPs are of one image: of all the level's sequences."""
 
   kind: str
-  sequences: int  # an image, where all patches go down
+  sequences: int  # per image, where all patches go down
   trained: float  # of these, in a training step, on average
   length: int  # patches of a sequence; channels of a pixel
   params: int  # guide network included
@@ -61,6 +61,7 @@ class Cost:
 
   @property
   def params(self) -> int:
+    """Parameters of the whole model."""
     return self.label_params + sum(level.params for level in self.levels)
 
   def total(self, count: str) -> float:
@@ -122,7 +123,7 @@ def sample_iterations(specs: tuple[Spec, ...], iterations) -> list:
 
 
 def paper_flops(spec: Spec) -> float:
-  """Forward FLOPs a sequence as the paper counts them, whatever the kind."""
+  """Forward FLOPs per sequence as the paper counts them, of any kind."""
   d = spec.width
   pixel = spec.kind == 'pixel'
   t = spec.channels if pixel else spec.length
@@ -136,12 +137,12 @@ def forward_flops_per_image(config) -> float:
 
 
 def likelihood_flops_per_image(config) -> float:
-  """FLOPs of one pass of the likelihood, an image."""
+  """FLOPs per image of one pass of the likelihood."""
   return cost(config).total('scoring')
 
 
 def train_flops_per_image(config) -> float:
-  """FLOPs of a training step, an image: the numerator of its utilisation."""
+  """FLOPs per image of a training step: the numerator of its utilisation."""
   return cost(config).total('training')
 
 
@@ -198,11 +199,11 @@ def table(config) -> str:
   sampling = (1 + guided) * c.total('sampling')
   lines = aligned(rows)
   lines += [
-    'GFLOPs an image, 2 per multiply-add. paper: forward, as the paper counts.',
-    'forward: as run, all patches going down. training: 3 forwards, only the',
-    'masked patches going down.',
+    'GFLOPs per image, 2 per multiply-add. paper: forward, as the paper',
+    'counts. forward: as run, all patches going down. training: 3 forwards,',
+    'only the masked patches going down.',
     f'Generation, {"with" if guided else "without"} guidance, '
-    f'{",".join(map(str, steps[:-1]))} iterations: {giga(sampling)} GFLOPs an '
+    f'{",".join(map(str, steps[:-1]))} iterations: {giga(sampling)} GFLOPs per '
     'image.',
     f'Parameters, their gradients and two moments of AdamW, float32: '
     f'{16 * c.params / 2**30:.2f} GiB.',
