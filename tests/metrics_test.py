@@ -5,6 +5,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax import config as config_lib
+from fractal_jax import sharding
 from fractal_jax.metrics import (
   MetricsError,
   files,
@@ -144,8 +145,9 @@ class Fake:
   fingerprint = 'fake'
   batch, host, hosts = 150, 0, 1
 
-  def batch_for(self, num):
-    return min(self.batch, num)
+  @property
+  def mesh(self):
+    return sharding.single_device_mesh()
 
   def __call__(self, pictures):
     out = np.zeros((len(pictures), D), np.float32)

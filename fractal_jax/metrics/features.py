@@ -32,10 +32,6 @@ class Extractor:
       weights.params,
     )
 
-  def batch_for(self, num: int) -> int:
-    """Images at a time where there are `num`: not many more than these."""
-    return min(self.batch, sharding.padded_batch(num, self.mesh))
-
   def rows(self, batch: dict) -> dict:
     """Features of one batch, of which this host has its rows.
 

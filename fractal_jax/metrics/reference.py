@@ -141,7 +141,7 @@ def make(
   batches = pipeline.eval_batches(
     config,
     split,
-    extractor.batch_for(min(num or size, size)),
+    extractor.batch,
     process_index=extractor.host,
     process_count=extractor.hosts,
     num=num,
