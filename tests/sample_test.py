@@ -115,7 +115,7 @@ def test_settings_take_changes_and_say_if_guided():
   [
     ({'temperature': 0.0}, r'sample.temperature=0.0 must be .* above 0'),
     ({'guidance': float('nan')}, 'sample.guidance=nan must be a finite'),
-    ({'guidance': float('inf')}, 'and finite'),
+    ({'guidance': float('inf')}, '=inf must be a finite'),
     ({'iterations': (4,)}, r'sample.iterations=\(4,\) must hold one number'),
     ({'temprature': 1.0}, 'no setting temprature: there are guidance'),
   ],
@@ -123,6 +123,16 @@ def test_settings_take_changes_and_say_if_guided():
 def test_bad_settings_are_refused_in_words(change, words):
   with pytest.raises(inputs.InputError, match=words):
     sample.settings(config_lib.default(), **change)
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 2**63, 1.5])
+def test_seeds_have_32_bits(seed, net_and_params):
+  """2**32 would give the images of seed 0."""
+  net, params = net_and_params
+  job = sample.images(net, params, config_lib.default(), num=1, seed=seed)
+  with pytest.raises(inputs.InputError, match=f'seed={seed} must be a whole'):
+    next(job)
+  inputs.check_seed(2**32 - 1)
 
 
 def test_grid_of_a_run_is_written_as_png(net_and_params, tmp_path):

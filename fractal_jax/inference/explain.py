@@ -137,6 +137,7 @@ def explain(
     An Explanation.
   """
   inputs.check_counts(passes=passes, batch=batch)
+  inputs.check_seed(seed)
   (image,) = inputs.check_images(np.asarray(image)[None], config.model)
   (label,) = inputs.labels_of(label, 1, config.model)
   mesh = sharding.single_device_mesh() if mesh is None else mesh

@@ -6,7 +6,7 @@ InputError.
 
 import numpy as np
 
-from fractal_jax import pictures
+from fractal_jax import checks, pictures
 from fractal_jax.errors import UserError
 
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
@@ -108,6 +108,12 @@ def check_counts(**counts) -> None:
   for name, value in counts.items():
     if value is not None and value < 1:
       raise InputError(f'{name}={value} must be at least 1')
+
+
+def check_seed(seed: int) -> None:
+  """Refuses a seed of more than 32 bits, which would repeat a smaller one."""
+  if wrong := checks.problem('seed', seed, checks.SEED):
+    raise InputError(wrong)
 
 
 # Files.

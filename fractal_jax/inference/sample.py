@@ -147,6 +147,7 @@ def draw(
   Returns:
     Drawn, with values of the integer type of images.
   """
+  inputs.check_seed(seed)
   sampling, guided = settings(config, record=record, **changes)
   drawn = yield from steps(
     net,

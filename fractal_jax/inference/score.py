@@ -21,6 +21,7 @@ def log_prob(
 ) -> Job:
   """The job of `api.Model.log_prob`, whose arguments and errors these are."""
   inputs.check_counts(passes=passes, batch=batch)
+  inputs.check_seed(seed)
   images = inputs.check_images(images, config.model)
   nats = yield from likelihood.image_nats(
     net,
