@@ -60,7 +60,9 @@ def test_python_runs_as_it_stands(page, runs, monkeypatch):
 # Flags.
 
 # Flags of other programs: gcloud's and sbatch's.
-OTHERS = {'spot', 'reserved', 'network', 'nodes', 'gpus-per-node'}
+OTHERS = {
+  'spot', 'reserved', 'network', 'nodes', 'gpus-per-node', 'internal-ips',
+}  # fmt: skip
 
 
 def calls(text: str) -> list[tuple[str, list[str]]]:

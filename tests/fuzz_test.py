@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from fractal_jax import config as config_lib
-from fractal_jax import main
 from fractal_jax.data import pipeline
+from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files
 from fractal_jax.models import fractal
@@ -67,7 +67,7 @@ def result(function, *args):
   """What a function returns; None after an error that is told in words."""
   try:
     return function(*args)
-  except main.known_errors() as e:
+  except UserError as e:
     assert str(e).strip() and 'Traceback' not in str(e)
 
 
