@@ -7,6 +7,8 @@ makes every run but the first quick, and code for the CPU is left unoptimised.
 import os
 import pathlib
 
+import pytest
+
 DEVICES = '--xla_force_host_platform_device_count'
 QUICK = (
   '--xla_backend_optimization_level=0 '
@@ -23,3 +25,12 @@ os.environ.setdefault(
   str(pathlib.Path.home() / '.cache' / 'fractal_jax' / 'tests'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+
+@pytest.fixture(scope='session')
+def bucket():
+  """A bucket of Google Cloud Storage; see emulator.Emulator."""
+  from tests import emulator
+
+  with emulator.serve() as found:
+    yield found

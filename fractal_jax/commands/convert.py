@@ -22,7 +22,7 @@ def define_flags():
 def run():
   from fractal_jax import config as config_lib
   from fractal_jax import convert
-  from fractal_jax.training import checkpoint
+  from fractal_jax.training import checkpoint, restore
 
   if bool(FLAGS.pth) == bool(FLAGS.out):
     raise common.UsageError(
@@ -31,7 +31,7 @@ def run():
     )
   if FLAGS.out:
     config = checkpoint.load_config(FLAGS.workdir)
-    params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step)
+    params = restore.restore_params(FLAGS.workdir, FLAGS.step)
     state = convert.to_published(params, config.model)
     convert.write_pth(FLAGS.out, state)
     common.say(f'{len(state)} tensors: {os.path.abspath(FLAGS.out)}')

@@ -112,12 +112,12 @@ def check_flags():
 
 def load():
   """The model of --workdir, and the step of its checkpoint."""
-  from fractal_jax.training import checkpoint
+  from fractal_jax.training import restore
 
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
   model = common.load_model(config)
-  return model, FLAGS.step or checkpoint.steps(FLAGS.workdir)[-1]
+  return model, FLAGS.step or restore.steps(FLAGS.workdir)[-1]
 
 
 def images_of(model, step, num, changes):

@@ -19,9 +19,11 @@ from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
 from fractal_jax.training import (
   checkpoint,
+  lease,
   logs,
   optimizer,
   processes,
+  restore,
   train_state,
 )
 from fractal_jax.training.monitor import TrainingError, Watch
@@ -50,9 +52,9 @@ def train(config, workdir: str) -> TrainState:
   mesh = sharding.make_mesh(config)
   info = pipeline.info(config)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(checkpoint.lock(workdir))
+    held = stack.enter_context(lease.hold(workdir))
     checkpoint.check_config(config, workdir)
-    checkpoints = checkpoint.Checkpoints(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir, config, held)
     stack.push(closing(checkpoints))
 
     # The model and what trains it.
@@ -195,7 +197,7 @@ def initialise_levels(config, state: TrainState) -> TrainState:
     )
     for name in names
   }
-  found = checkpoint.restore_subtrees(m.init_from, like)
+  found = restore.restore_subtrees(m.init_from, like)
   logs.say(f'{", ".join(names)} begin as in {m.init_from}')
   return state.replace(params=state.params | found)
 
