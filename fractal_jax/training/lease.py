@@ -24,6 +24,7 @@ NAME = '.lock'
 SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
 HEARTBEAT = 10.0  # seconds between the writes of a lease
 EXPIRY = 60.0  # seconds without one until its holder counts as dead
+ATTEMPTS = 30.0  # seconds in which a write is tried: fewer than EXPIRY
 
 
 class Held:
@@ -187,7 +188,7 @@ class Lease(Held):
     self._text = f'{self.holder}\n{uuid.uuid4().hex}\n'
     self._bucket = storage.Client(project=None).bucket(bucket)
     self._limits = dict(
-      retry=retry.DEFAULT_RETRY.with_timeout(EXPIRY / 2), timeout=EXPIRY / 4
+      retry=retry.DEFAULT_RETRY.with_timeout(ATTEMPTS), timeout=ATTEMPTS / 2
     )
     self._generation = 0  # of what we wrote last; 0: nothing
     self._lost = None  # who has it now

@@ -5,14 +5,14 @@ they import TensorFlow.
 """
 
 import contextlib
-import io
 import json
-import os
-import pathlib
 import time
 
 import jax
 import numpy as np
+
+from fractal_jax import paths
+from fractal_jax.training import events
 
 
 def say(text: str) -> None:
@@ -30,23 +30,18 @@ class JSONLines:
     They were written by a run that died after its last checkpoint, and will
     be written again.
     """
-    path = pathlib.Path(path)
-    kept = []
-    if path.exists():
-      for line in path.read_text().splitlines(keepends=True):
-        try:
-          if json.loads(line)['step'] <= start:
-            kept.append(line)
-        except ValueError:
-          pass  # torn by the death of its writer
-      torn = path.with_suffix('.tmp')
-      torn.write_text(''.join(kept))
-      torn.replace(path)
-    self._file = open(path, 'a')
+
+    def keep(line: bytes) -> bool:
+      try:
+        return json.loads(line)['step'] <= start
+      except ValueError:
+        return False  # torn by the death of its writer
+
+    self._file = paths.growing(path, keep)
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     line = {'step': step} | {k: float(v) for k, v in scalars.items()}
-    self._file.write(json.dumps(line) + '\n')
+    self._file.write(json.dumps(line).encode() + b'\n')
 
   def write_images(self, step: int, images) -> None:
     del step, images
@@ -58,61 +53,6 @@ class JSONLines:
     self._file.close()
 
 
-class TensorBoard:
-  """An event file; tensorboard writes the records, without TensorFlow."""
-
-  def __init__(self, folder: str, start: int):
-    """Continues after step `start`: TensorBoard hides what came later."""
-    from tensorboard.compat.proto import event_pb2, summary_pb2
-    from tensorboard.summary.writer import record_writer
-
-    self._event, self._summary = event_pb2, summary_pb2
-    os.makedirs(folder, exist_ok=True)
-    name = f'events.out.tfevents.{time.time_ns()}.{os.uname().nodename}'
-    file = open(os.path.join(folder, name), 'wb')
-    self._records = record_writer.RecordWriter(file)
-    self._write(file_version='brain.Event:2')
-    begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(step=start + 1, session_log=begin)
-
-  def _write(self, **fields) -> None:
-    event = self._event.Event(wall_time=time.time(), **fields)
-    self._records.write(event.SerializeToString())
-
-  def _write_values(self, step: int, values) -> None:
-    summary = self._summary.Summary(value=values)
-    self._write(step=step, summary=summary)
-
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    value = self._summary.Summary.Value
-    self._write_values(
-      step, [value(tag=k, simple_value=float(v)) for k, v in scalars.items()]
-    )
-
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    """Images: uint8 [H, W, 3] by name."""
-    from PIL import Image
-
-    values = []
-    for name, pixels in images.items():
-      png = io.BytesIO()
-      Image.fromarray(pixels).save(png, 'PNG')
-      image = self._summary.Summary.Image(
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        colorspace=3,
-        encoded_image_string=png.getvalue(),
-      )
-      values.append(self._summary.Summary.Value(tag=name, image=image))
-    self._write_values(step, values)
-
-  def flush(self) -> None:
-    self._records.flush()
-
-  def close(self) -> None:
-    self._records.close()
-
-
 class Writers:
   """Several writers as one: none but on process 0."""
 
@@ -120,10 +60,10 @@ class Writers:
     """metrics.jsonl and tensorboard/ in a work directory, after `start`."""
     self._writers = []
     if jax.process_index() == 0:
-      os.makedirs(workdir, exist_ok=True)
+      folder = paths.path(workdir)
       self._writers = [
-        JSONLines(os.path.join(workdir, 'metrics.jsonl'), start),
-        TensorBoard(os.path.join(workdir, 'tensorboard'), start),
+        JSONLines(folder / 'metrics.jsonl', start),
+        events.TensorBoard(folder / 'tensorboard', start),
       ]
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import os
 import time
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 
 from fractal_jax import config as config_lib
-from fractal_jax import sharding
+from fractal_jax import paths, sharding
 from fractal_jax.data import pipeline
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.keys import Salt
@@ -362,9 +361,7 @@ def sample(config, net, state, mesh, step: int, writers, workdir) -> None:
   """A grid of samples, as a PNG file and in TensorBoard."""
   from fractal_jax.inference import sample as sample_lib
 
-  path = os.path.join(workdir, 'samples', f'step_{step:07d}.png')
-  if jax.process_index() == 0:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+  path = paths.path(workdir) / 'samples' / f'step_{step:07d}.png'
   grid = sample_lib.sample_grid(
     net, state.params, config, mesh=mesh, num=config.sample.num, path=path
   )
