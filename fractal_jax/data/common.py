@@ -8,7 +8,6 @@ A source is one split of one data set, read at random:
 from collections.abc import Callable
 import dataclasses
 import difflib
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -40,11 +39,6 @@ class Source:
   class_names: tuple[str, ...]
   values: int
   check: Callable[[], None] = lambda: None
-
-
-def expand(path: str) -> pathlib.Path:
-  """`path` with ~ for the home directory."""
-  return pathlib.Path(path).expanduser()
 
 
 def nearest(name: str, names) -> str:

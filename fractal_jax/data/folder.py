@@ -1,10 +1,10 @@
 """Any folder of images with a folder for each class."""
 
-import os
-import pathlib
+import io
 
 from PIL import Image
 
+from fractal_jax import paths
 from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
 
@@ -22,8 +22,8 @@ def folder(config, split: str) -> Source:
   are needed and cropped to the side of the model.
   """
   common.check_images(config)
-  root = common.expand(config.data.dir)
-  if not config.data.dir or not root.is_dir():
+  root = config.data.dir and paths.path(config.data.dir)
+  if not root or not root.is_dir():
     raise DataError(
       f"data.dir='{config.data.dir}' is no folder: set data.dir to a folder "
       'with a folder of images for each class.'
@@ -42,8 +42,12 @@ def folder(config, split: str) -> Source:
     keep = common.split_of(split, len(files))
     files, labels = [files[i] for i in keep], [labels[i] for i in keep]
 
+  remote = paths.is_remote(root)
+
   def check() -> None:
-    for file in files if len(files) <= MAX_CHECKED else ():
+    # In a bucket each look at a header is a request.
+    few = len(files) <= MAX_CHECKED and not remote
+    for file in files if few else ():
       try:
         with Image.open(file) as image:  # the header only
           size = image.size
@@ -51,16 +55,22 @@ def folder(config, split: str) -> Source:
         common.decode(file, file, config)  # raises the same error, in words
       common.check_size(file, size, config)
 
+  def read(i: int):
+    if not remote:
+      return common.decode(files[i], files[i], config), labels[i]
+    file = io.BytesIO(paths.path(files[i]).read_bytes())
+    return common.decode(file, files[i], config), labels[i]
+
   return Source(
     size=len(files),
-    read=lambda i: (common.decode(files[i], files[i], config), labels[i]),
+    read=read,
     class_names=tuple(names),
     values=256,
     check=check,
   )
 
 
-def _subfolders(path: pathlib.Path) -> list[pathlib.Path]:
+def _subfolders(path: paths.Path) -> list[paths.Path]:
   if not path.is_dir():
     return []
   return sorted(
@@ -68,7 +78,7 @@ def _subfolders(path: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
-def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list]:
+def _list(root: paths.Path, names: list[str]) -> tuple[list, list]:
   """The image files under `root`, sorted by class, and their labels."""
   if not _subfolders(root):
     raise DataError(
@@ -82,10 +92,9 @@ def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list]:
         f'{common.nearest(path.name, names)} Remove or rename it.'
       )
     found = sorted(
-      entry.path
-      for entry in os.scandir(path)
-      if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-      and not entry.name.startswith('.')
+      str(file)
+      for file in path.iterdir()
+      if file.suffix.lower() in EXTENSIONS and not file.name.startswith('.')
     )
     if not found:
       raise DataError(
