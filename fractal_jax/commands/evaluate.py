@@ -5,6 +5,7 @@ import os
 
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -38,6 +39,12 @@ def run_flags():
     'Reference statistics, an .npz; unset: of the training split of the run, '
     'made once.',
   )
+  flags.DEFINE_string(
+    'cache',
+    None,
+    'A folder for generated images and their statistics, in place of the '
+    '--workdir: for a run that may not be written to.',
+  )
   flags.DEFINE_integer('batch', None, 'Images at a time.')
   flags.DEFINE_integer('seed', 0, 'Image i depends on seed and i alone.')
   flags.DEFINE_bool('unconditional', False, 'Generate without classes.')
@@ -67,7 +74,7 @@ def run():
     images = images_of(model, step, FLAGS.num, changes)
     if only_save:
       evaluate.save(images, FLAGS.save)
-      common.say(f'{images.num} images: {os.path.abspath(FLAGS.save)}')
+      common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
       common.say(
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )
@@ -79,10 +86,10 @@ def run():
   common.say(evaluate.summary(found))
   if FLAGS.save:
     evaluate.save(images, FLAGS.save)
-    common.say(f'images: {os.path.abspath(FLAGS.save)}')
+    common.say(f'images: {paths.absolute(FLAGS.save)}')
   if FLAGS.out:
     write_json(FLAGS.out, found)
-    common.say(f'numbers: {os.path.abspath(FLAGS.out)}')
+    common.say(f'numbers: {paths.absolute(FLAGS.out)}')
 
 
 def check_flags():
@@ -97,7 +104,7 @@ def check_flags():
       raise common.UsageError(
         '--images needs --ref=FILE.npz; `fractal-jax reference` makes one'
       )
-    given = [n for n in ('save', 'step') if FLAGS[n].value is not None]
+    given = [n for n in ('save', 'step', 'cache') if FLAGS[n].value is not None]
     given += list(common.sampling_changes())
     if given:
       raise common.UsageError(
@@ -105,9 +112,24 @@ def check_flags():
         '--images'
       )
   for name, ending in (('save', '.npz'), ('out', '.json')):
-    value = FLAGS[name].value
-    if value and not value.endswith(ending):
-      raise common.UsageError(f'--{name}={value} must end in {ending}')
+    if FLAGS[name].value:
+      paths.check_output(FLAGS[name].value, f'--{name}', (ending,))
+  if FLAGS.workdir:
+    cache()
+
+
+def cache() -> str:
+  """Where images and statistics of the run are kept: it can be written to."""
+  if FLAGS.cache:
+    paths.check_folder(FLAGS.cache, '--cache')
+    return FLAGS.cache
+  try:
+    paths.check_folder(FLAGS.workdir, '--workdir')
+  except paths.PathError as e:
+    raise common.UsageError(
+      f'{e} What is generated can be kept elsewhere: --cache=DIR.'
+    ) from e
+  return FLAGS.workdir
 
 
 def load():
@@ -125,7 +147,7 @@ def images_of(model, step, num, changes):
 
   return evaluate.of_run(
     model,
-    FLAGS.workdir,
+    cache(),
     step,
     num,
     seed=FLAGS.seed,
@@ -164,11 +186,11 @@ def the_reference(config, extractor):
     return reference.read(FLAGS.ref, extractor)
   found, path = evaluate.own_reference(
     config,
-    FLAGS.workdir,
+    cache(),
     extractor,
     lambda x: tqdm.tqdm(x, unit='batch', disable=None, desc='reference'),
   )
-  common.say(f'reference: {os.path.abspath(path)}')
+  common.say(f'reference: {paths.absolute(path)}')
   return found
 
 
@@ -189,8 +211,5 @@ def bar(num):
 def write_json(path, found):
   import jax
 
-  from fractal_jax.metrics import files
-
   if jax.process_index() == 0:
-    with files.whole(path) as file:
-      file.write((json.dumps(found, indent=2) + '\n').encode())
+    paths.write_text(path, json.dumps(found, indent=2) + '\n')

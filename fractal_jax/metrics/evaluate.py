@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import sharding
+from fractal_jax import paths, sharding
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files, neighbours, scores
 from fractal_jax.metrics import reference as references
@@ -36,7 +35,7 @@ FOLDER = 'evaluate'
 class Chunks:
   """Arrays of images 0, 1, ..., in files of some of them; process 0 writes."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: paths.Path):
     """Looks at what is there; all hosts see the same folder."""
     self._folder = folder
     names = [p.name for p in folder.glob('*.npz')] if folder.is_dir() else []
@@ -71,7 +70,7 @@ class Chunks:
       files.save_npz(self._path(first, stop), **arrays)
     self._ranges.append((first, stop))
 
-  def _path(self, start: int, stop: int) -> pathlib.Path:
+  def _path(self, start: int, stop: int) -> paths.Path:
     return self._folder / f'{start:07d}-{stop:07d}.npz'
 
 
@@ -91,7 +90,7 @@ class Images:
   num: int
   labels: np.ndarray | None
   side: int
-  folder: pathlib.Path | None
+  folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
 
@@ -142,10 +141,9 @@ def of_run(
     'labels': 'none' if unconditional else f'i mod {classes}',
     **{k: getattr(sampling, k) for k in sample.SETTINGS},
   }
-  folder = pathlib.Path(workdir, FOLDER, key(what))
+  folder = paths.path(workdir) / FOLDER / key(what)
   if jax.process_index() == 0:
-    with files.whole(folder / 'settings.json') as file:
-      file.write(json.dumps(what, indent=2).encode())
+    paths.write_text(folder / 'settings.json', json.dumps(what, indent=2))
   kept = Chunks(folder / 'images')
   parts = sharding.batch_devices(model.mesh)
   batch = -(-min(batch or model.config.sample.batch, num) // parts) * parts
@@ -412,7 +410,7 @@ def own_reference(config, workdir: str, extractor, progress) -> tuple:
   what = [d.name, d.dir, split, m.sizes[0], m.channels, m.num_values]
   text = json.dumps([*what, extractor.fingerprint])
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  path = pathlib.Path(workdir, FOLDER, f'reference-{digest}.npz')
+  path = paths.path(workdir) / FOLDER / f'reference-{digest}.npz'
   there = processes.broadcast(str(path.is_file()))
   if there == 'True':
     return (
