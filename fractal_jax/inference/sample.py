@@ -8,7 +8,6 @@ seed and of i alone, whatever the batch size and the mesh.
 from collections.abc import Iterator
 import functools
 import importlib.util
-import pathlib
 import time
 
 import jax
@@ -17,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from fractal_jax import config as config_lib
-from fractal_jax import sharding
+from fractal_jax import paths, sharding
 from fractal_jax.errors import UserError
 from fractal_jax.models import fractal
 from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
@@ -320,8 +319,8 @@ def save(image: np.ndarray, path: str) -> None:
   """Writes a picture [H, W, 3]; the ending of the path says in what format."""
   from PIL import Image
 
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image).save(path)
+  with paths.whole(path) as file:
+    Image.fromarray(image).save(file)
 
 
 def movie(
@@ -391,18 +390,18 @@ def save_movie(
   from PIL import Image
 
   check_movie(path)
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   shots = movie(drawn, model, columns=columns, frames=frames)
-  if path.endswith('.mp4'):
-    return _save_mp4(shots, path)
-  pictures, stays = zip(*((Image.fromarray(x), ms) for x, ms in shots))
-  pictures[0].save(
-    path,
-    save_all=True,
-    append_images=pictures[1:],
-    duration=list(stays),
-    loop=0,
-  )
+  with paths.whole(path) as file:
+    if path.endswith('.mp4'):
+      return _save_mp4(shots, file.name)
+    pictures, stays = zip(*((Image.fromarray(x), ms) for x, ms in shots))
+    pictures[0].save(
+      file,
+      save_all=True,
+      append_images=pictures[1:],
+      duration=list(stays),
+      loop=0,
+    )
 
 
 def _save_mp4(shots, path: str) -> None:
