@@ -21,6 +21,7 @@ from fractal_jax.commands import common
 from fractal_jax.commands import evaluate as evaluate_command
 from fractal_jax.commands import reference as reference_command
 from fractal_jax.commands import sweep as sweep_command
+from fractal_jax.errors import UserError
 from fractal_jax.inference import sample
 from fractal_jax.metrics import (
   MetricsError,
@@ -310,7 +311,7 @@ def test_evaluate_and_reference_from_the_command_line(
     (['--images=x', '--ref=y', '--guidance=2'], '--guidance is for images'),
     ([f'--workdir={workdir}', '--out=m.csv'], 'must end in .json'),
   ):
-    with pytest.raises(common.UsageError, match=words):
+    with pytest.raises(UserError, match=words):
       call(evaluate_command, *args)
   with pytest.raises(common.UsageError, match='--data needs --size'):
     call(reference_command, data, f'--out={ref}')
@@ -346,7 +347,7 @@ def test_sweep_draws_curves_from_what_is_kept(
   assert len(drawn) == 4  # nothing is generated again
   with pytest.raises(common.UsageError, match='must be numbers'):
     call(sweep_command, *args, '--guidance=3,x')
-  with pytest.raises(common.UsageError, match='x.bmp must end in .png'):
+  with pytest.raises(UserError, match='x.bmp must end in .png'):
     call(sweep_command, *args, '--plot=x.bmp')
   with pytest.raises(sample.SampleError, match='temperature=-1.0 must be'):
     call(sweep_command, *args, '--temperature=1,-1')
