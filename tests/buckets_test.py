@@ -13,6 +13,7 @@ import pytest
 
 from fractal_jax import api, convert, paths
 from fractal_jax.data import pipeline
+from fractal_jax.inference import inputs
 from fractal_jax.metrics import evaluate, files
 from fractal_jax.training import (
   CheckpointError,
@@ -277,3 +278,16 @@ def test_a_scheme_without_its_package_stops_a_run(monkeypatch):
   monkeypatch.setattr(paths.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(paths.PathError, match=r"'fractal_jax\[gcs\]'"):
     train.train(configure(), 'gs://bucket/run')
+
+
+def test_images_and_values_are_read(bucket):
+  name = f'{bucket.url}/inputs/image'
+  with paths.whole(f'{name}.png') as file:
+    Image.fromarray(np.full((8, 8), 3, np.uint8)).save(file)
+  with paths.whole(f'{name}.npy') as file:
+    np.save(file, np.full((8, 8, 1), 3))
+  model = configure().model
+  model.num_values = 256
+  for ending in ('png', 'npy'):
+    found = inputs.read_image(f'{name}.{ending}', model)
+    np.testing.assert_array_equal(found, np.full((8, 8, 1), 3))

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from fractal_jax import paths
 from fractal_jax.errors import UserError
 
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
@@ -203,7 +204,7 @@ def _open(path: str, mode: str) -> np.ndarray:
   from PIL import Image
 
   try:
-    with Image.open(path) as image:
+    with paths.path(path).open('rb') as file, Image.open(file) as image:
       return np.asarray(image.convert(mode))
   except OSError as e:
     raise EditError(f'{path} is not an image that can be read: {e}') from e
@@ -211,7 +212,8 @@ def _open(path: str, mode: str) -> np.ndarray:
 
 def _load(path: str) -> np.ndarray:
   try:
-    return np.load(path, allow_pickle=False)
+    with paths.path(path).open('rb') as file:
+      return np.load(file, allow_pickle=False)
   except (OSError, ValueError) as e:
     raise EditError(f'{path} is not a .npy file: {e}') from e
 
