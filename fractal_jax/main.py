@@ -98,6 +98,7 @@ def known_errors() -> tuple:
 
   return (
     common.UsageError,
+    paths.PathError,
     config_lib.ConfigError,
     checkpoint.CheckpointError,
     convert.ConvertError,
