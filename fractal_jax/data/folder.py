@@ -19,8 +19,8 @@ def folder(config, split: str) -> Source:
   are decoded as they are needed and cropped to the side of the model.
   """
   common.check_images(config)
-  root = common.expand(config.data.dir)
-  if not config.data.dir or not root.is_dir():
+  root = config.data.dir and paths.path(config.data.dir)
+  if not root or not root.is_dir():
     raise DataError(
       f"data.dir='{config.data.dir}' is no folder: set data.dir to a folder "
       'with a folder of images for each class.'
@@ -46,7 +46,7 @@ def folder(config, split: str) -> Source:
 
   return Source(
     size=len(files),
-    read=lambda i: (common.decode(files[i], files[i], config), labels[i]),
+    read=read,
     class_names=tuple(names),
     values=256,
     check=lambda: _check(files, config),
