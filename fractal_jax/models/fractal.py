@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import colour, layers, pixel, shared
 from fractal_jax.models.colour import Colour
+from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.kinds import KINDS
 from fractal_jax.models.types import (
@@ -293,7 +294,10 @@ class Labels(nn.Module):
 def from_config(model) -> Fractal:
   """The model of a config's section `model`."""
   return Fractal(
-    specs(model), model.classes, model.label_dropout, colour.from_config(model)
+    proof.chosen(model.kernels, specs(model)),
+    model.classes,
+    model.label_dropout,
+    colour.from_config(model),
   )
 
 

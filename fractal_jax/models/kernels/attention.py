@@ -62,6 +62,16 @@ def attention_half(how: How, params, x, words, turns=None):
   return _half(how, params, x, words, consts)
 
 
+def vmem(how: How, width: int) -> int:
+  """About how many bytes of VMEM the backward kernel needs."""
+  size = jnp.dtype(how.dtype).itemsize
+  weights = 4 * width**2 * (size + 4)
+  # x, the gradients by it and by the output, two buffers each; scratch; values.
+  per_row = width * (6 * size + 4 * size + 5 * 4)
+  masks = how.rows.step * max(how.rows.padded, values.LANES) * 8
+  return weights + how.rows.step * per_row + masks
+
+
 def _heads(how, width):
   return geometry.head_lanes(width, width // how.heads)
 

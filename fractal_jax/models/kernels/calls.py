@@ -6,7 +6,6 @@ weights lie in VMEM; gradients of weights are summed there, over all blocks.
 """
 
 import functools
-import math
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 
 F32 = jnp.float32
+USABLE = 0.95  # of the VMEM, by a kernel
 MATRICES = ('qkv', 'kernel', 'codebooks')
 
 
@@ -72,8 +72,8 @@ def blocks(
     kernel: (scalars, rows, resident, outs, sums, scratch), all references; the
       trees are those given here.
     name: of the kernel, in profiles.
-    scalars: int32 or float32 [k]; float32 and int32 scalars can be read from it.
-    rows: a tree of arrays [M, ...] or, by blocks' second axis, see `outs`.
+    scalars: int32 or float32 [k], read one by one.
+    rows: a tree of arrays [M, ...].
     resident: a tree of arrays that every block reads whole.
     step: rows of a block; it divides M.
     outs: a tree of ShapeDtypeStruct [M, ...].
@@ -125,20 +125,13 @@ def blocks(
     out_shape=made,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('arbitrary',),
-      vmem_limit_bytes=int(vmem_bytes() * 0.95),
+      vmem_limit_bytes=int(vmem_bytes() * USABLE),
     ),
     interpret=platform() != 'tpu',
     name=name,
   )(scalars, *given)
   outs, sums = made_tree.unflatten(found)
   return outs if sums is None else (outs, sums)
-
-
-def bytes_of(*trees) -> int:
-  """Of arrays or their shapes."""
-  return sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trees)
-  )
 
 
 def on_groups(fn):

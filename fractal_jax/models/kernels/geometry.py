@@ -8,6 +8,7 @@ would be a copy. A grid step of a kernel holds whole sequences.
 import dataclasses
 import math
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from fractal_jax.models.kernels.values import LANES
 TILE = 16  # rows of a bfloat16 tile
 PACKED = 64  # tokens: shorter sequences share tiles
 STEP = 528  # rows of a grid step, about
+MOST = 1056  # rows of a grid step of a kernel that can take more
 MASKED = -1e30
 
 
@@ -47,7 +49,11 @@ class Rows:
   def pack(self, x):
     """[N, T, D] to rows [M, D], with zeros up to whole grid steps."""
     n, t, d = x.shape
-    fill = ((0, -n % self.sequences), (0, self.padded - t), (0, 0))
+    # Many come in groups of steps, which kernels can then take at once.
+    steps = max(1, MOST // self.step)
+    steps = steps if n >= 16 * steps * self.sequences else 1
+    fill = (0, -n % (steps * self.sequences))
+    fill = (fill, (0, self.padded - t), (0, 0))
     return jnp.pad(x, fill).reshape(-1, d)
 
   def unpack(self, rows, n: int):
@@ -115,6 +121,14 @@ class Rows:
     fill = ((0, 0), (0, self.padded - self.tokens), (0, 0))
     out = jnp.pad(out, fill)
     return jnp.tile(out, (1, self.sequences, lanes // out.shape[-1]))
+
+
+@struct.dataclass
+class Packed:
+  """Tokens in rows, as a stack of blocks passes them on."""
+
+  values: jax.Array  # [M, D]
+  rows: Rows = struct.field(pytree_node=False)
 
 
 def head_lanes(width: int, head: int) -> tuple[int, list[tuple[int, int, int]]]:

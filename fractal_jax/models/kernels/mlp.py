@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fractal_jax.models.dropout import drop_out
 from fractal_jax.models.kernels import calls, geometry, values
 from fractal_jax.models.kernels.attention import read
-from fractal_jax.models.kernels.values import F32, at, chunk, over
+from fractal_jax.models.kernels.values import F32, at, chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +46,42 @@ def mlp_half(how: How, params, x, words):
   return _half(how, params, x, words)
 
 
-def _sequences(how, x):
-  """Of a grid step: two of attention's steps where they divide the rows.
+def vmem(how: How, weights: int, width: int, rows: int) -> int:
+  """About how many bytes of VMEM the backward kernel needs.
 
-  What a step reads and adds of the weights' gradients is then shared by more
-  rows.
+  Args:
+    how: sizes and structure.
+    weights: how many numbers the matrices have.
+    width: D.
+    rows: of a grid step.
   """
-  n = how.rows.sequences
+  size = jnp.dtype(how.dtype).itemsize
+  # x, the gradients by it and by the output, two buffers each; values, also of
+  # some hidden columns.
+  return weights * (size + 4) + rows * (width * (6 * size + 24) + 640 * 20)
+
+
+def _sequences(how, p, x):
+  """Of a grid step: as many of attention's steps as divide the rows and fit.
+
+  What a step reads and adds of the weights' gradients is shared by its rows.
+  """
   steps = len(x) // how.rows.step
-  most = max(1, 2 * geometry.STEP // 2 // how.rows.step)
-  return n * max(f for f in range(1, most + 1) if steps % f == 0)
+  weights = sum(z.size for z in jax.tree.leaves(p))
+
+  def fits(n):
+    rows = n * how.rows.step
+    room = calls.vmem_bytes() * calls.USABLE
+    return (
+      rows <= geometry.MOST and vmem(how, weights, x.shape[1], rows) <= room
+    )
+
+  sizes = [n for n in range(1, steps + 1) if steps % n == 0 and fits(n)]
+  return how.rows.sequences * max(sizes, default=1)
 
 
 def _forward(how, p, x, words):
-  n = _sequences(how, x)
+  n = _sequences(how, p, x)
   return calls.blocks(
     functools.partial(_forward_kernel, how, n),
     'mlp_forward',
@@ -72,7 +94,7 @@ def _forward(how, p, x, words):
 
 
 def _backward(how, p, x, words, g):
-  n = _sequences(how, x)
+  n = _sequences(how, p, x)
   by_x, by_p = calls.blocks(
     functools.partial(_backward_kernel, how, n),
     'mlp_backward',

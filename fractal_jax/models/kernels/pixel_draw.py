@@ -129,3 +129,26 @@ def draw(logits, uniform, limits, scalars, greedy):
   level = uniform * cumulative[:, v - 1 : v]
   found = total((cumulative <= level).astype(F32)).astype(jnp.int32)
   return jnp.minimum(found, v - 1)
+
+
+def xla(how: How, params, conds, uniforms, limits, given, sampling):
+  """`pixel_draw` without the kernel: what this must agree with."""
+  *scalars, greedy = sampling
+  n, channels = uniforms.shape
+  p = calls.laid_out(params, how.dtype)
+  v = p['codebooks'].shape[1]
+  none = jnp.zeros((n, channels), jnp.int32)
+  least, most = (none, none + v - 1) if limits is None else limits
+  given = none - 1 if given is None else given
+  out = []
+
+  def values_of(k, logits):
+    of = lambda x: x[:, k : k + 1]
+    found = draw(logits, of(uniforms), (of(least), of(most)), scalars, greedy)
+    out.append(jnp.where(of(given) >= 0, of(given), found))
+    return out[-1]
+
+  blocks = [read(p['blocks'], i) for i in range(how.depth)]
+  conds = conds.reshape(-1, conds.shape[-1]).astype(F32)
+  generate(how, read(outer(p)), blocks, conds, channels, values_of)
+  return jnp.concatenate(out, 1)

@@ -1,7 +1,8 @@
 """The whole pixel level: conditions [N, Dc] and values [N, C] to nats [N, C].
 
 One kernel forward, one backward. All parameters lie in VMEM, and a grid step
-takes some pixels through all layers: HBM sees conditions, values and nats alone.
+takes some pixels through all layers: HBM sees conditions, values and nats
+alone.
 
 Tokens are channel-major, [C R, D], so that attention over C tokens is
 elementwise: the logits of two tokens are the products of their lanes, summed
@@ -72,7 +73,7 @@ def _forward(how, p, conds, pixels):
 
 
 def _backward(how, p, conds, pixels, g):
-  (n, c), step = pixels.shape, step_of(len(conds))
+  channels, step = pixels.shape[1], step_of(len(conds))
   width = p['norm_in']['scale'].shape[-1]
   by_conds, by_p = calls.blocks(
     functools.partial(_backward_kernel, how),
@@ -83,7 +84,9 @@ def _backward(how, p, conds, pixels, g):
     step=step,
     outs=jax.ShapeDtypeStruct(conds.shape, conds.dtype),
     sums=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, F32), p),
-    scratch=[jax.ShapeDtypeStruct((how.depth + 1, c * step, width), F32)],
+    scratch=[
+      jax.ShapeDtypeStruct((how.depth + 1, channels * step, width), F32)
+    ],
   )
   return by_p, by_conds
 
@@ -135,9 +138,7 @@ def qkv_of(how, p, x):
   """Queries, keys and values of tokens [R, D]."""
   del how
   y, p = values.norm(x, p['norm1']), p['attention']
-  return [
-    add_row(linear(y, w), b) for w, b in zip(p['qkv'], p['qkv_bias'])
-  ]
+  return [add_row(linear(y, w), b) for w, b in zip(p['qkv'], p['qkv_bias'])]
 
 
 def after_attention(how, p, x, mixed):
@@ -246,9 +247,7 @@ def xla(how: How, params, conds, pixels):
   """`pixel_nats` without kernels: what these must agree with."""
   p = calls.laid_out(params, how.dtype)
   width, channels = p['norm_in']['scale'].shape[-1], pixels.shape[1]
-  hot = [
-    one_hot(pixels, k, p['codebooks'].shape[1]) for k in range(channels)
-  ]
+  hot = [one_hot(pixels, k, p['codebooks'].shape[1]) for k in range(channels)]
   run = functools.partial(layer, how, channels, head_ones(how, width))
   x = embed(read(outer(p)), conds.astype(F32), hot)
   for i in range(how.depth):

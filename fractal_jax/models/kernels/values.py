@@ -94,9 +94,7 @@ def split(x, n: int, axis: int) -> tuple:
     )
 
   f = jax.custom_vjp(parts)
-  f.defvjp(
-    lambda x: (parts(x), None), lambda _, g: (jnp.concatenate(g, axis),)
-  )
+  f.defvjp(lambda x: (parts(x), None), lambda _, g: (jnp.concatenate(g, axis),))
   return f(x)
 
 
