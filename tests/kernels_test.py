@@ -97,21 +97,17 @@ MODELS = [
 
 
 @pytest.mark.parametrize('kinds, sizes, changes', MODELS)
-@pytest.mark.parametrize('axes', [(4, 2, 1), (1, 1, 1)])
-def test_training_is_that_without_kernels(kinds, sizes, changes, axes):
-  """Loss and gradients with dropout, in groups that a mesh splits or not."""
-  if axes == (1, 1, 1) and kinds[0] == 'ar':
-    pytest.skip('one model is enough on one device')
+def test_training_is_that_without_kernels(kinds, sizes, changes):
+  """Loss and gradients with dropout; each device has two groups of images."""
   changes = dict(changes, dropout=0.1, label_dropout=0.1)
   net, params = tiny.build(kinds, sizes, **changes)
   c = config.default()
-  c.model.update(tiny.model(kinds, sizes, **changes))
-  c.optim.batch = 8
-  devices = jax.devices()[: np.prod(axes)]
-  c.mesh.update(dict(zip(sharding.AXES, axes)), groups=8)
-  mesh = sharding.make_mesh(c, devices)
+  c.model.update(tiny.model(kinds, sizes, **changes).to_dict())
+  c.optim.batch = 16
+  c.mesh.update(data=4, fsdp=2, groups=16)
+  mesh = sharding.make_mesh(c)
   params = jax.device_put(params, train_state.param_shardings(net, mesh))
-  batch = {'image': tiny.images(net, 8), 'label': np.arange(8) % 3}
+  batch = {'image': tiny.images(net, 16), 'label': np.arange(16) % 3}
   batch = sharding.place(batch, mesh)
   key = jax.random.key(5)
 
@@ -222,25 +218,28 @@ def test_sequences_that_do_not_fit_have_no_kernels(monkeypatch):
 # Kernels prove themselves.
 
 
-@pytest.fixture
-def a_tpu(monkeypatch):
-  """Where `auto` tries kernels, which still are interpreted on the CPU."""
-  monkeypatch.setattr(proof, 'on', lambda: 'tpu')
-  proof.first_problem.cache_clear()
+@pytest.fixture(autouse=True)
+def untried():
   yield
   proof.first_problem.cache_clear()
 
 
-def test_auto_takes_kernels_that_are_right(a_tpu, monkeypatch):
-  found = lines(monkeypatch)
-  specs = tiny.build(*MODELS[0][:2], **GUIDED, dropout=0.1)[0].specs
+def on_a_tpu(monkeypatch):
+  """There `auto` tries kernels. Here they are interpreted."""
+  monkeypatch.setattr(proof, 'on', lambda: 'tpu')
+  return lines(monkeypatch)
+
+
+def test_auto_takes_kernels_that_are_right(monkeypatch):
+  specs = tiny.build(('ar', 'pixel'), (4, 1), dropout=0.1)[0].specs
+  found = on_a_tpu(monkeypatch)
   assert {s.kernels for s in proof.chosen('auto', specs)} == {'pallas'}
   assert not found
 
 
-def test_auto_leaves_kernels_that_are_wrong_or_fail(a_tpu, monkeypatch):
-  found = lines(monkeypatch)
+def test_auto_leaves_kernels_that_are_wrong_or_fail(monkeypatch):
   specs = tiny.build(('mar', 'pixel'), (4, 1), dropout=0.1)[0].specs
+  found = on_a_tpu(monkeypatch)
   right = attention.attention_half
 
   def wrong(how, params, x, words, turns=None):

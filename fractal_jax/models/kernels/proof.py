@@ -102,8 +102,8 @@ def failure(trial: Trial) -> str:
       y, vjp = jax.vjp(call, params, x)
       return y, vjp(jax.random.normal(jax.random.key(2), y.shape, y.dtype))
 
-    f = with_gradients if trial.gradients else jax.jit(call)
-    return jax.device_get(f(trial.params, trial.x.astype(dtype)))
+    both = with_gradients if trial.gradients else jax.jit(call)
+    return jax.device_get(both(trial.params, trial.x.astype(dtype)))
 
   try:
     got = run(trial.kernel, trial.how.dtype)
