@@ -128,7 +128,7 @@ def blocks(
       vmem_limit_bytes=int(vmem_bytes() * USABLE),
     ),
     interpret=platform() != 'tpu',
-    name=name,
+    name=f'{name}_{step}',  # what a block is, for profiles
   )(scalars, *given)
   outs, sums = made_tree.unflatten(found)
   return outs if sums is None else (outs, sums)
