@@ -14,7 +14,7 @@ from fractal_jax.models.kernels import attention, blocks, pixel_draw, proof
 from fractal_jax.models.kernels.geometry import Packed, Rows
 from fractal_jax.models.types import Given, Request, Sampling
 from fractal_jax.training import train, train_state
-from tests import tiny
+from tests import golden_test, tiny
 
 
 def distance(a, b):
@@ -94,12 +94,22 @@ MODELS = [
   (('mar', 'mar', 'pixel'), (4, 2, 1), GUIDED),
   (('ar', 'independent', 'pixel'), (4, 2, 1), dict(channels=2, num_conds=1)),
 ]
+GOLDENS = [f for f in golden_test.FILES if f.stem in ('ar_small', 'mar_guided')]
 
 
-@pytest.mark.parametrize('kinds, sizes, changes', MODELS)
-def test_training_is_that_without_kernels(kinds, sizes, changes):
+@pytest.mark.parametrize('path', GOLDENS, ids=golden_test.name_of)
+def test_goldens(path):
+  """The published model's loss and gradients, float32, without dropout."""
+  golden = golden_test.Golden(path, kernels='pallas')
+  assert {s.kernels for s in golden.net.specs} == {'pallas'}
+  golden_test.test_training_loss(golden)
+  golden_test.test_gradients(golden)
+
+
+def test_training_is_that_without_kernels():
   """Loss and gradients with dropout; each device has two groups of images."""
-  changes = dict(changes, dropout=0.1, label_dropout=0.1)
+  kinds, sizes = ('ar', 'mar', 'pixel'), (4, 2, 1)
+  changes = dict(num_conds=1, depths=(1, 1, 1), dropout=0.1, label_dropout=0.1)
   net, params = tiny.build(kinds, sizes, **changes)
   c = config.default()
   c.model.update(tiny.model(kinds, sizes, **changes).to_dict())
@@ -231,7 +241,7 @@ def on_a_tpu(monkeypatch):
 
 
 def test_auto_takes_kernels_that_are_right(monkeypatch):
-  specs = tiny.build(('ar', 'pixel'), (4, 1), dropout=0.1)[0].specs
+  specs = tiny.build(('ar', 'pixel'), (4, 1))[0].specs
   found = on_a_tpu(monkeypatch)
   assert {s.kernels for s in proof.chosen('auto', specs)} == {'pallas'}
   assert not found
