@@ -262,9 +262,11 @@ def compiled_sampling(config, mesh, images: int):
   where = sharding.replicated(mesh)
 
   def placed(tree):
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree
-    )
+    def one(x):
+      x = x if hasattr(x, 'dtype') else np.asarray(x, np.float32)
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(one, tree)
 
   init = lambda: nn.meta.unbox(fractal.init(net, jax.random.key(0)))
   numbers = jax.ShapeDtypeStruct((images,), jnp.int32)

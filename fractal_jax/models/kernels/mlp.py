@@ -126,7 +126,10 @@ def hidden_width(p) -> int:
 
 
 def mix(p, y, drop, dtype):
-  """What some hidden columns add to the output, [R, D], without its bias."""
+  """What some hidden columns add to the output, [R, D], without its bias.
+
+  `drop` acts on the hidden values.
+  """
   if 'w3' in p:
     gate = values.linear(y, p['w1']['kernel'])
     h = gate * jax.nn.sigmoid(gate) * values.linear(y, p['w3']['kernel'])
@@ -137,11 +140,14 @@ def mix(p, y, drop, dtype):
 
 
 def _mix(how, words, first, j, size, width):
-  """`mix` of the j-th columns, with dropout: a function of (columns, y)."""
+  """`mix` of the j-th columns, with dropout: a function of (columns, y).
+
+  To be multiplied by what dropout scales hidden values by.
+  """
 
   def drop(h):
     rate = how.hidden_dropout
-    return values.drop(h, words[:2], rate, how.rows, first, j * size, width)
+    return values.mask(h, words[:2], rate, how.rows, first, j * size, width)
 
   return lambda p, y: mix(p, y, drop, how.dtype)
 
@@ -167,6 +173,8 @@ def _forward_kernel(how, sequences, words, x, p, out, *_):
 
   zero = jnp.zeros(x.shape, F32)
   z = _loop(width // size, body, zero, width // size <= 4)
+  if how.hidden_dropout:
+    z *= values.scale_of(how.hidden_dropout)
   if 'fc2' in p:
     z += p['fc2']['bias'][...]
   z = values.drop(z, w[2:], how.dropout, how.rows, first)
@@ -181,6 +189,8 @@ def _backward_kernel(how, sequences, words, rows, p, by_x, grads, *_):
   by_out = values.drop(g[...].astype(F32), w[2:], how.dropout, how.rows, first)
   if 'fc2' in p:
     grads['fc2']['bias'][...] += jnp.sum(by_out, 0, keepdims=True)
+  if how.hidden_dropout:
+    by_out *= values.scale_of(how.hidden_dropout)
   by_out, y = (z.astype(how.dtype).astype(F32) for z in (by_out, y))
   width = hidden_width(p)
   size = chunk(width)

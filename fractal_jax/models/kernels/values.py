@@ -198,10 +198,10 @@ def signed(word: int):
   return np.array(word, np.uint32).view(np.int32)[()]
 
 
-def kept(place, words, rate: float):
-  """Which values stay: dropout.py's draw at places (int32) of an array."""
+def kept(place, start, words, rate: float):
+  """Which values stay: dropout.py's draw at places start + place, int32."""
   shift = jax.lax.shift_right_logical
-  x = place + words[0]
+  x = place + (start + words[0])  # scalars first: an operation less
   x = (x ^ shift(x, 16)) * signed(0x7FEB352D)
   x = (x ^ shift(x, 15)) + words[1]
   x = (x ^ shift(x, 16)) * signed(0x846CA68B)
@@ -211,12 +211,15 @@ def kept(place, words, rate: float):
   return (x ^ flip) >= (signed(round(rate * 2**32)) ^ flip)
 
 
-def keep_or_zero(x, keep, rate: float):
-  return jnp.where(keep, x * np.float32(1 / (1 - rate)), 0.0)
+def scale_of(rate: float):
+  """What dropout multiplies the values by that stay: 1, if there is none."""
+  return np.float32(1 / (1 - rate))
 
 
-def drop(x, words, rate: float, shape, first, col=0, width=None):
-  """Dropout of rows of many sequences, as dropout.py drops [N, T, width].
+def mask(x, words, rate: float, shape, first, col=0, width=None):
+  """Dropout's zeros in rows of many sequences, as dropout.py has them.
+
+  Those that stay are to be multiplied by `scale_of`, where that is cheapest.
 
   Args:
     x: [R, F], whole sequences: their columns col .. col + F - 1.
@@ -231,8 +234,9 @@ def drop(x, words, rate: float, shape, first, col=0, width=None):
   width = width or x.shape[1]
 
   def rows(x, start):
-    place = iota(x.shape, 0) * width + iota(x.shape, 1) + (start * width + col)
-    return keep_or_zero(x, kept(place, words, rate), rate)
+    place = iota(x.shape, 0) * width + iota(x.shape, 1)
+    keep = kept(place, start * width + col, words, rate)
+    return jnp.where(keep, x, 0.0)
 
   real, padded = shape.tokens, shape.padded
   if real == padded:
@@ -243,6 +247,11 @@ def drop(x, words, rate: float, shape, first, col=0, width=None):
       for i in range(x.shape[0] // padded)
     ]
   )
+
+
+def drop(x, words, rate: float, *where):
+  """Dropout: `mask`, with the values that stay scaled."""
+  return mask(x, words, rate, *where) * scale_of(rate) if rate else x
 
 
 def pieces(parts, size: int, axis: int):
