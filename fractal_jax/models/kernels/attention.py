@@ -134,7 +134,6 @@ def _forward_kernel(how, words, x, resident, out, _, scratch):
     q, k, v = (qkv[i, :, at(c, unit)] for i in range(3))
     drop = _weight_drop(how, consts, w, first, c * len(heads))
     got = _attend(how, q, k, v, heads, consts['bias'], drop)
-    got *= values.scale_of(how.weight_dropout)
     mixed[:, at(c, unit)] = got.astype(how.dtype)
 
   over(d // unit, mix)
@@ -173,8 +172,7 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
 
   def project(j):  # the gradient by what is projected
     kernel = attention['proj']['kernel'][at(j, size), :]
-    by_mixed = dot(by_out, kernel, 1, 1) * values.scale_of(how.weight_dropout)
-    mixed[:, at(j, size)] = by_mixed.astype(how.dtype)
+    mixed[:, at(j, size)] = dot(by_out, kernel, 1, 1).astype(how.dtype)
 
   over(d // size, project)
 
@@ -188,7 +186,6 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
       if 'turns' in consts and i < 2:
         z = _rotate(z, consts['turns'][0], -consts['turns'][1])
       qkv[i, :, at(c, unit)] = z.astype(how.dtype)
-    out *= values.scale_of(how.weight_dropout)
     mixed[:, at(c, unit)] = out.astype(how.dtype)
 
   over(d // unit, mix)
@@ -219,16 +216,11 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
 
 
 def _project(how, p, y, qkv, consts):
-  """Fills qkv [3, R, D] with queries, keys and values of y [R, D].
-
-  Queries are scaled so that the softmax is one of powers of two, which is what
-  the chip has.
-  """
+  """Fills qkv [3, R, D] with queries, keys and values of y [R, D]."""
   d = y.shape[1]
   unit, _ = _heads(how, d)
   size = chunk(d)
   size = size if size % unit == 0 else d
-  scale = np.float32((d // how.heads) ** -0.5 * np.log2(np.e))
   for i in range(3):
 
     def one(j, i=i):
@@ -239,8 +231,6 @@ def _project(how, p, y, qkv, consts):
         cos, sin = consts['turns'][0], consts['turns'][1]
         units = [z[:, at(k, unit)] for k in range(size // unit)]
         z = jnp.concatenate([_rotate(u, cos, sin) for u in units], 1)
-      if i == 0:
-        z *= scale
       qkv[i, :, at(j, size)] = z.astype(how.dtype)
 
     over(d // size, one)
@@ -283,21 +273,20 @@ def _attend(how, q, k, v, heads, bias, drop, by_out=None):
 
   Args:
     how: sizes and structure.
-    q, k, v: [R, U] in how.dtype; q scaled, see `_project`.
+    q, k, v: [R, U] in how.dtype.
     heads: as head_lanes has them.
     bias: reference to the tiles' masks.
     drop: see `_weight_drop`.
-    by_out: the gradient by the output, [R, U], times what dropout scales
-      weights by; if gradients are wanted.
+    by_out: the gradient by the output, [R, U], if gradients are wanted.
 
   Returns:
-    The output [R, U] float32, but for what dropout scales by; or, with by_out,
-    the gradients by q, k and v, and the output.
+    The output [R, U] float32; or, with by_out, the gradients by q, k and v,
+    and the output.
   """
   rows, unit = q.shape
   size = unit // len(heads)
-  # Queries come scaled for powers of two; their gradients leave as they are.
-  by_query, by_key = np.float32(size**-0.5), np.float32(1 / np.log2(np.e))
+  scale = size**-0.5
+  rescale = values.scale_of(how.weight_dropout)
   lanes = functools.partial(values.pieces, size=unit, axis=1)
   by_tile = []
   for i, (q0, q1, k0, k1) in enumerate(how.rows.tiles(how.causal)):
@@ -306,11 +295,11 @@ def _attend(how, q, k, v, heads, bias, drop, by_out=None):
     for h, (a, b, first) in enumerate(heads):
       only = functools.partial(_only, first=first, size=size)
       qt, kt, vt = q[q0:q1, a:b], k[k0:k1, a:b], v[k0:k1, a:b]
-      weights = _softmax(qt, only(kt), mask)  # [keys, queries]
+      weights = _softmax(qt, only(kt), mask, scale)  # [keys, queries]
       dropped = weights
       if drop is not None:
         keep = drop(i, h, weights.shape)
-        dropped = jnp.where(keep, weights, 0.0)
+        dropped = jnp.where(keep, weights * rescale, 0.0)
       dropped = dropped.astype(how.dtype)
       out = dot(dropped, only(vt), 0, 0)  # [queries, lanes]
       if by_out is None:
@@ -319,11 +308,11 @@ def _attend(how, q, k, v, heads, bias, drop, by_out=None):
       by_o = only(by_out[q0:q1, a:b])
       by_w = dot(vt, by_o, 1, 1)
       if drop is not None:
-        by_w = jnp.where(keep, by_w, 0.0)
+        by_w = jnp.where(keep, by_w * rescale, 0.0)
       by_w -= jnp.sum(weights * by_w, 0, keepdims=True)
-      by_logits = (weights * by_w).astype(how.dtype)
-      by_q = dot(by_logits, only(kt), 0, 0) * by_query
-      by_k = dot(by_logits, only(qt), 1, 0) * by_key
+      by_logits = (weights * by_w * scale).astype(how.dtype)
+      by_q = dot(by_logits, only(kt), 0, 0)
+      by_k = dot(by_logits, only(qt), 1, 0)
       by_v = dot(dropped, by_o, 1, 0)
       found.append([(a, b, z) for z in (by_q, by_k, by_v, out)])
     by_tile.append([lanes(parts) for parts in zip(*found)])
@@ -340,9 +329,10 @@ def _attend(how, q, k, v, heads, bias, drop, by_out=None):
   return join(0, 0), join(1, 1), join(2, 1), join(3, 0)
 
 
-def _softmax(q, k, mask):
-  """Weights [keys, queries], float32, of scaled queries and keys [., lanes]."""
-  logits = dot(k, q, 1, 1) + mask
+def _softmax(q, k, mask, scale):
+  """Weights [keys, queries], float32, of queries and keys [., lanes]."""
+  # In powers of two, which is what the chip has.
+  logits = dot(k, q, 1, 1) * np.float32(scale * np.log2(np.e)) + mask
   e = jnp.exp2(logits - jnp.max(logits, 0, keepdims=True))
   return e * (1 / jnp.sum(e, 0, keepdims=True))
 
