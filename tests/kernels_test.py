@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fractal_jax import config, sharding
-from fractal_jax.models import layers, pixel
+from fractal_jax.models import fractal, layers, pixel
 from fractal_jax.models.kernels import attention, blocks, pixel_draw, proof
 from fractal_jax.models.kernels.geometry import Packed, Rows
 from fractal_jax.models.types import Given, Request, Sampling
@@ -240,15 +240,21 @@ def on_a_tpu(monkeypatch):
   return lines(monkeypatch)
 
 
+def tried(kernels, kinds, **changes):
+  """The field `kernels` of each level, on the devices of a run."""
+  net = fractal.from_config(
+    tiny.model(kinds, (4, 1), kernels=kernels, **changes)
+  )
+  return [s.kernels for s in proof.tried(net, kernels).specs]
+
+
 def test_auto_takes_kernels_that_are_right(monkeypatch):
-  specs = tiny.build(('ar', 'pixel'), (4, 1))[0].specs
   found = on_a_tpu(monkeypatch)
-  assert {s.kernels for s in proof.chosen('auto', specs)} == {'pallas'}
+  assert tried('auto', ('ar', 'pixel')) == ['pallas'] * 2
   assert not found
 
 
 def test_auto_leaves_kernels_that_are_wrong_or_fail(monkeypatch):
-  specs = tiny.build(('mar', 'pixel'), (4, 1), dropout=0.1)[0].specs
   found = on_a_tpu(monkeypatch)
   right = attention.attention_half
 
@@ -262,13 +268,13 @@ def test_auto_leaves_kernels_that_are_wrong_or_fail(monkeypatch):
 
   monkeypatch.setattr(attention, 'attention_half', wrong)
   monkeypatch.setattr(pixel_draw, 'pixel_draw', fails)
-  assert [s.kernels for s in proof.chosen('auto', specs)] == ['xla'] * 2
+  assert tried('auto', ('mar', 'pixel'), dropout=0.1) == ['xla'] * 2
   assert 'level 0 runs without kernels: the attention half is wrong' in found[0]
   assert 'drawing pixels fails with NotImplementedError' in found[1]
   assert 'on this chip' not in found[1]  # one line
 
 
 def test_without_a_tpu_auto_has_no_kernels():
-  specs = tiny.build()[0].specs
-  assert {s.kernels for s in proof.chosen('auto', specs)} == {'xla'}
-  assert {s.kernels for s in proof.chosen('pallas', specs)} == {'pallas'}
+  assert tried('auto', ('ar', 'pixel')) == ['xla'] * 2
+  assert tried('pallas', ('ar', 'pixel')) == ['pallas'] * 2
+  assert tried('xla', ('ar', 'pixel')) == ['xla'] * 2

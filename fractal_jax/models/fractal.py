@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import colour, layers, pixel, shared
 from fractal_jax.models.colour import Colour
-from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.kinds import KINDS
 from fractal_jax.models.types import (
@@ -294,10 +293,7 @@ class Labels(nn.Module):
 def from_config(model) -> Fractal:
   """The model of a config's section `model`."""
   return Fractal(
-    proof.chosen(model.kernels, specs(model)),
-    model.classes,
-    model.label_dropout,
-    colour.from_config(model),
+    specs(model), model.classes, model.label_dropout, colour.from_config(model)
   )
 
 
@@ -353,6 +349,8 @@ def specs(model) -> tuple[Spec, ...]:
         remat=model.remat,
         unroll=model.depths[i] <= model.unroll,
         chunks=model.chunks[i] if model.chunks else 1,
+        # 'auto' is found out on the devices of a run: see kernels/proof.py.
+        kernels='pallas' if model.kernels == 'pallas' else 'xla',
       )
     )
   below = [s.num_conds for s in out[1:]] + [0]

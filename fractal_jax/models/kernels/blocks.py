@@ -43,6 +43,9 @@ def usable(spec) -> bool:
   """Whether a level may run on kernels where it is traced, its size aside."""
   if spec.kernels != 'pallas':
     return False
+  if calls.platform() not in ('tpu', 'cpu'):
+    say('the model runs without kernels: there are none for these devices')
+    return False
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.shape.get('tensor', 1) > 1:
     say(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fractal_jax import cpu
 from fractal_jax.models import layers, pixel
 from fractal_jax.models.kernels import (
   attention,
@@ -47,36 +48,32 @@ class Trial:
   gradients: bool = True
 
 
-def chosen(wanted: str, specs) -> tuple:
-  """The levels' specs, each with its field `kernels` as a run will have it.
+def tried(net, wanted: str):
+  """The net for a run on the devices at hand.
 
   Args:
-    wanted: config.model.kernels: 'xla', 'pallas' (kernels, untried; on a CPU
-      interpreted, for tests), or 'auto' (on TPUs, if they pass their trials).
-    specs: of all levels; the last one is the pixel level.
+    net: a Fractal, as fractal.from_config makes it.
+    wanted: config.model.kernels. 'auto': on TPUs its levels take the kernels
+      that pass their trials; else it stays as it is.
   """
-  platform = on()
-  if wanted == 'xla' or (wanted == 'auto' and platform != 'tpu'):
-    return specs
-  if platform == 'gpu':
-    blocks.say('model.kernels: there are none for GPUs; this run has none')
-    return specs
-  out = []
-  for spec in specs:
+  if wanted != 'auto' or on() != 'tpu':
+    return net
+  specs = []
+  for spec in net.specs:
     found = dataclasses.replace(spec, kernels='pallas')
-    problem = first_problem(found) if wanted == 'auto' else ''
+    problem = first_problem(found)
     if problem:
       blocks.say(
         f'level {spec.index} runs without kernels: {problem}. Please report '
         'this line; model.kernels=xla silences it'
       )
-    out.append(spec if problem else found)
-  return tuple(out)
+    specs.append(spec if problem else found)
+  return net.clone(specs=tuple(specs))
 
 
 def on() -> str:
-  """The platform that a run is on."""
-  return jax.default_backend()
+  """The platform that a run is on. JAX starts its devices if need be."""
+  return 'cpu' if cpu.on_cpu() else jax.default_backend()
 
 
 @functools.cache
