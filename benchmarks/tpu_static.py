@@ -369,6 +369,7 @@ def main() -> None:
   parser.add_argument('--sample', type=int, help='generate so many per device')
   parser.add_argument('--kernels', default='pallas', help='or xla')
   parser.add_argument('--fsdp', type=int, default=1)
+  parser.add_argument('--chunks', help='config.model.chunks, say 1,1,4,4')
   parser.add_argument('--devices', type=int, help='of the topology; all')
   parser.add_argument('--hlo', help='a file for the compiled program')
   args = parser.parse_args()
@@ -376,6 +377,8 @@ def main() -> None:
   path, _, option = args.config.partition(':')
   config = runpy.run_path(path)['get_config'](option or None)
   config.model.kernels = args.kernels
+  if args.chunks:
+    config.model.chunks = tuple(map(int, args.chunks.split(',')))
   config.mesh.fsdp = args.fsdp
   devices = topologies.get_topology_desc(args.topology, 'tpu').devices
   devices = devices[: args.devices]
