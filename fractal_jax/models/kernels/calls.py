@@ -134,50 +134,56 @@ def blocks(
   return outs if sums is None else (outs, sums)
 
 
+def on_devices(fn, in_specs, out_specs):
+  """fn on each device of the mesh, where the compiler is left to split arrays.
+
+  It can't split what a kernel works on. Within shard_map nothing is left to it.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.manual_axes:
+    return fn
+  return jax.shard_map(
+    fn, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+
+
 def on_groups(fn):
   """fn under the training step's vmap over groups of images.
 
   The compiler would gather a kernel's operands on every device. Here each
   device of the mesh calls it on its own groups: arguments without an axis of
   groups, the weights, are gathered before; what comes out has that axis.
+  Without groups, every device does all.
   """
-  fn = custom_vmap(fn)
 
-  @fn.def_vmap
+  @custom_vmap
+  def alone(*args):
+    return on_devices(fn, jax.P(), jax.P())(*args)
+
+  @alone.def_vmap
   def _(groups, batched, *args):
-    def local(*args):
-      leaves, tree = jax.tree.flatten(args)
-      flags = jax.tree.leaves(tuple(batched))
-      mine = [x for x, b in zip(leaves, flags) if b]
+    del groups  # each device has its share
+    leaves, tree = jax.tree.flatten(args)
+    grouped = jax.tree.leaves(tuple(batched))
+    over = jax.P(sharding.BATCH)
+
+    def local(*leaves):
+      mine = [x for x, b in zip(leaves, grouped) if b]
 
       def one(mine):
         mine = iter(mine)
-        return fn(
-          *tree.unflatten(
-            [next(mine) if b else x for x, b in zip(leaves, flags)]
-          )
-        )
+        args = [next(mine) if b else x for x, b in zip(leaves, grouped)]
+        return fn(*tree.unflatten(args))
 
       if len(mine[0]) > 1:
         return jax.lax.map(one, mine)
-      out = one([x[0] for x in mine])
-      return jax.tree.map(lambda x: x[None], out)
+      return jax.tree.map(lambda x: x[None], one([x[0] for x in mine]))
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and not mesh.manual_axes:
-      specs = jax.tree.map(
-        lambda b: jax.P(sharding.BATCH) if b else jax.P(), tuple(batched)
-      )
-      local = jax.shard_map(
-        local,
-        in_specs=specs,
-        out_specs=jax.P(sharding.BATCH),
-        check_vma=False,
-      )
-    out = local(*args)
+    specs = tuple(over if b else jax.P() for b in grouped)
+    out = on_devices(local, specs, over)(*leaves)
     return out, jax.tree.map(lambda _: True, out)
 
-  return fn
+  return alone
 
 
 def with_gradient(forward, backward):
