@@ -390,7 +390,9 @@ def main() -> None:
       config, mesh, args.sample * len(devices)
     )
     _, guided = sample.settings(config)
-    flops = cost.sample_flops_per_image(config, guided) * args.sample
+    flops = args.sample * cost.sample_flops_per_image(
+      config, guided, config.sample.iterations
+    )
   else:
     program = compiled_step(config, mesh)
     flops = cost.train_flops_per_image(config) * args.images
