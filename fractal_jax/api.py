@@ -18,7 +18,7 @@ from fractal_jax import sharding
 from fractal_jax.inference import edit, explain, inputs, sample, score
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
-from fractal_jax.training import checkpoint, train_state
+from fractal_jax.training import checkpoint, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
 JOBS = {
@@ -281,5 +281,5 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
   net = fractal.from_config(config.model)
   mesh = sharding.any_mesh(config)
   shardings = train_state.param_shardings(net, mesh)
-  params = checkpoint.restore_params(workdir, step, shardings)
+  params = restore.restore_params(workdir, step, shardings)
   return Model(config, net, params, mesh)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fractal_jax import checks
+from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, pixel, published, shared
 from fractal_jax.models.kinds import KINDS
@@ -153,8 +153,11 @@ def read_pth(path: str) -> dict[str, np.ndarray]:
   """
   torch = import_torch()
   try:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-      file = torch.load(path, map_location='cpu', weights_only=True)
+    with (
+      torch.serialization.safe_globals([argparse.Namespace]),
+      paths.local(path) as copy,
+    ):
+      file = torch.load(copy, map_location='cpu', weights_only=True)
   except FileNotFoundError as e:
     raise ConvertError(f'There is no file {path}.') from e
   except Exception as e:  # torch raises many kinds for a file it can't read
@@ -188,7 +191,8 @@ def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
   """
   torch = import_torch()
   tensors = {k: torch.tensor(v) for k, v in state.items()}
-  torch.save({'model': tensors}, path)
+  with paths.whole(path) as file:
+    torch.save({'model': tensors}, file)
 
 
 def import_torch():

@@ -16,7 +16,6 @@ import contextlib
 import errno
 import importlib
 import os
-import pathlib
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from fractal_jax import cpu
+from fractal_jax import cpu, paths
 from fractal_jax.commands import common
 from fractal_jax.errors import UserError
 
@@ -47,10 +46,17 @@ COMMANDS = {
 }
 
 
-def cache_folder() -> str:
-  """Where JAX keeps compiled programs."""
-  own = pathlib.Path.home() / '.cache' / 'fractal_jax' / 'xla'
-  return os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(own)
+def cache_folder() -> str | None:
+  """Where JAX keeps compiled programs; None where HOME can't be written to."""
+  chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if chosen:
+    return chosen
+  own = os.path.join('~', '.cache', 'fractal_jax', 'xla')
+  try:
+    paths.check_folder(own, 'HOME')
+  except paths.PathError:
+    return None
+  return paths.absolute(own)
 
 
 def start() -> None:
@@ -85,7 +91,9 @@ def report_compiling():
   def report():
     if sum(seconds) >= 0.1 and jax.process_index() == 0:
       text = f'compiling took {sum(seconds):.1f} of'
-      text += f' {time.monotonic() - begun:.1f} s; kept in {cache_folder()}'
+      text += f' {time.monotonic() - begun:.1f} s; '
+      folder = cache_folder()
+      text += f'kept in {folder}' if folder else 'HOME takes no cache of it'
       print(text, file=sys.stderr)  # beside the results, not among them
 
   jax.monitoring.register_event_duration_secs_listener(listen)
@@ -124,6 +132,8 @@ def leave_after(command: str, error: BaseException) -> None:
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
+  if not isinstance(error, OSError) and paths.of_storage(error):
+    leave(f'fractal-jax {command}: {error}', 2)
   processes = sys.modules.get('fractal_jax.training.processes')
   if processes is not None:
     if isinstance(error, processes.Preempted):

@@ -6,10 +6,11 @@ V - 1). `model` is always a config's section `model`.
 
 from collections.abc import Iterator
 import importlib.util
-import pathlib
+import os
 
 import numpy as np
 
+from fractal_jax import paths
 from fractal_jax.data.common import image_dtype
 from fractal_jax.errors import UserError
 from fractal_jax.models.types import NEVER, Drawn
@@ -118,8 +119,9 @@ def save(picture: np.ndarray, path: str) -> None:
   """Writes a picture; the ending of the path says in what format."""
   from PIL import Image
 
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(picture).save(path)
+  ending = os.path.splitext(path)[1].lower()
+  with paths.whole(path) as file:
+    Image.fromarray(picture).save(file, Image.registered_extensions()[ending])
 
 
 # Movies of images that are being generated.
@@ -207,18 +209,19 @@ def save_movie(
     PictureError: another ending, or no encoder for .mp4.
   """
   check_movie(path)
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   shots = movie(drawn, model, columns=columns, frames=frames)
   save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
-  save_shots(shots, path)
+  with paths.whole(path) as file:
+    save_shots(shots, file)
 
 
-def _save_gif(shots: Iterator[tuple[np.ndarray, int]], path: str) -> None:
+def _save_gif(shots: Iterator[tuple[np.ndarray, int]], file) -> None:
   from PIL import Image
 
   images, stays = zip(*((Image.fromarray(x), ms) for x, ms in shots))
   images[0].save(
-    path,
+    file,
+    'GIF',
     save_all=True,
     append_images=images[1:],
     duration=list(stays),
@@ -226,16 +229,16 @@ def _save_gif(shots: Iterator[tuple[np.ndarray, int]], path: str) -> None:
   )
 
 
-def _save_mp4(shots: Iterator[tuple[np.ndarray, int]], path: str) -> None:
+def _save_mp4(shots: Iterator[tuple[np.ndarray, int]], file) -> None:
   from imageio import v2 as imageio
 
   how = {'fps': 1000 / FRAME, 'codec': 'libx264', 'macro_block_size': 2}
-  with imageio.get_writer(path, format='FFMPEG', quality=8, **how) as file:
+  with imageio.get_writer(file.name, format='FFMPEG', quality=8, **how) as out:
     for picture, stays in shots:
       h, w, _ = picture.shape  # H.264 takes even sides
       picture = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), 'edge')
       for _ in range(round(stays / FRAME)):
-        file.append_data(picture)
+        out.append_data(picture)
 
 
 def check_movie(path: str) -> None:

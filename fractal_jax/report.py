@@ -3,11 +3,10 @@
 import base64
 import html
 import io
-import pathlib
 
 import numpy as np
 
-from fractal_jax import pictures
+from fractal_jax import paths, pictures
 from fractal_jax.inference.explain import Explanation
 from fractal_jax.models import colour
 
@@ -33,13 +32,13 @@ def write(found: Explanation, image: np.ndarray, model, folder: str) -> str:
   Returns:
     The path of report.html, a page that needs no other file.
   """
-  path = pathlib.Path(folder)
-  path.mkdir(parents=True, exist_ok=True)
+  path = paths.path(folder)
   shots = maps(found, image, model)
   for name, shot in shots.items():
     pictures.save(shot, str(path / f'{name}.png'))
-  np.save(path / 'bits.npy', found.bits)
-  (path / 'report.html').write_text(page(found, shots), encoding='utf-8')
+  with paths.whole(path / 'bits.npy') as file:
+    np.save(file, found.bits)
+  paths.write_text(path / 'report.html', page(found, shots))
   return str(path / 'report.html')
 
 

@@ -45,3 +45,12 @@ def pytest_runtest_makereport(item):
       report.outcome = 'failed'
       report.longrepr = f'skipped, which fails in CI: {reason}'
   return report
+
+
+@pytest.fixture(scope='session')
+def bucket():
+  """A bucket of Google Cloud Storage; see emulator.Emulator."""
+  from tests import emulator
+
+  with emulator.serve() as found:
+    yield found

@@ -21,7 +21,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax.metrics import weights
-from fractal_jax.training import checkpoint
+from fractal_jax.training import restore
 from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def logged(workdir, step):
 
 
 def params(workdir):
-  return jax.device_get(checkpoint.restore_params(workdir))
+  return jax.device_get(restore.restore_params(workdir))
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_killed_and_stopped_a_run_ends_with_the_same_bits(
   jobs[0].kill()
   finish(jobs, -signal.SIGKILL)
   torn = [p.name for p in folder.iterdir() if not p.name.isdigit()]
-  kept = checkpoint.steps(workdir)
+  kept = restore.steps(workdir)
   assert kept == [5] and torn or kept == [5, 10]  # it may just have made it
   jobs = start(workdir, 1, slow=True)
   wait_for(logged(workdir, 12), jobs)
@@ -204,7 +204,7 @@ def test_killed_and_stopped_a_run_ends_with_the_same_bits(
   (text,) = finish(jobs, 75)
   assert f'resuming after step {kept[-1]}\n' in text
   step = told(text)
-  assert step >= 12 and checkpoint.steps(workdir)[-1] == step
+  assert step >= 12 and restore.steps(workdir)[-1] == step
   (text,) = finish(start(workdir, 1, *BARE), 0)
   assert f'resuming after step {step}\n' in text
   assert all(p.name.isdigit() for p in folder.iterdir())
@@ -225,8 +225,8 @@ def test_two_processes_killed_stopped_and_resumed_as_one(
   # One is killed: the other names it, and ends too.
   often = '--config.optim.save_every=2'
   jobs = start(workdir, 2, often, slow=True)
-  wait_for(lambda: 2 in checkpoint.steps(workdir), jobs)
-  kept = checkpoint.steps(workdir)[-1]
+  wait_for(lambda: 2 in restore.steps(workdir), jobs)
+  kept = restore.steps(workdir)[-1]
   jobs[1].kill()
   began = time.monotonic()
   first, _ = finish(jobs, 70, -signal.SIGKILL)
@@ -240,7 +240,7 @@ def test_two_processes_killed_stopped_and_resumed_as_one(
   first, second = finish(jobs, 75, 75)
   assert int(re.search('resuming after step (\\d+)', first)[1]) >= kept
   step = told(first)
-  assert step >= kept + 2 and checkpoint.steps(workdir)[-1] == step
+  assert step >= kept + 2 and restore.steps(workdir)[-1] == step
 
   # One process goes on, as if nothing had been.
   (text,) = finish(start(workdir, 1), 0)
@@ -378,8 +378,8 @@ def test_processes_must_share_the_work_directory(start, tmp_path):
   a, b = tmp_path / 'a', tmp_path / 'b'
   code = (
     'import sys; from fractal_jax import main;'
-    'from fractal_jax.training import checkpoint;'
-    'checkpoint.SHARED_WITHIN = 2.0;'
+    'from fractal_jax.training import lease;'
+    'lease.SHARED_WITHIN = 2.0;'
     f"i = sys.argv.index('--workdir={a}');"
     f"sys.argv[i] = '--workdir={b}' if '--process=1' in sys.argv else "
     'sys.argv[i]; main.run()'

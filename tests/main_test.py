@@ -6,10 +6,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 from PIL import Image
 import pytest
+
+from fractal_jax import main
+from fractal_jax.commands import common, evaluate
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits.py'
@@ -216,3 +220,22 @@ def test_edit_and_explain_need_only_the_workdir(workdir, tmp_path):
   folder = tmp_path / 'explain'
   text = call('explain', *args, '--label=3', f'--out={folder}', '--passes=2')
   assert 'bits/dim' in text and (folder / 'report.html').exists()
+
+
+def test_a_home_that_takes_no_cache(monkeypatch, tmp_path):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert main.cache_folder() == f'{tmp_path}/.cache/fractal_jax/xla'
+  monkeypatch.setenv('HOME', '/proc/nowhere')
+  assert main.cache_folder() is None
+
+
+def test_a_run_that_may_not_be_written_to_is_evaluated(monkeypatch, tmp_path):
+  flags = types.SimpleNamespace(cache=None, workdir=str(tmp_path))
+  monkeypatch.setattr(evaluate, 'FLAGS', flags)
+  assert evaluate.cache() == str(tmp_path)
+  flags.workdir = '/proc/run'
+  with pytest.raises(common.UsageError, match='--cache=DIR'):
+    evaluate.cache()
+  flags.cache = f'{tmp_path}/new'
+  assert evaluate.cache() == flags.cache

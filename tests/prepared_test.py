@@ -126,3 +126,9 @@ def test_without_tfds_installed(monkeypatch):
     pipeline.DataError, match="no data set 'cifar10'.*pip inst"
   ):
     pipeline.info(color_config('cifar10', '/x'))
+
+
+def test_array_records_in_a_bucket_are_refused_with_the_way_out(bucket):
+  config = color_config('imagenet2012', f'{bucket.url}/tfds')
+  with pytest.raises(pipeline.DataError, match='gcloud storage cp -r'):
+    pipeline.info(config)

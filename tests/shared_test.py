@@ -10,7 +10,13 @@ from fractal_jax import convert, sharding
 from fractal_jax.models import fractal, shared
 from fractal_jax.models.types import Draws, Sampling
 from fractal_jax.planning import cost
-from fractal_jax.training import checkpoint, optimizer, train, train_state
+from fractal_jax.training import (
+  CheckpointError,
+  checkpoint,
+  optimizer,
+  train,
+  train_state,
+)
 from tests import tiny
 
 AR = ('ar', 'ar', 'pixel'), (4, 2, 1), (0, 0, 2)
@@ -140,7 +146,7 @@ def test_levels_begin_as_in_another_run_that_shares_them(tmp_path):
   found = train.initialise_levels(state, c)
   jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
   c.model.init_from = runs[()]
-  with pytest.raises(checkpoint.CheckpointError, match='extra: level_1/blocks'):
+  with pytest.raises(CheckpointError, match='extra: level_1/blocks'):
     train.initialise_levels(state, c)
 
 

@@ -17,13 +17,15 @@ from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.models import fractal
 from fractal_jax.training import (
+  CheckpointError,
   checkpoint,
+  lease,
   monitor,
   optimizer,
+  restore,
   train,
   train_state,
 )
-from fractal_jax.training.checkpoint import CheckpointError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -188,7 +190,7 @@ def test_resumed_run_is_the_straight_run(
     with pytest.raises(Killed):
       train.train(configure(), str(tmp_path))
   # Steps 6 to 9 are lost, with what was logged of them.
-  assert checkpoint.steps(tmp_path) == [5]
+  assert restore.steps(tmp_path) == [5]
   assert [x['step'] for x in metric_lines(tmp_path)] == [2, 4, 6, 8]
   state = train.train(configure(), str(tmp_path))
   out = capsys.readouterr().out
@@ -205,9 +207,9 @@ def test_resumed_run_is_the_straight_run(
 def test_a_run_leaves_its_files(straight, capsys):
   workdir, state = straight
   assert state.step == 10
-  assert checkpoint.steps(workdir) == [5, 10]
+  assert restore.steps(workdir) == [5, 10]
   assert checkpoint.load_config(workdir).to_dict() == configure().to_dict()
-  params = checkpoint.restore_params(workdir)
+  params = restore.restore_params(workdir)
   chex.assert_trees_all_equal(params, state.params)
   last = metric_lines(workdir)[-1]
   assert last['step'] == 10
@@ -230,7 +232,7 @@ def test_another_model_or_a_used_work_directory_is_refused(straight):
   config.model.depths = (2, 1)
   with pytest.raises(CheckpointError, match='model.depths'):
     train.train(config, straight[0])
-  with checkpoint.lock(straight[0]):
+  with lease.hold(straight[0]):
     with pytest.raises(CheckpointError, match='in use'):
       train.train(configure(), straight[0])
 
@@ -327,7 +329,7 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(
   assert 'labels 2, level_0 2, level_1 2' in str(e.value)
   assert f'{tmp_path}/checkpoints/5; the same command' in str(e.value)
   assert len(every_state) <= 4  # noticed one step later at most
-  assert checkpoint.steps(tmp_path) == [5]
+  assert restore.steps(tmp_path) == [5]
 
 
 def test_spikes_are_skipped_alike_after_a_resumption(

@@ -1,11 +1,9 @@
 """What commands share: flags, checks of them, and the run they are about."""
 
-import pathlib
-
 from absl import flags
 from ml_collections import config_flags
 
-from fractal_jax import checks
+from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -222,11 +220,7 @@ def integers(name: str, values: list[str]) -> tuple[int, ...]:
 
 def check_out(*endings: str) -> None:
   """Refuses an --out that can't be written, before any work is done for it."""
-  path = pathlib.Path(FLAGS.out)
-  if path.suffix not in endings:
-    raise UsageError(f'--out={path} must end in {" or ".join(endings)}')
-  if path.parent.exists() and not path.parent.is_dir():
-    raise UsageError(f'--out={path}: {path.parent} is not a folder')
+  paths.check_output(FLAGS.out, '--out', endings)
 
 
 def follow(job):

@@ -1,10 +1,9 @@
 """`convert`: published weights to a run, and back."""
 
-import os
-
 from absl import flags
 from ml_collections import config_flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -24,7 +23,7 @@ def run():
   """Makes a run of the published weights --pth, or --out of a run."""
   from fractal_jax import config as config_lib
   from fractal_jax import convert
-  from fractal_jax.training import checkpoint
+  from fractal_jax.training import checkpoint, restore
 
   if bool(FLAGS.pth) == bool(FLAGS.out):
     raise common.UsageError(
@@ -32,11 +31,12 @@ def run():
       'writes --out=FILE.pth from a --workdir: give one of --pth and --out.'
     )
   if FLAGS.out:
+    paths.check_output(FLAGS.out, '--out', ('.pth',))
     config = checkpoint.load_config(FLAGS.workdir)
-    params = checkpoint.restore_params(FLAGS.workdir, FLAGS.step)
+    params = restore.restore_params(FLAGS.workdir, FLAGS.step)
     state = convert.to_published(params, config.model)
     convert.write_pth(FLAGS.out, state)
-    common.say(f'{len(state)} tensors: {os.path.abspath(FLAGS.out)}')
+    common.say(f'{len(state)} tensors: {paths.absolute(FLAGS.out)}')
     return
   if FLAGS.config is None:
     raise common.UsageError(
@@ -47,4 +47,4 @@ def run():
     convert.read_pth(FLAGS.pth), FLAGS.config.model
   )
   checkpoint.save_params(FLAGS.workdir, FLAGS.config, params)
-  common.say(f'{FLAGS.pth} is now the run {os.path.abspath(FLAGS.workdir)}')
+  common.say(f'{FLAGS.pth} is now the run {paths.absolute(FLAGS.workdir)}')

@@ -1,10 +1,8 @@
 """`edit`: generates what is under a mask, given the rest."""
 
-import os
-import pathlib
-
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -88,7 +86,7 @@ def run():
 
   if jax.process_index() == 0:
     write(image, mask[0], drawn, config.model)
-  common.say(f'{FLAGS.num} completions: {os.path.abspath(FLAGS.out)}')
+  common.say(f'{FLAGS.num} completions: {paths.absolute(FLAGS.out)}')
 
 
 def the_mask(model):
@@ -108,8 +106,8 @@ def write(image, mask, drawn, model):
   from fractal_jax import pictures
 
   if FLAGS.out.endswith('.npy'):
-    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
-    np.save(FLAGS.out, drawn)
+    with paths.whole(FLAGS.out) as file:
+      np.save(file, drawn)
   elif len(drawn) == 1:
     pictures.save(pictures.from_values(drawn, model)[0], FLAGS.out)
   else:

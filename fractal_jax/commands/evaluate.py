@@ -5,7 +5,7 @@ import os
 
 from absl import flags
 
-from fractal_jax import checks
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -48,6 +48,12 @@ def run_flags():
   flags.DEFINE_integer(
     'seed', 0, 'Image i is a function of the seed and of i alone.'
   )
+  flags.DEFINE_string(
+    'cache',
+    None,
+    'A folder for generated images and their statistics, in place of the '
+    '--workdir: for a run that may not be written to.',
+  )
   flags.DEFINE_bool('unconditional', False, 'Generate without classes.')
 
 
@@ -77,7 +83,7 @@ def run():
     images = images_of(model, step, FLAGS.num, changes)
     if only_save:
       images_lib.save(images, FLAGS.save)
-      common.say(f'{images.num} images: {os.path.abspath(FLAGS.save)}')
+      common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
       common.say(
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )
@@ -89,10 +95,10 @@ def run():
   common.say(results.summary(found))
   if FLAGS.save:
     images_lib.save(images, FLAGS.save)
-    common.say(f'images: {os.path.abspath(FLAGS.save)}')
+    common.say(f'images: {paths.absolute(FLAGS.save)}')
   if FLAGS.out:
     write_json(FLAGS.out, found)
-    common.say(f'numbers: {os.path.abspath(FLAGS.out)}')
+    common.say(f'numbers: {paths.absolute(FLAGS.out)}')
 
 
 def check_numbers():
@@ -114,7 +120,7 @@ def check_flags():
       raise common.UsageError(
         '--images needs --ref=FILE.npz; `fractal-jax reference` makes one'
       )
-    given = [n for n in ('save', 'step') if FLAGS[n].value is not None]
+    given = [n for n in ('save', 'step', 'cache') if FLAGS[n].value is not None]
     given += list(common.sampling_changes())
     if given:
       raise common.UsageError(
@@ -122,19 +128,34 @@ def check_flags():
         '--images'
       )
   for name, ending in (('save', '.npz'), ('out', '.json')):
-    value = FLAGS[name].value
-    if value and not value.endswith(ending):
-      raise common.UsageError(f'--{name}={value} must end in {ending}')
+    if FLAGS[name].value:
+      paths.check_output(FLAGS[name].value, f'--{name}', (ending,))
+  if FLAGS.workdir:
+    cache()
+
+
+def cache() -> str:
+  """Where images and statistics of the run are kept: it can be written to."""
+  if FLAGS.cache:
+    paths.check_folder(FLAGS.cache, '--cache')
+    return FLAGS.cache
+  try:
+    paths.check_folder(FLAGS.workdir, '--workdir')
+  except paths.PathError as e:
+    raise common.UsageError(
+      f'{e} What is generated can be kept elsewhere: --cache=DIR.'
+    ) from e
+  return FLAGS.workdir
 
 
 def load():
   """The model of --workdir, and the step of its checkpoint."""
-  from fractal_jax.training import checkpoint
+  from fractal_jax.training import restore
 
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
   model = common.load_model(config)
-  return model, FLAGS.step or checkpoint.steps(FLAGS.workdir)[-1]
+  return model, FLAGS.step or restore.steps(FLAGS.workdir)[-1]
 
 
 def images_of(model, step, num, changes):
@@ -143,7 +164,7 @@ def images_of(model, step, num, changes):
 
   return images.of_run(
     model,
-    FLAGS.workdir,
+    cache(),
     step,
     num,
     seed=FLAGS.seed,
@@ -183,11 +204,11 @@ def the_reference(config, extractor):
     return reference.read(FLAGS.ref, extractor)
   found, path = reference.of_run(
     config,
-    FLAGS.workdir,
+    cache(),
     extractor,
     lambda x: tqdm.tqdm(x, unit='batch', disable=None, desc='reference'),
   )
-  common.say(f'reference: {os.path.abspath(path)}')
+  common.say(f'reference: {paths.absolute(path)}')
   return found
 
 
@@ -209,8 +230,5 @@ def write_json(path, found):
   """Writes the numbers; process 0 alone does."""
   import jax
 
-  from fractal_jax.metrics import files
-
   if jax.process_index() == 0:
-    with files.whole(path) as file:
-      file.write((json.dumps(found, indent=2) + '\n').encode())
+    paths.write_text(path, json.dumps(found, indent=2) + '\n')

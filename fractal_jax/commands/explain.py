@@ -1,9 +1,8 @@
 """`explain`: the bits of each value of an image."""
 
-import os
-
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -53,4 +52,4 @@ def run():
       f'  level {c.level} without {c.name}: {c.worth:+.2f}{error} bits'
     )
   path = report.write(found, image, config.model, FLAGS.out)
-  common.say(f'report: {os.path.abspath(path)}')
+  common.say(f'report: {paths.absolute(path)}')

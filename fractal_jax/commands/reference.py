@@ -1,10 +1,9 @@
 """`reference`: statistics of a data set, for `evaluate --ref`."""
 
-import os
-
 from absl import flags
 from ml_collections import config_flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -46,8 +45,7 @@ def run():
 
   common.at_least('num', 0)
   common.at_least('batch', 1)
-  if not FLAGS.out.endswith('.npz'):
-    raise common.UsageError(f'--out={FLAGS.out} must end in .npz')
+  paths.check_output(FLAGS.out, '--out', ('.npz',))
   config = the_config()
   features.check_model(config.model)
   extractor = features.Extractor(
@@ -66,7 +64,7 @@ def run():
     reference.write(FLAGS.out, made)
   common.say(
     f'{made.num} images of {made.name}, {len(made.features)} of them for '
-    f'precision and recall: {os.path.abspath(FLAGS.out)}'
+    f'precision and recall: {paths.absolute(FLAGS.out)}'
   )
 
 

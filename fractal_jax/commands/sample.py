@@ -1,10 +1,8 @@
 """`sample`: generates images."""
 
-import os
-import pathlib
-
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -45,6 +43,7 @@ def run():
 
   if FLAGS.movie:
     pictures.check_movie(FLAGS.movie)
+    paths.check_output(FLAGS.movie, '--movie', ('.gif', '.mp4'))
   common.check_out('.png', '.npz')
   config = common.load_config()
   changes = common.sampling_changes()
@@ -82,17 +81,17 @@ def write(drawn, labels, model):
   num = len(drawn.values)
   columns = len(labels) if 1 < len(labels) <= 16 else None
   if FLAGS.out.endswith('.npz'):
-    pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-      FLAGS.out, images=drawn.values, labels=sample.round_robin(num, labels)
-    )
+    with paths.whole(FLAGS.out) as file:
+      np.savez_compressed(
+        file, images=drawn.values, labels=sample.round_robin(num, labels)
+      )
   else:
     shown = pictures.from_values(drawn.values, model)
     pictures.save(pictures.grid(shown, columns), FLAGS.out)
-  common.say(f'{num} images: {os.path.abspath(FLAGS.out)}')
+  common.say(f'{num} images: {paths.absolute(FLAGS.out)}')
   if FLAGS.movie:
     pictures.save_movie(drawn, model, FLAGS.movie, columns=columns)
-    common.say(f'movie: {os.path.abspath(FLAGS.movie)}')
+    common.say(f'movie: {paths.absolute(FLAGS.movie)}')
 
 
 def classes(model) -> list[int]:

@@ -1,9 +1,8 @@
 """`sweep`: the metrics over guidance and temperature."""
 
-import os
-
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common, evaluate
 
 FLAGS = flags.FLAGS
@@ -33,10 +32,9 @@ def run():
   from fractal_jax.metrics import results, sweep
 
   evaluate.check_numbers()
-  if not FLAGS.out.endswith('.csv'):
-    raise common.UsageError(f'--out={FLAGS.out} must end in .csv')
-  if not FLAGS.plot.endswith(('.png', '.pdf', '.svg')):
-    raise common.UsageError(f'--plot={FLAGS.plot} must end in .png, .pdf, .svg')
+  paths.check_output(FLAGS.out, '--out', ('.csv',))
+  paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
+  evaluate.cache()
   config = common.load_config()
   others = common.sampling_changes(('schedule', 'filter_threshold'))
   settings = [
@@ -61,7 +59,7 @@ def run():
     common.say(f'{i + 1}/{len(settings)}  {sweep.line(rows[-1])}')
   if jax.process_index() == 0:
     sweep.plot(rows, FLAGS.plot)
-  common.say(f'{os.path.abspath(FLAGS.out)}, {os.path.abspath(FLAGS.plot)}')
+  common.say(f'{paths.absolute(FLAGS.out)}, {paths.absolute(FLAGS.plot)}')
 
 
 def values(name, config):

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from fractal_jax import paths
 from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
 
@@ -41,15 +42,15 @@ def npz(config, split: str) -> Source:
   held out.
   """
   m = config.model
-  path = common.expand(config.data.dir)
   key = 'images' if m.rank == 2 else 'series'
-  if not config.data.dir or not path.is_file():
+  path = config.data.dir and paths.path(config.data.dir)
+  if not path or not path.is_file():
     raise DataError(
       f"data.dir='{config.data.dir}' is no file: set data.dir to an .npz file "
       f'with `{key}` and `labels`.'
     )
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
       data = {name: file[name] for name in file.files}
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(

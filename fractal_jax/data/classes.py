@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 import json
 
-from etils import epath
-
+from fractal_jax import paths
 from fractal_jax.data.common import DataError, nearest
 
 FILE = 'classes.json'  # in a work directory: the names, in the order of labels
@@ -31,7 +30,7 @@ def load(workdir) -> tuple[str, ...]:
   Raises:
     DataError: the file is no list of names.
   """
-  path = epath.Path(workdir) / FILE
+  path = paths.path(workdir) / FILE
   try:
     text = path.read_text()
   except FileNotFoundError:
@@ -67,7 +66,7 @@ def check(config, workdir, names: Sequence[str], resumed: bool) -> None:
 
 def save(workdir, names: Sequence[str]) -> None:
   """Keeps the class names in a work directory; for process 0."""
-  (epath.Path(workdir) / FILE).write_text(json.dumps(list(names)) + '\n')
+  (paths.path(workdir) / FILE).write_text(json.dumps(list(names)) + '\n')
 
 
 def numbers(texts: Sequence[str], names: Sequence[str], classes: int) -> list:

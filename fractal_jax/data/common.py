@@ -8,7 +8,6 @@ A source is one split of one data set, read at random:
 from collections.abc import Callable
 import dataclasses
 import difflib
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -48,11 +47,6 @@ class Source:
   values: int
   check: Callable[[], None] = lambda: None
   skipped: str = ''
-
-
-def expand(path: str) -> pathlib.Path:
-  """`path` with ~ for the home directory."""
-  return pathlib.Path(path).expanduser()
 
 
 def nearest(name: str, names) -> str:

@@ -6,6 +6,7 @@ import tarfile
 
 import tensorflow_datasets as tfds
 
+from fractal_jax import paths
 from fractal_jax.data import common, decode, prepared
 
 CATEGORIES = (
@@ -60,7 +61,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 def _read(archive):
   """Yields (file name, example) in the order of the Unicode charts."""
   images = {}
-  with tarfile.open(archive) as tar:
+  with paths.local(archive) as copy, tarfile.open(copy) as tar:
     for member in tar:  # in one pass: the archive is compressed
       folder, _, file = member.name.rpartition('/')
       if member.name == 'package/emoji.json':

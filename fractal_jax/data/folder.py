@@ -1,9 +1,10 @@
 """Any folder of images with a folder for each class."""
 
 import collections
+import io
 import os
-import pathlib
 
+from fractal_jax import paths
 from fractal_jax.data import classes, common, decode
 from fractal_jax.data.common import DataError, Source
 
@@ -19,8 +20,8 @@ def folder(config, split: str) -> Source:
   are decoded as they are needed and cropped to the side of the model.
   """
   common.check_images(config)
-  root = common.expand(config.data.dir)
-  if not config.data.dir or not root.is_dir():
+  root = config.data.dir and paths.path(config.data.dir)
+  if not root or not root.is_dir():
     raise DataError(
       f"data.dir='{config.data.dir}' is no folder: set data.dir to a folder "
       'with a folder of images for each class.'
@@ -44,12 +45,21 @@ def folder(config, split: str) -> Source:
     keep = common.split_of(split, len(files))
     files, labels = [files[i] for i in keep], [labels[i] for i in keep]
 
+  remote = paths.is_remote(root)
+
+  def read(i: int):
+    file = files[i]
+    if remote:
+      file = io.BytesIO(paths.path(file).read_bytes())
+    return common.decode(file, files[i], config), labels[i]
+
   return Source(
     size=len(files),
-    read=lambda i: (common.decode(files[i], files[i], config), labels[i]),
+    read=read,
     class_names=tuple(names),
     values=256,
-    check=lambda: _check(files, config),
+    # In a bucket each look at a header is a request.
+    check=lambda: _check([] if remote else files, config),
     skipped=_skipped(root, others),
   )
 
@@ -69,7 +79,7 @@ def _check(files: list[str], config) -> None:
     raise DataError(errors[0] + (more if len(errors) > 1 else ''))
 
 
-def _skipped(root: pathlib.Path, others: list[str]) -> str:
+def _skipped(root: paths.Path, others: list[str]) -> str:
   """What of a folder is left out, or ''."""
   if not others:
     return ''
@@ -83,7 +93,7 @@ def _skipped(root: pathlib.Path, others: list[str]) -> str:
   )
 
 
-def _subfolders(path: pathlib.Path) -> list[str]:
+def _subfolders(path: paths.Path) -> list[str]:
   """Names of the folders in `path`, in the order of the classes."""
   if not path.is_dir():
     return []
@@ -92,7 +102,7 @@ def _subfolders(path: pathlib.Path) -> list[str]:
   )
 
 
-def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list, list]:
+def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
   """The image files under `root` by class, their labels; what is left out."""
   found = _subfolders(root)
   if not found:
@@ -100,9 +110,7 @@ def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list, list]:
       f'{root} holds no folders: it needs one folder of images for each class.'
     )
   files, labels = [], []
-  others = sorted(
-    e.path for e in os.scandir(root) if e.is_file() and e.name[0] != '.'
-  )
+  others = [file for file, is_file in paths.entries(root) if is_file]
   for name in found:
     path = root / name
     if name not in names:
@@ -110,9 +118,7 @@ def _list(root: pathlib.Path, names: list[str]) -> tuple[list, list, list]:
         f'{path} is a class that the training split does not have:'
         f'{common.nearest(name, names)} Remove or rename it.'
       )
-    inside = sorted(
-      (e.path, e.is_file()) for e in os.scandir(path) if e.name[0] != '.'
-    )
+    inside = paths.entries(path)
     images = [
       file
       for file, is_file in inside

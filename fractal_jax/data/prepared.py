@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 
+from fractal_jax import paths
 from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
 
@@ -77,7 +78,7 @@ def _builder(name: str, data_dir: str):
   """The TFDS builder; raises LookupError if there is no such data set."""
   import tensorflow_datasets as tfds
 
-  options = dict(data_dir=common.expand(data_dir)) if data_dir else {}
+  options = dict(data_dir=paths.path(data_dir)) if data_dir else {}
   if name == 'emoji':
     from fractal_jax.data.emoji import Emoji
 
@@ -98,6 +99,12 @@ def _source(config, split: str, published: bool = False) -> Source:
     raise DataError(
       f"data set '{name}' needs TensorFlow Datasets ({e}): {EXTRA}."
     ) from e
+  if config.data.dir and paths.is_remote(config.data.dir):
+    raise DataError(
+      f"data.dir='{config.data.dir}': array records are read from local or "
+      'mounted files. Copy the prepared data set to each host (`gcloud storage '
+      'cp -r`) or mount its bucket (`gcsfuse`), and set data.dir to that.'
+    )
   features = dict(_builder(name, config.data.dir).info.features or {})
   if not (
     isinstance(features.get('image'), tfds.features.Image)
@@ -185,7 +192,7 @@ def prepare(config) -> None:
 
 def _check_archives(d) -> None:
   files, origin = ARCHIVES.get(d.name, ((), ''))
-  folder = common.expand(d.manual_dir)
+  folder = paths.path(d.manual_dir)
   missing = [f for f in files if not d.manual_dir or not (folder / f).is_file()]
   if missing:
     raise DataError(
@@ -202,7 +209,7 @@ def _main(name: str, data_dir: str, manual_dir: str) -> None:
 
   options = {}
   if manual_dir:
-    options['manual_dir'] = common.expand(manual_dir)
+    options['manual_dir'] = paths.path(manual_dir)
   try:
     with contextlib.redirect_stdout(sys.stderr):
       _builder(name, data_dir).download_and_prepare(

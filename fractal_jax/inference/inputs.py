@@ -6,7 +6,7 @@ InputError.
 
 import numpy as np
 
-from fractal_jax import checks, pictures
+from fractal_jax import checks, paths, pictures
 from fractal_jax.errors import UserError
 
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
@@ -214,13 +214,17 @@ def _open(path: str, mode: str) -> np.ndarray:
   from fractal_jax.data import decode
 
   try:
-    return np.asarray(decode.load(path, path, mode))
+    with paths.path(path).open('rb') as file:
+      return np.asarray(decode.load(file, path, mode))
   except decode.ImageError as e:
     raise InputError(str(e)) from e
+  except OSError as e:
+    raise InputError(f'{path} cannot be opened ({e.strerror or e})') from e
 
 
 def _load(path: str) -> np.ndarray:
   try:
-    return np.load(path, allow_pickle=False)
+    with paths.path(path).open('rb') as file:
+      return np.load(file, allow_pickle=False)
   except (OSError, ValueError) as e:
     raise InputError(f'{path} is not a .npy file: {e}') from e

@@ -1,39 +1,20 @@
 """Files that are there whole or not at all, and images of any origin."""
 
-import contextlib
 import hashlib
-import os
-import pathlib
 import zipfile
 
 import numpy as np
 
+from fractal_jax import paths
 from fractal_jax.data import decode
 from fractal_jax.data.decode import EXTENSIONS
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
 
-@contextlib.contextmanager
-def whole(path):
-  """Yields a binary file that takes the name `path` once all is written.
-
-  A process that dies before that leaves a file `.NAME.PID`, which nothing
-  reads.
-  """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  torn = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(torn, 'wb') as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  torn.replace(path)
-
-
 def save_npz(path, **arrays) -> None:
   """Writes arrays by name, whole or not at all."""
-  with whole(path) as file:
+  with paths.whole(path) as file:
     np.savez(file, **arrays)
 
 
@@ -43,11 +24,11 @@ def load_npz(path, what: str) -> dict[str, np.ndarray]:
   Raises:
     MetricsError: there is none, or it is no .npz file. `what` was expected.
   """
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   if not path.is_file():
     raise MetricsError(f'there is no file {path}; expected {what}.')
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise MetricsError(
@@ -141,7 +122,7 @@ def save_samples(path, num: int, shape: tuple, chunks, labels=None) -> None:
     chunks: their pictures, in order, some at a time.
     labels: [num] or None.
   """
-  with whole(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with paths.whole(path) as file, zipfile.ZipFile(file, 'w') as archive:
     with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
       header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.uint8))
       header['shape'] = (num, *shape)
@@ -171,7 +152,7 @@ class Samples:
     Raises:
       MetricsError: it is something else.
     """
-    self._path = pathlib.Path(path).expanduser()
+    self._path = paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
     if self._path.is_dir():
       self._find_files()
@@ -239,8 +220,9 @@ class Samples:
       )
 
 
-def _read_image(path: pathlib.Path) -> np.ndarray:
+def _read_image(path: paths.Path) -> np.ndarray:
   try:
-    return np.asarray(decode.load(path, str(path)))
+    with path.open('rb') as file:
+      return np.asarray(decode.load(file, str(path)))
   except decode.ImageError as e:
     raise MetricsError(f'{e}.') from e

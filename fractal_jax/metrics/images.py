@@ -16,14 +16,13 @@ be, since image i is a function of the settings and of i alone.
 from collections.abc import Callable, Iterator
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from fractal_jax import checks, sharding
+from fractal_jax import checks, paths, sharding
 from fractal_jax.data.common import image_dtype
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files
@@ -38,7 +37,7 @@ FORMAT = 2  # of the settings; 1, or none: the temperature multiplied the logits
 class Chunks:
   """Arrays of images 0, 1, ..., in files of some of them; process 0 writes."""
 
-  def __init__(self, folder: pathlib.Path, **wanted: tuple[str, tuple]):
+  def __init__(self, folder: paths.Path, **wanted: tuple[str, tuple]):
     """Looks at what is there; all hosts see the same folder.
 
     Args:
@@ -85,7 +84,7 @@ class Chunks:
       files.check_array(path, name, arrays.get(name), kinds, shape, what)
     return {name: arrays[name] for name in self._wanted}
 
-  def _path(self, start: int, stop: int) -> pathlib.Path:
+  def _path(self, start: int, stop: int) -> paths.Path:
     return self._folder / f'{start:07d}-{stop:07d}.npz'
 
 
@@ -105,7 +104,7 @@ class Images:
   num: int
   labels: np.ndarray | None
   side: int
-  folder: pathlib.Path | None
+  folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
 
@@ -184,12 +183,11 @@ def of_run(
   )
 
 
-def _kept(workdir: str, what: dict, model) -> tuple[pathlib.Path, Chunks]:
+def _kept(workdir: str, what: dict, model) -> tuple[paths.Path, Chunks]:
   """The folder of images with these settings, and those that it holds."""
-  folder = pathlib.Path(workdir, FOLDER, key(what))
+  folder = paths.path(workdir) / FOLDER / key(what)
   if jax.process_index() == 0:
-    with files.whole(folder / 'settings.json') as file:
-      file.write(json.dumps(what, indent=2).encode())
+    paths.write_text(folder / 'settings.json', json.dumps(what, indent=2))
   shape = (model.sizes[0],) * model.rank + (model.channels,)
   return folder, Chunks(folder / 'images', values=('iu', shape))
 

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from concurrent import futures
 import dataclasses
 import json
-import pathlib
 
 import jax
 import numpy as np
 
-from fractal_jax import sharding
+from fractal_jax import paths, sharding
 from fractal_jax.data import pipeline
 from fractal_jax.metrics import MetricsError, files, inception, scores
 from fractal_jax.metrics.features import Extractor, check_model
@@ -58,7 +57,7 @@ class Reference:
 
 def of_run(
   config, workdir: str, extractor: Extractor, progress: Callable = iter
-) -> tuple[Reference, pathlib.Path]:
+) -> tuple[Reference, paths.Path]:
   """Statistics of the training data of a run, kept in its work directory.
 
   They are made once for each content of the data, see `fingerprint`.
@@ -84,7 +83,7 @@ def of_run(
     pipeline.DataError,
   )
   name = f'reference-{files.digest(json.dumps(what))}.npz'
-  path = pathlib.Path(workdir, FOLDER, processes.broadcast(name))
+  path = paths.path(workdir) / FOLDER / processes.broadcast(name)
   if processes.broadcast(str(path.is_file())) == 'True':
     job = lambda: read(path, extractor)
     return processes.together(job, MetricsError), path

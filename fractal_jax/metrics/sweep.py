@@ -2,9 +2,8 @@
 
 import csv
 import io
-import pathlib
 
-from fractal_jax.metrics import files
+from fractal_jax import paths
 
 SETTINGS = ('guidance', 'temperature')
 CURVES = {
@@ -35,7 +34,7 @@ def write_csv(rows: list[dict], path: str) -> None:
   writer = csv.DictWriter(text, rows[0], lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  with files.whole(path) as file:
+  with paths.whole(path) as file:
     file.write(text.getvalue().encode())
 
 
@@ -79,6 +78,6 @@ def plot(rows: list[dict], path: str) -> None:
   axes[0, 0].legend()
   figure.suptitle(f'{rows[0]["num"]} images per setting')
   figure.tight_layout()
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
+  with paths.whole(path) as file:
+    figure.savefig(file.name, dpi=120)
   plt.close(figure)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fractal_jax import checks, convert
+from fractal_jax import checks, convert, paths
 from fractal_jax.metrics import MetricsError, files, inception
 
 VARIABLE = 'FRACTAL_JAX_INCEPTION'
@@ -49,13 +49,15 @@ def load(path: str | None) -> Weights:
       f'the file as --inception=FILE or in ${VARIABLE}. Nothing is downloaded '
       f'for you; {WHERE}.'
     )
-  path = pathlib.Path(path).expanduser()
+  path = paths.path(path)
   if not path.is_file():
     raise MetricsError(
       f'--inception={path} is no file; expected {FILE} or the same tensors as '
       f'.npz or .safetensors: {WHERE}.'
     )
-  state = read(path)
+  with paths.local(path) as copy:
+    state = read(copy)
+    published = _is_published(copy) if path.suffix == '.pth' else None
   check(state, path)
   flat = {name: _ours(np.asarray(state[name], np.float32)) for name in shapes()}
   return Weights(
@@ -65,7 +67,7 @@ def load(path: str | None) -> Weights:
     fingerprint=files.digest(
       *(part for name in sorted(flat) for part in (name, flat[name])), length=16
     ),
-    published=_is_published(path) if path.suffix == '.pth' else None,
+    published=published,
   )
 
 

@@ -1,17 +1,17 @@
-"""The work directory: the config, checkpoints, and the lock of its run.
+"""The work directory: its config, and the checkpoints that a run writes.
 
     config.json        the config of the last run
     checkpoints/STEP/  params, opt_state, position and sums (see checksums.py)
 
 Checkpoints are written by Orbax in the background, and restored onto any mesh
-and number of hosts. A local or mounted path; with several hosts, a shared one.
+and number of hosts. A local or mounted path, with several hosts a shared one;
+or gs://BUCKET/NAME. Parameters alone are read by restore.py, and lease.py says
+whose work directory it is.
 """
 
+from collections.abc import Callable
 import contextlib
-import fcntl
 import json
-import os
-import pathlib
 import time
 
 import jax
@@ -19,10 +19,17 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fractal_jax import checks
 from fractal_jax import config as config_lib
-from fractal_jax.errors import UserError
-from fractal_jax.training import checksums, optimizer, processes
+from fractal_jax import paths
+from fractal_jax.training import (
+  CheckpointError,
+  checksums,
+  lease,
+  logs,
+  optimizer,
+  processes,
+  restore,
+)
 from fractal_jax.training.train_state import TrainState
 
 # Keys of config.model that may change between runs on one work directory:
@@ -31,15 +38,9 @@ MAY_CHANGE = (
   'dtype', 'remat', 'unroll', 'chunks', 'init_from', 'init_levels',
 )  # fmt: skip
 
-SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
-
-
+RETRY_AFTER = (1, 10, 60)  # seconds between attempts to save the last one
 # Of config.json. 1, or none: sample.temperature multiplied the logits.
 VERSION = 2
-
-
-class CheckpointError(UserError, RuntimeError):
-  """A work directory or checkpoint that can't be used as asked."""
 
 
 # The config.
@@ -52,8 +53,10 @@ def check_config(config, workdir: str) -> None:
     CheckpointError: the work directory has checkpoints of another model; the
       message names the keys that differ.
   """
-  path = pathlib.Path(workdir, 'config.json')
-  if path.exists() and steps(workdir):
+  path = paths.path(workdir) / 'config.json'
+  with lease.writing(workdir):
+    there = path.exists()
+  if there and restore.steps(workdir):
     old, new = load_config(workdir).model, config.model
     lines = [
       f'  model.{k}: {old.get(k)!r} there, {new.get(k)!r} now'
@@ -77,13 +80,11 @@ def save_config(config, workdir: str) -> None:
   check_config(config, workdir)
   if jax.process_index() != 0:
     return
-  path = pathlib.Path(workdir, 'config.json')
-  with _writing(workdir):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.with_suffix('.tmp')
-    stored = {'version': VERSION, **json.loads(config.to_json())}
-    torn.write_text(json.dumps(stored, indent=2) + '\n')
-    torn.replace(path)
+  stored = {'version': VERSION, **json.loads(config.to_json())}
+  with lease.writing(workdir):
+    paths.write_text(
+      paths.path(workdir) / 'config.json', json.dumps(stored, indent=2) + '\n'
+    )
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -95,10 +96,11 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     CheckpointError: there is no such work directory, no config in it, or one
       of a newer version.
   """
-  path = pathlib.Path(workdir, 'config.json')
+  path = paths.path(workdir) / 'config.json'
   try:
-    stored = json.loads(path.read_text())
-  except FileNotFoundError as e:
+    with restore.reaching(workdir):
+      stored = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError) as e:
     raise CheckpointError(
       f'{workdir} is no work directory of a training run: it has no '
       'config.json. Give the --workdir of `train`.'
@@ -136,119 +138,30 @@ def _tuples(x):
   return tuple(map(_tuples, x)) if isinstance(x, list) else x
 
 
-@contextlib.contextmanager
-def lock(workdir: str):
-  """Holds the work directory for this run; the system frees it at any exit.
-
-  Raises:
-    CheckpointError: another run holds it, it can't be written to, or the
-      processes do not all see the same one.
-  """
-  with contextlib.ExitStack() as stack:
-
-    def hold() -> str:
-      if jax.process_index() == 0:
-        return stack.enter_context(_hold(workdir))
-      return ''
-
-    holder = processes.broadcast(processes.together(hold, CheckpointError))
-    processes.together(lambda: _check_shared(workdir, holder), CheckpointError)
-    yield
-
-
-@contextlib.contextmanager
-def _writing(workdir: str):
-  """Turns the system's errors into one that says what to do."""
-  try:
-    yield
-  except OSError as e:
-    raise CheckpointError(
-      f'the work directory {workdir} cannot be written to ({e}): make space '
-      'or get the right to, or choose another --workdir.'
-    ) from e
-
-
-def _check_shared(workdir: str, holder: str) -> None:
-  """Raises CheckpointError unless this process can use process 0's files."""
-  if jax.process_count() == 1:
-    return
-  me = jax.process_index()
-  path = pathlib.Path(workdir, '.lock')
-  until = time.monotonic() + SHARED_WITHIN
-  while True:
-    with contextlib.suppress(OSError):
-      if path.read_text() == holder:
-        break
-    if time.monotonic() > until:
-      raise CheckpointError(
-        f'process {me} on {os.uname().nodename} does not see what process 0 '
-        f'wrote into {workdir} ({holder}): give a --workdir on a file system '
-        'that all hosts share.'
-      )
-    time.sleep(0.2)
-  with _writing(workdir):
-    probe = path.with_name(f'.probe_{me}')
-    probe.write_text('x')
-    probe.unlink()
-
-
-@contextlib.contextmanager
-def _hold(workdir: str):
-  path = pathlib.Path(workdir, '.lock')
-  with _writing(workdir):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'a+')
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      file.seek(0)
-      raise CheckpointError(
-        f'{workdir} is in use by another run ({file.read().strip()}): stop '
-        'it, or choose another --workdir.'
-      ) from e
-    except OSError:
-      pass  # a file system without locks
-    now = time.strftime('%Y-%m-%d %H:%M:%S')
-    holder = f'process {os.getpid()} on {os.uname().nodename} since {now}'
-    with _writing(workdir):
-      file.truncate(0)
-      file.write(holder)
-      file.flush()
-    yield holder
-
-
 # Checkpoints.
 
 
 class Checkpoints:
   """The checkpoints of a training run."""
 
-  def __init__(self, workdir: str, config):
-    """Keeps the latest optim.keep, every optim.keep_every-th and the best."""
-    self.workdir = os.path.abspath(workdir)
-    keep = ocp.checkpoint_managers
-    policies = [
-      keep.LatestN(config.optim.keep),
-      keep.BestN(
-        get_metric_fn=lambda metrics: metrics['bits_per_dim'],
-        reverse=True,  # the last in order is kept: the smallest
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
-    if config.optim.keep_every:
-      policies.append(keep.EveryNSteps(config.optim.keep_every))
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=keep.preservation_policy.AnyPreservationPolicy(
-        policies
-      ),
-      cleanup_tmp_directories=True,  # of runs killed while saving
+  def __init__(self, workdir: str, config, held: lease.Held | None = None):
+    """Keeps the latest optim.keep, every optim.keep_every-th and the best.
+
+    Args:
+      workdir: the work directory.
+      config: its section `optim` is read.
+      held: the lock of the work directory; nothing is written where it is
+        lost.
+    """
+    self.workdir = paths.absolute(workdir)
+    self._held = held or lease.Held()
+    self._last = None  # (what starts to save, the state) of the last one
+    self._error = None  # why that failed, if it did
+    self._open = lambda: ocp.CheckpointManager(
+      restore.directory(workdir), options=_options(config)
     )
-    with _writing(workdir):
-      self._manager = ocp.CheckpointManager(
-        _directory(workdir), options=options
-      )
+    with lease.writing(workdir):
+      self._manager = self._open()
 
   def latest(self) -> int | None:
     return self._manager.latest_step()
@@ -256,11 +169,19 @@ class Checkpoints:
   def save(self, step: int, state: TrainState, position: dict, bits=None):
     """Starts to save the state, and the data's position, after `step` updates.
 
-    `bits`: validation bits per dimension of this state, if they are known.
+    Where that fails it is said, and the run goes on: the next one may succeed.
+
+    Args:
+      step: updates done.
+      state: after them.
+      position: of the data.
+      bits: validation bits per dimension of this state, if they are known.
 
     Raises:
-      CheckpointError: this checkpoint, or the one before, can't be saved.
+      CheckpointError: another run has taken the work directory over.
     """
+    self._held.check()
+    self._settle()
     position = {
       'step': step,
       'data': position,
@@ -271,7 +192,8 @@ class Checkpoints:
       'opt_state': checksums.sums(state.opt_state),
       'position': checksums.text_sum(position),
     }
-    with self._saving():
+
+    def start() -> None:
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -284,32 +206,68 @@ class Checkpoints:
         force=True,
       )
 
-  @contextlib.contextmanager
-  def _saving(self):
-    try:
-      yield
-    except Exception as e:  # Orbax and its storage raise nearly anything
-      found = steps(self.workdir)
-      kept = f'Checkpoints {found} are whole.' if found else ''
-      raise CheckpointError(
-        f'a checkpoint could not be saved in {self.workdir}: '
-        f'{_short(e)}. {kept} Make space there, then the same command goes on.'
-      ) from e
+    self._last = start, state
+    self._try(start)
 
-  def check(self) -> None:
-    """Raises CheckpointError if saving in the background has failed."""
-    with self._saving():
+  def _try(self, job: Callable[[], None]) -> None:
+    """Does a part of saving; where it fails on a process, it has on all."""
+
+    def guarded() -> None:
+      try:
+        job()
+      except Exception as e:  # Orbax and its storage raise nearly anything
+        raise CheckpointError(restore.short(e)) from e
+
+    self._error = None
+    try:
+      processes.together(guarded, CheckpointError)
+    except CheckpointError as e:
+      self._error = e
+      logs.say(f'a checkpoint could not be saved in {self.workdir}: {e}')
+      # What it knows of steps is wrong now, and what was written is torn.
+      with contextlib.suppress(Exception):
+        self._manager.close()
+      with contextlib.suppress(Exception):
+        self._manager = self._open()
+
+  def _settle(self) -> None:
+    """Waits for what is being saved."""
+
+    def finish() -> None:
+      self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
+    if self._error is None:
+      self._try(finish)
+
+  def check(self) -> None:
+    """Raises CheckpointError if another run has the work directory now."""
+    self._held.check()
+
   def wait(self) -> None:
-    """Waits until all is saved.
+    """Waits until all is saved; the last one is tried several times.
 
     Raises:
       CheckpointError: it can't be.
     """
-    with self._saving():
-      self._manager.wait_until_finished()
-      self._manager.check_for_errors()
+    self._settle()
+    for seconds in RETRY_AFTER:
+      # A state that was trained on from is gone.
+      if self._error is None or self._last is None or _gone(self._last[1]):
+        break
+      time.sleep(seconds)
+      self._try(self._last[0])
+      self._settle()
+    if self._error is not None:
+      found = []
+      with contextlib.suppress(CheckpointError):
+        found = restore.steps(self.workdir)
+      kept = f' Checkpoints {found} are whole.' if found else ''
+      raise CheckpointError(
+        f'a checkpoint could not be saved in {self.workdir}: {self._error}.'
+        f'{kept} Make space there, or see whether it can be reached; then the '
+        'same command goes on.'
+      )
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict]:
     """The latest state, with the shardings of `like`, and the data's position.
@@ -318,34 +276,38 @@ class Checkpoints:
       CheckpointError: it has another structure than `like`, or is damaged.
     """
     step = self.latest()
-    folder = f'{_directory(self.workdir)}/{step}'
-    stored = {'params': _metadata(f'{folder}/params')}
-    _check_fit(stored['params'], like.params, folder)
-    if not os.path.isdir(f'{folder}/opt_state'):
+    folder = restore.directory(self.workdir) / str(step)
+    stored = {'params': restore.metadata(folder / 'params')}
+    restore.check_fit(stored['params'], like.params, folder)
+    with restore.reading(folder):
+      trained = (folder / 'opt_state').is_dir()
+    if not trained:
       raise CheckpointError(
         f'{folder} holds parameters alone, and no training to go on with: '
         f'start in another --workdir with model.init_from={self.workdir} and '
         'model.init_levels of all levels.'
       )
     try:
-      stored['opt_state'] = _metadata(f'{folder}/opt_state')
-      _check_fit(stored['opt_state'], like.opt_state, f'{folder}/opt_state')
-    except Misfit as e:
+      stored['opt_state'] = restore.metadata(folder / 'opt_state')
+      restore.check_fit(
+        stored['opt_state'], like.opt_state, folder / 'opt_state'
+      )
+    except restore.Misfit as e:
       raise CheckpointError(
         f'{folder} does not hold the optimizer state that the config needs: '
         'set optim.frozen as it was, or start in another --workdir with '
         f'model.init_from={self.workdir}. ({e})'
       ) from e
-    sums = _read_sums(folder)
-    with _reading(folder):
+    sums = restore.read_sums(folder)
+    with restore.reading(folder):
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(
           params=ocp.args.StandardRestore(
-            _typed(like.params, stored['params'])
+            restore.typed(like.params, stored['params'])
           ),
           opt_state=ocp.args.StandardRestore(
-            _typed(like.opt_state, stored['opt_state'])
+            restore.typed(like.opt_state, stored['opt_state'])
           ),
           position=ocp.args.JsonRestore(),
         ),
@@ -363,8 +325,8 @@ class Checkpoints:
       _everywhere, numbers, {'step': like.step, 'guard': like.guard}
     )
     state = TrainState(
-      params=_cast(found['params'], like.params),
-      opt_state=_cast(found['opt_state'], like.opt_state),
+      params=restore.cast(found['params'], like.params),
+      opt_state=restore.cast(found['opt_state'], like.opt_state),
       **numbers,
     )
     return state, position['data']
@@ -374,8 +336,33 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      with self._saving():
+      with contextlib.suppress(Exception):  # `wait` has said what is wrong
         self._manager.close()
+
+
+def _gone(state: TrainState) -> bool:
+  return any(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+def _options(config) -> ocp.CheckpointManagerOptions:
+  keep = ocp.checkpoint_managers
+  policies = [
+    keep.LatestN(config.optim.keep),
+    keep.BestN(
+      get_metric_fn=lambda metrics: metrics['bits_per_dim'],
+      reverse=True,  # the last in order is kept: the smallest
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    ),
+  ]
+  if config.optim.keep_every:
+    policies.append(keep.EveryNSteps(config.optim.keep_every))
+  return ocp.CheckpointManagerOptions(
+    preservation_policy=keep.preservation_policy.AnyPreservationPolicy(
+      policies
+    ),
+    cleanup_tmp_directories=True,  # of runs killed while saving
+  )
 
 
 def _numbers(guard: optimizer.Guard) -> dict:
@@ -394,193 +381,18 @@ def save_params(workdir: str, config, params) -> None:
   Raises:
     CheckpointError: the work directory has checkpoints already.
   """
-  if steps(workdir):
+  if restore.steps(workdir):
     raise CheckpointError(
       f'{workdir} has checkpoints already: choose another --workdir.'
     )
-  with lock(workdir):
+  with lease.hold(workdir):
     save_config(config, workdir)
     with (
-      _writing(workdir),
-      ocp.CheckpointManager(_directory(workdir)) as manager,
+      lease.writing(workdir),
+      ocp.CheckpointManager(restore.directory(workdir)) as manager,
     ):
       args = ocp.args.Composite(
         params=ocp.args.StandardSave(params),
         sums=ocp.args.JsonSave({'params': checksums.sums(params)}),
       )
       manager.save(0, args=args)
-
-
-def steps(workdir: str) -> list[int]:
-  """Steps of the complete checkpoints of a work directory, in order."""
-  folder = pathlib.Path(_directory(workdir))
-  if not folder.is_dir():
-    return []
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-
-
-def restore_params(workdir: str, step: int | None = None, shardings=None):
-  """Parameters alone; knows nothing of the optimizer.
-
-  Args:
-    workdir: the work directory.
-    step: None for the latest.
-    shardings: a tree of them (see train_state.param_shardings), or one for
-      all parameters, or None for the first device.
-
-  Returns:
-    Parameters by level.
-
-  Raises:
-    CheckpointError: no such checkpoint, a damaged one, or other parameters
-      than `shardings`.
-  """
-  folder = _params_folder(workdir, step)
-  like = _metadata(folder)
-  if shardings is None:
-    shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, like)
-  if jax.tree.structure(shardings) != jax.tree.structure(like):
-    raise CheckpointError(
-      f'{folder} holds other parameters than the model asks for: is '
-      f'{workdir}/config.json the config that it was trained with?'
-    )
-  like = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    like,
-    shardings,
-  )
-  return _read(folder, like)
-
-
-def restore_subtrees(workdir: str, like: dict) -> dict:
-  """Some levels' parameters, as `like`, from a run's latest checkpoint.
-
-  Raises:
-    CheckpointError: naming each parameter that is missing or misshapen.
-  """
-  folder = _params_folder(workdir, None)
-  stored = _metadata(folder)
-  _check_fit({k: stored[k] for k in like if k in stored}, like, folder)
-  return _read(folder, like)
-
-
-def _params_folder(workdir: str, step: int | None) -> str:
-  found = steps(workdir)
-  if not found:
-    why = (
-      'has no checkpoint yet' if os.path.isdir(workdir) else 'does not exist'
-    )
-    raise CheckpointError(f'work directory {workdir} {why}.')
-  if step is not None and step not in found:
-    raise CheckpointError(
-      f'{workdir} has no checkpoint of step {step}: it has {found}.'
-    )
-  step = found[-1] if step is None else step
-  return f'{_directory(workdir)}/{step}/params'
-
-
-def _directory(workdir: str) -> str:
-  return os.path.join(os.path.abspath(workdir), 'checkpoints')
-
-
-def _metadata(folder: str) -> dict:
-  """Shapes and types of a stored tree."""
-  with _reading(os.path.dirname(folder)):
-    with ocp.StandardCheckpointer() as reader:
-      found = reader.metadata(folder).item_metadata
-    if found is None:
-      raise ValueError(f'{folder} cannot be read')
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.tree
-    )
-
-
-def _read(folder: str, like):
-  """Some of the parameters in a folder, checked."""
-  step = os.path.dirname(folder)
-  stored, sums = _metadata(folder), _read_sums(step)
-  wanted, like = like, _typed(like, stored)
-  with _reading(step):
-    with ocp.PyTreeCheckpointer() as reader:
-      found = reader.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(
-          item=like,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-          partial_restore=True,
-        ),
-      )
-    if sums is not None:
-      checksums.check(found, sums['params'])
-    return _cast(found, wanted)
-
-
-def _typed(like, stored):
-  """`like`, with the types of what is stored: checked as it was saved."""
-  types = {k: x.dtype for k, x in checksums.by_name(stored).items()}
-  leaves = [
-    jax.ShapeDtypeStruct(x.shape, types[name], sharding=x.sharding)
-    for name, x in checksums.by_name(like).items()
-  ]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _cast(found, like):
-  """Arrays with the types that are asked for."""
-  return jax.tree.map(
-    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), found, like
-  )
-
-
-def _read_sums(folder: str) -> dict | None:
-  """The checksums of a checkpoint; those of older versions have none."""
-  if not os.path.isdir(f'{folder}/sums'):
-    return None
-  with _reading(folder):
-    return json.loads(pathlib.Path(folder, 'sums', 'metadata').read_text())
-
-
-@contextlib.contextmanager
-def _reading(folder: str):
-  """Whatever fails in here, the checkpoint is to blame."""
-  try:
-    yield
-  except CheckpointError:
-    raise
-  except Exception as e:  # Orbax and its storage raise nearly anything
-    step = int(os.path.basename(folder))
-    workdir = os.path.dirname(os.path.dirname(folder))
-    older = [n for n in steps(workdir) if n < step]
-    way_out = (
-      f'Move it away to go on from checkpoint {older[-1]}.'
-      if older
-      else 'There is no earlier one.'
-    )
-    raise CheckpointError(
-      f'checkpoint {folder} is damaged: {_short(e)}. Nothing was changed. '
-      f'{way_out}'
-    ) from e
-
-
-def _short(error: Exception) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if len(text) < 300 else f'{text[:300]} ...'
-
-
-class Misfit(CheckpointError):
-  """A checkpoint of another model or optimizer."""
-
-
-def _check_fit(stored, wanted, where: str) -> None:
-  stored, wanted = (
-    {k: x.shape for k, x in checksums.by_name(t).items()}
-    for t in (stored, wanted)
-  )
-  lines = checks.misfit(stored, wanted)
-  if lines:
-    raise Misfit(
-      f'{where} does not fit the config:\n'
-      + '\n'.join(f'  {line}' for line in lines)
-    )

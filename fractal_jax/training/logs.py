@@ -9,12 +9,12 @@ the process that writes. Where TensorFlow is missing, metrics.jsonl remains.
 import contextlib
 import json
 import os
-import pathlib
 import time
 
 import jax
 import numpy as np
 
+from fractal_jax import paths
 from fractal_jax.errors import UserError
 
 
@@ -55,19 +55,14 @@ class JSONLines(NullWriter):
     They were written by a run that died after its last checkpoint, and will
     be written again.
     """
-    path = pathlib.Path(path)
-    kept = []
-    if path.exists():
-      for line in path.read_text().splitlines(keepends=True):
-        try:
-          if json.loads(line)['step'] <= start:
-            kept.append(line)
-        except ValueError:
-          pass  # torn by the death of its writer
-      torn = path.with_suffix('.tmp')
-      torn.write_text(''.join(kept))
-      torn.replace(path)
-    self._file = open(path, 'a')
+
+    def keep(line: bytes) -> bool:
+      try:
+        return json.loads(line)['step'] <= start
+      except ValueError:
+        return False  # torn by the death of its writer
+
+    self._file = paths.growing(path, keep)
     self._line = {}
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -78,7 +73,7 @@ class JSONLines(NullWriter):
   def _end_line(self) -> None:
     line, self._line = self._line, {}
     if line:
-      self._file.write(json.dumps(line) + '\n')
+      self._file.write(json.dumps(line).encode() + b'\n')
 
   def flush(self) -> None:
     self._end_line()
@@ -99,8 +94,8 @@ def metric_writer(workdir: str, start: int):
   """
   if jax.process_index() != 0:
     return NullWriter()
-  os.makedirs(workdir, exist_ok=True)
-  lines = JSONLines(os.path.join(workdir, 'metrics.jsonl'), start)
+  root = paths.path(workdir)
+  lines = JSONLines(root / 'metrics.jsonl', start)
   if not tensorflow():
     say(
       'TensorFlow is not installed (pip install tensorflow-cpu): no '
@@ -111,12 +106,16 @@ def metric_writer(workdir: str, start: int):
   from clu import metric_writers
 
   metric_writers.MetricWriter.register(NullWriter)
-  folder = os.path.join(workdir, 'tensorboard')
-  if start:
-    hide_later_steps(folder, start)
-  return metric_writers.MultiWriter(
-    [lines, metric_writers.SummaryWriter(folder)]
-  )
+  if paths.is_remote(root):  # TensorFlow has no way of ours to a bucket
+    from fractal_jax.training import events
+
+    board = events.TensorBoard(root / 'tensorboard', start)
+  else:
+    folder = str(root / 'tensorboard')
+    if start:
+      hide_later_steps(folder, start)
+    board = metric_writers.SummaryWriter(folder)
+  return metric_writers.MultiWriter([lines, board])
 
 
 def tensorflow():
@@ -193,7 +192,7 @@ def periodic_actions(
       say(f'--profile={first} is before this run, which begins after {start}')
     actions.append(
       periodic_actions.Profile(
-        logdir=os.path.join(workdir, 'tensorboard'),
+        logdir=str(paths.path(workdir) / 'tensorboard'),
         first_profile=first - 1,  # begins when so many steps are done
         num_profile_steps=count,
         profile_duration_ms=None,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 
@@ -17,17 +16,20 @@ import optax
 from PIL import Image
 
 from fractal_jax import config as config_lib
-from fractal_jax import sharding
+from fractal_jax import paths, sharding
 from fractal_jax.data import classes, pipeline
 from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
 from fractal_jax.training import (
+  CheckpointError,
   checkpoint,
+  lease,
   logs,
   monitor,
   optimizer,
   processes,
+  restore,
   resume,
   train_state,
 )
@@ -36,7 +38,7 @@ from fractal_jax.training.train_state import TrainState
 # What spoils the state, or the saving of it: nothing is saved after these.
 UNSAVABLE = (
   monitor.TrainingError,
-  checkpoint.CheckpointError,
+  CheckpointError,
   jax.errors.JaxRuntimeError,
 )
 
@@ -70,9 +72,9 @@ def train(
   mesh = sharding.make_mesh(config)
   info = pipeline.info(config)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(checkpoint.lock(workdir))
+    held = stack.enter_context(lease.hold(workdir))
     checkpoint.check_config(config, workdir)
-    checkpoints = checkpoint.Checkpoints(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir, config, held)
     stack.push(closing(checkpoints))
     start = checkpoints.latest()
     if start is not None:
@@ -278,7 +280,7 @@ def initialise_levels(state: TrainState, config) -> TrainState:
     )
     for name in subtrees
   }
-  found = checkpoint.restore_subtrees(m.init_from, like)
+  found = restore.restore_subtrees(m.init_from, like)
   logs.say(f'{", ".join(subtrees)} begin as in {m.init_from}')
   return state.replace(params=state.params | found)
 
@@ -495,9 +497,9 @@ def sample(
 
   grid = sample_lib.sample_grid(net, params, config, mesh=mesh)
   if jax.process_index() == 0:
-    folder = os.path.join(workdir, 'samples')
-    os.makedirs(folder, exist_ok=True)
-    Image.fromarray(grid).save(os.path.join(folder, f'step_{step:07d}.png'))
+    folder = paths.path(workdir) / 'samples'
+    with paths.whole(folder / f'step_{step:07d}.png') as file:
+      Image.fromarray(grid).save(file, 'PNG')
   writer.write_images(step, {'samples': grid})
 
 

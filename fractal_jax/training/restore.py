@@ -1,0 +1,239 @@
+"""Reading the parameters of a run, onto any mesh and number of hosts.
+
+Nothing here knows of the optimizer, or writes anything.
+"""
+
+import contextlib
+import json
+
+import jax
+import orbax.checkpoint as ocp
+
+from fractal_jax import paths
+from fractal_jax.training import CheckpointError, checksums
+
+
+class Misfit(CheckpointError):
+  """A checkpoint of another model or optimizer."""
+
+
+def directory(workdir: str) -> paths.Path:
+  """Where the checkpoints of a work directory are; Orbax wants it absolute."""
+  return paths.path(paths.absolute(workdir)) / 'checkpoints'
+
+
+def steps(workdir: str) -> list[int]:
+  """Steps of the complete checkpoints of a work directory, in order.
+
+  In a bucket an unfinished checkpoint has its final name: there those count
+  that Orbax has marked.
+
+  Raises:
+    CheckpointError: the work directory can't be read.
+  """
+  folder = directory(workdir)
+  with reaching(workdir):
+    if not folder.is_dir():
+      return []
+    return sorted(
+      int(p.name)
+      for p in folder.iterdir()
+      if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p)
+    )
+
+
+def restore_params(workdir: str, step: int | None = None, shardings=None):
+  """Parameters alone.
+
+  Args:
+    workdir: the work directory.
+    step: None for the latest.
+    shardings: a tree of them (see train_state.param_shardings), or one for
+      all parameters, or None for the first device.
+
+  Returns:
+    Parameters by level.
+
+  Raises:
+    CheckpointError: no such checkpoint, a damaged one, or other parameters
+      than `shardings`.
+  """
+  folder = step_folder(workdir, step) / 'params'
+  like = metadata(folder)
+  if shardings is None:
+    shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, like)
+  if jax.tree.structure(shardings) != jax.tree.structure(like):
+    raise CheckpointError(
+      f'{folder} holds other parameters than the model asks for: is '
+      f'{workdir}/config.json the config that it was trained with?'
+    )
+  like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    like,
+    shardings,
+  )
+  return _read(folder, like)
+
+
+def restore_subtrees(workdir: str, like: dict) -> dict:
+  """Some levels' parameters, as `like`, from a run's latest checkpoint.
+
+  Raises:
+    CheckpointError: naming each parameter that is missing or misshapen.
+  """
+  folder = step_folder(workdir) / 'params'
+  stored = metadata(folder)
+  check_fit({k: stored[k] for k in like if k in stored}, like, folder)
+  return _read(folder, like)
+
+
+def step_folder(workdir: str, step: int | None = None) -> paths.Path:
+  """The folder of a checkpoint, by default of the latest.
+
+  Raises:
+    CheckpointError: there is none, or it can't be read.
+  """
+  found = steps(workdir)
+  if not found:
+    with reaching(workdir):
+      there = paths.path(workdir).is_dir()
+    why = 'has no checkpoint yet' if there else 'does not exist'
+    raise CheckpointError(f'work directory {workdir} {why}.')
+  if step is not None and step not in found:
+    raise CheckpointError(
+      f'{workdir} has no checkpoint of step {step}: it has {found}.'
+    )
+  return directory(workdir) / str(found[-1] if step is None else step)
+
+
+def _read(folder: paths.Path, like):
+  """Some of the parameters in a folder, checked."""
+  stored, sums = metadata(folder), read_sums(folder.parent)
+  wanted, like = like, typed(like, stored)
+  with reading(folder.parent):
+    with ocp.PyTreeCheckpointer() as reader:
+      found = reader.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+          item=like,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+          partial_restore=True,
+        ),
+      )
+    if sums is not None:
+      checksums.check(found, sums['params'])
+    return cast(found, wanted)
+
+
+# Parts of a checkpoint, for checkpoint.py too.
+
+
+def metadata(folder: paths.Path) -> dict:
+  """Shapes and types of a stored tree."""
+  with reading(folder.parent):
+    with ocp.StandardCheckpointer() as reader:
+      found = reader.metadata(folder).item_metadata
+    if found is None:
+      # Orbax does not say why.
+      (folder / '_METADATA').read_text()
+      raise ValueError(f'{folder} cannot be read')
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.tree
+    )
+
+
+def read_sums(folder: paths.Path) -> dict | None:
+  """The checksums of a checkpoint; those of older versions have none."""
+  with reading(folder):
+    if not (folder / 'sums').is_dir():
+      return None
+    return json.loads((folder / 'sums' / 'metadata').read_text())
+
+
+def typed(like, stored):
+  """`like`, with the types of what is stored: checked as it was saved."""
+  types = {k: x.dtype for k, x in checksums.by_name(stored).items()}
+  leaves = [
+    jax.ShapeDtypeStruct(x.shape, types[name], sharding=x.sharding)
+    for name, x in checksums.by_name(like).items()
+  ]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def cast(found, like):
+  """Arrays with the types that are asked for."""
+  return jax.tree.map(
+    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), found, like
+  )
+
+
+def check_fit(stored, wanted, where) -> None:
+  """Raises Misfit unless two trees have the same names and shapes."""
+  stored, wanted = (
+    {k: x.shape for k, x in checksums.by_name(t).items()}
+    for t in (stored, wanted)
+  )
+  lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
+  lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]
+  lines += [
+    f'misshapen: {k} is {stored[k]}, the config needs {wanted[k]}'
+    for k in wanted
+    if k in stored and stored[k] != wanted[k]
+  ]
+  if lines:
+    raise Misfit(
+      f'{where} does not fit the config:\n'
+      + '\n'.join(f'  {line}' for line in lines)
+    )
+
+
+# What can go wrong.
+
+
+@contextlib.contextmanager
+def reading(folder: paths.Path):
+  """Whatever fails in here, the checkpoint or the way to it is to blame."""
+  try:
+    yield
+  except CheckpointError:
+    raise
+  except Exception as e:  # Orbax and its storage raise nearly anything
+    if paths.of_storage(e):
+      raise _unreachable(f'checkpoint {folder}', e) from e
+    workdir = folder.parent.parent
+    older = [n for n in steps(workdir) if n < int(folder.name)]
+    way_out = (
+      f'Move it away to go on from checkpoint {older[-1]}.'
+      if older
+      else 'There is no earlier one.'
+    )
+    raise CheckpointError(
+      f'checkpoint {folder} is damaged: {short(e)}. Nothing was changed. '
+      f'{way_out}'
+    ) from e
+
+
+@contextlib.contextmanager
+def reaching(workdir: str):
+  """Turns the errors of a disk or bucket into one that says what to do."""
+  try:
+    yield
+  except Exception as e:
+    if not paths.of_storage(e):
+      raise
+    raise _unreachable(f'work directory {workdir}', e) from e
+
+
+def _unreachable(what: str, error: Exception) -> CheckpointError:
+  return CheckpointError(
+    f'{what} cannot be read ({short(error)}): get the right to read it, and '
+    'see whether its disk or bucket can be reached. It may well be whole.'
+  )
+
+
+def short(error: Exception) -> str:
+  """An error's text in one line of at most 300 characters."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) < 300 else f'{text[:300]} ...'
