@@ -18,6 +18,7 @@ from fractal_jax import sharding
 from fractal_jax.inference import edit, explain, inputs, sample, score
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
+from fractal_jax.models.kernels import proof
 from fractal_jax.training import checkpoint, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
@@ -279,6 +280,7 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
   config = checkpoint.load_config(workdir) if config is None else config
   config_lib.check(config)
   net = fractal.from_config(config.model)
+  net = proof.tried(net, config.model.kernels)
   mesh = sharding.any_mesh(config)
   shardings = train_state.param_shardings(net, mesh)
   params = restore.restore_params(workdir, step, shardings)

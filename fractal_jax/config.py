@@ -182,6 +182,14 @@ MODEL = {
     'what the backward pass computes again instead of keeping (layers.py)',
     'the least memory',
   ),
+  'kernels': Key(
+    'auto',
+    Choice(('auto', 'pallas', 'xla')),
+    "whether blocks run on this project's TPU kernels (models/kernels/): "
+    "'auto' on TPUs, where each one first passes a trial; 'pallas' untried; "
+    "'xla' never",
+    'several times faster, with the same random draws',
+  ),
   'unroll': Key(
     0,
     whole(least=0),

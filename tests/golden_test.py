@@ -51,7 +51,7 @@ def name_of(value):
 class Golden:
   """One file: its numbers, and our model with its weights."""
 
-  def __init__(self, path):
+  def __init__(self, path, kernels='xla'):
     with np.load(path) as z:
       self.numbers = {k: z[k] for k in z.files}
     self.state = self.under('state/')
@@ -67,6 +67,7 @@ class Golden:
       heads=tuple(given['heads']),
       num_conds=conds if isinstance(conds, int) else tuple(conds[:levels]),
       guide=bool(given.get('guiding_pixel', False)),
+      kernels=kernels,
       classes=len(self.state['class_emb.weight']),
     )
     config_lib.check(config)

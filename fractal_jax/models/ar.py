@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
+from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import fold_in
 from fractal_jax.models.level import all_down, check_rows
 from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
@@ -53,6 +54,10 @@ class ARLevel(nn.Module):
     return published.level(spec.depth, published.LLAMA)
 
   @staticmethod
+  def sequence_length(spec: Spec) -> int:
+    return spec.length  # the condition takes the last patch's place
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
     head = spec.width // spec.heads
     if head % (2 * spec.rank):
@@ -73,9 +78,8 @@ class ARLevel(nn.Module):
       (s.length + 1, s.width),
     )
     self.norm_in = layers.layer_norm(s.dtype)
-    self.blocks = layers.stack(
-      self.BLOCK, self.block_fields(), s.depth, s.remat, s.unroll
-    )
+    scan = kernels.scan_of(s, self.sequence_length(s))
+    self.blocks = layers.stack(self.BLOCK, self.block_fields(), s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
 
   @nn.nowrap
@@ -108,7 +112,8 @@ class ARLevel(nn.Module):
     x = jnp.concatenate([first, x], 1)  # [N, L, D]
     positions = self.table()[: s.length]
     x = self.norm_in(x + positions.astype(x.dtype))
-    x, _ = self.blocks(x, self.turns()[:, : s.length], train)
+    turns = self.turns()[:, : s.length]
+    x = kernels.through(self.blocks, s, x, turns, train=train)
     return self.norm_out(x)  # [N, L, D]
 
   def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):

@@ -22,10 +22,13 @@ class Dropout(nn.Module):
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
     if deterministic or not self.rate:
       return x
-    words = jax.random.bits(self.make_rng('dropout'), (2,), jnp.uint32)
     # The backward pass draws again rather than read what was drawn.
     drop = jax.checkpoint(drop_out, static_argnums=2)
-    return drop(x, words, self.rate)
+    return drop(x, self.words(), self.rate)
+
+  def words(self) -> Array:
+    """The random words [2], uint32, of the module's next draw."""
+    return jax.random.bits(self.make_rng('dropout'), (2,), jnp.uint32)
 
 
 def drop_out(x: Array, words: Array, rate: float) -> Array:

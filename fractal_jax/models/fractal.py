@@ -349,6 +349,8 @@ def specs(model) -> tuple[Spec, ...]:
         remat=model.remat,
         unroll=model.depths[i] <= model.unroll,
         chunks=model.chunks[i] if model.chunks else 1,
+        # 'auto' is found out on the devices of a run: see kernels/proof.py.
+        kernels='pallas' if model.kernels == 'pallas' else 'xla',
       )
     )
   below = [s.num_conds for s in out[1:]] + [0]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import layers
 from fractal_jax.models.chunked import chunked
+from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import fold_in
 from fractal_jax.models.level import all_down, check_rows
 from fractal_jax.models.patches import patchify, unpatchify
@@ -51,6 +52,10 @@ class IndependentLevel(nn.Module):
     return num_conds
 
   @staticmethod
+  def sequence_length(spec: Spec) -> int:
+    return spec.num_conds + spec.length
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
     del spec
     return []
@@ -65,7 +70,7 @@ class IndependentLevel(nn.Module):
     self.positions = self.param(
       'positions',
       layers.logical(layers.TABLE, None, 'embed'),
-      (s.num_conds + s.length, s.width),
+      (self.sequence_length(s), s.width),
     )
     self.norm_in = layers.layer_norm(s.dtype)
     fields = dict(
@@ -75,7 +80,8 @@ class IndependentLevel(nn.Module):
       dropout=s.dropout,
       dtype=s.dtype,
     )
-    self.blocks = layers.stack(self.BLOCK, fields, s.depth, s.remat, s.unroll)
+    scan = kernels.scan_of(s, self.sequence_length(s))
+    self.blocks = layers.stack(self.BLOCK, fields, s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
 
   def outputs(self, conds: Array, *, train: bool) -> Array:
@@ -85,7 +91,7 @@ class IndependentLevel(nn.Module):
     x = jnp.pad(front, ((0, 0), (0, s.length), (0, 0)))  # [N, n + L, D]
     positions = sharding.gathered(self.positions, None, 'embed')
     x = self.norm_in(x + positions.astype(x.dtype))
-    x, _ = self.blocks(x, None, train)
+    x = kernels.through(self.blocks, s, x, None, train=train)
     return self.norm_out(x[:, s.num_conds :])  # [N, L, D]
 
   def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fractal_jax import cpu
 from fractal_jax.models import products
 from fractal_jax.models.dropout import Dropout
+from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.types import Array
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -226,7 +227,15 @@ class ViTBlock(nn.Module):
     x = self.fc2(self.drop1(x, deterministic=not train))
     return self.drop2(x, deterministic=not train)
 
+  @property
+  def dropouts(self):
+    """Of the attention half, weights and output; of the MLP half, both too."""
+    attention = self.attention.drop_weights, self.attention.drop
+    return attention, (self.drop1, self.drop2)
+
   def __call__(self, x, turns, train):
+    if isinstance(x, kernels.Packed):
+      return kernels.block(self, x, turns, train=train), None
     x = x + self.attention(self.norm1(x), turns, train=train)
     return x + self.mlp(self.norm2(x), train), None
 
@@ -270,7 +279,15 @@ class LlamaBlock(nn.Module):
     x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
 
+  @property
+  def dropouts(self):
+    """As ViTBlock's; the hidden layer has none."""
+    attention = self.attention.drop_weights, self.attention.drop
+    return attention, (None, self.drop)
+
   def __call__(self, x, turns, train):
+    if isinstance(x, kernels.Packed):
+      return kernels.block(self, x, turns, train=train), None
     x = x + self.attention(self.norm1(x), turns, train=train)
     return x + self.mlp(self.norm2(x), train), None
 

@@ -54,6 +54,10 @@ class Level(Protocol):
     """How many conditions it takes where it is offered `num_conds`."""
 
   @staticmethod
+  def sequence_length(spec: Spec) -> int:
+    """T, the tokens of the sequence that its transformer reads."""
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
     """Every rule of this kind that the level breaks, for the user to read."""
 

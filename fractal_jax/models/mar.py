@@ -17,6 +17,7 @@ import numpy as np
 from fractal_jax import sharding
 from fractal_jax.models import layers, masking, pixel, published
 from fractal_jax.models.chunked import chunked
+from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.level import check_rows
 from fractal_jax.models.patches import (
@@ -95,6 +96,10 @@ class MARLevel(nn.Module):
     return num_conds
 
   @staticmethod
+  def sequence_length(spec: Spec) -> int:
+    return spec.guide + spec.num_conds + spec.length
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
     del spec
     return []
@@ -115,11 +120,11 @@ class MARLevel(nn.Module):
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
     table = layers.logical(layers.TABLE, None, 'embed')
     self.mask_token = self.param('mask_token', table, (1, s.width))
-    tokens = s.guide + s.num_conds + s.length
+    tokens = self.sequence_length(s)
     self.positions = self.param('positions', table, (tokens, s.width))
     self.norm_in = layers.layer_norm(s.dtype)
     self.blocks = layers.stack(
-      layers.ViTBlock, block_fields(s), s.depth, s.remat, s.unroll
+      layers.ViTBlock, block_fields(s), s.depth, *kernels.scan_of(s, tokens)
     )
     self.norm_out = layers.layer_norm(s.dtype)
     if s.guide:
@@ -129,7 +134,8 @@ class MARLevel(nn.Module):
   def outputs(self, patches, mask, conds, guide, *, train: bool) -> Array:
     """The outputs of all patches, [M, L, D]. Arguments: see `tokens`."""
     s = self.spec
-    x, _ = self.blocks(self.tokens(patches, mask, conds, guide), None, train)
+    x = self.tokens(patches, mask, conds, guide)
+    x = kernels.through(self.blocks, s, x, None, train=train)
     return self.norm_out(x[:, s.guide + s.num_conds :])
 
   def tokens(self, patches, mask, conds, guide) -> Array:
@@ -397,7 +403,9 @@ class MARLevel(nn.Module):
       return self.apply({'params': params}, *args, method=method)
 
     at, inside = self.neighbours(place)  # [M, m, n]
-    if at[0].size >= s.length:  # most outputs are wanted, some of them twice
+    tokens = self.sequence_length(s)
+    # Most outputs are wanted, some of them twice; or kernels compute them all.
+    if at[0].size >= s.length or kernels.rows_of(s, tokens) is not None:
       outputs = self.apply(
         {'params': params},
         patches,
@@ -426,7 +434,7 @@ class MARLevel(nn.Module):
   def outputs_flops(self) -> float:
     """Of one pass over the sequence, without the guide's prediction."""
     s = self.spec
-    d, t = s.width, s.guide + s.num_conds + s.length
+    d, t = s.width, self.sequence_length(s)
     embed = s.length * s.patch_values + s.num_conds * s.cond_width
     embed += s.guide * s.channels
     return 2 * d * embed + s.depth * (24 * d * d * t + 4 * t * t * d)
@@ -443,7 +451,7 @@ class MARLevel(nn.Module):
     The last layer computes the outputs that are conditions, and no others.
     """
     s = self.spec
-    d, t = s.width, s.guide + s.num_conds + s.length
+    d, t = s.width, self.sequence_length(s)
     left = np.array([s.length] + masking.unmask_counts(s.length, iterations))
     wanted = np.minimum((left[:-1] - left[1:]) * s.out_conds, s.length)
     idle = float((t - wanted).sum()) * (20 * d * d + 4 * t * d)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
+from fractal_jax.models.kernels import blocks as kernels
+from fractal_jax.models.kernels import pixel_draw, pixel_nats
 from fractal_jax.models.types import (
   Array,
   Drawn,
@@ -99,6 +101,12 @@ class PixelLevel(nn.Module):
     return chunked(nats, self, conds, values)
 
   def nats(self, conds: Array, values: Array, *, train: bool) -> Array:
+    if kernels.usable(self.spec) and not self.is_initializing():
+      params = nn.meta.unbox(self.variables['params'])
+      conds = conds[:, 0].astype(self.spec.dtype)
+      return pixel_nats.pixel_nats(
+        kernel_sizes(self.spec), params, conds, values
+      )
     outputs = self.outputs(conds, values, train=train)
     # The logits are V / D times larger than what they are computed from.
     nats = jax.checkpoint(cross_entropy)
@@ -146,14 +154,15 @@ class PixelLevel(nn.Module):
     """
     del draw_patch, order
     s = self.spec
+    if kernels.usable(s):
+      return draw_by_kernel(s, params, request, sampling, bounds)
     streams, n = request.conds.shape[:2]
     conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
 
     def call(method, *args):
       return self.apply({'params': params}, *args, method=method)
 
-    draw_uniforms = lambda key: jax.random.uniform(key, (s.channels,))
-    uniforms = jax.vmap(draw_uniforms)(request.keys).T  # [C, N]
+    uniforms = draw_uniforms(request.keys, s).T  # [C, N]
     given, bounds = jax.tree.map(
       lambda x: x.reshape(n, s.channels).T, (request.given, bounds)
     )  # [C, N]
@@ -171,17 +180,16 @@ class PixelLevel(nn.Module):
       x = jnp.tile(call('next', k, values), (streams, 1, 1))
       return x, cache, drawn.at[k].set(values)
 
-    def squares(state) -> Drawn:
-      shape = (n,) + (1,) * s.rank + (s.channels,)
-      values = state[-1].T.reshape(shape)
-      when = jnp.broadcast_to(jnp.arange(s.channels), shape)
-      return Drawn(values, when if sampling.record else None)
-
     cache = layers.empty_cache(
       s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
     )
     start = call('first', conds), cache, jnp.zeros((s.channels, n), jnp.int32)
-    return Steps(count=s.channels, start=start, step=step, drawn=squares)
+    return Steps(
+      count=s.channels,
+      start=start,
+      step=step,
+      drawn=lambda state: squares(state[-1].T, s, sampling),
+    )
 
   @nn.nowrap
   def flops(self) -> float:
@@ -193,6 +201,60 @@ class PixelLevel(nn.Module):
     d, t = s.width, s.channels
     blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
+
+
+def draw_uniforms(keys: Array, spec: Spec) -> Array:
+  """What each pixel's channels are drawn with, [N, C] in [0, 1)."""
+  draw = lambda key: jax.random.uniform(key, (spec.channels,))
+  return jax.vmap(draw)(keys)
+
+
+def squares(values: Array, spec: Spec, sampling: Sampling) -> Drawn:
+  """Values [N, C] as squares of side 1."""
+  shape = (len(values),) + (1,) * spec.rank + (spec.channels,)
+  when = jnp.broadcast_to(jnp.arange(spec.channels), shape)
+  return Drawn(values.reshape(shape), when if sampling.record else None)
+
+
+def kernel_sizes(spec: Spec) -> pixel_nats.How:
+  return pixel_nats.How(spec.depth, spec.heads, spec.dtype)
+
+
+def draw_by_kernel(
+  spec: Spec, params, request: Request, sampling: Sampling, bounds
+) -> Steps:
+  """`PixelLevel.generate` in a single step."""
+  shape = (-1, spec.channels)
+  given = request.given
+  if given is not None:
+    given = jnp.where(given.known, given.values, -1).reshape(shape)
+  if bounds is not None:
+    bounds = tuple(x.reshape(shape) for x in bounds)
+  how = (
+    request.guidance,
+    sampling.temperature,
+    sampling.filter_threshold,
+    sampling.greedy,
+  )
+
+  def step(_, __):
+    return pixel_draw.pixel_draw(
+      kernel_sizes(spec),
+      params,
+      request.conds[:, :, 0].astype(spec.dtype),
+      draw_uniforms(request.keys, spec),
+      bounds,
+      given,
+      how,
+    )
+
+  n = request.conds.shape[1]
+  return Steps(
+    count=1,
+    start=jnp.zeros((n, spec.channels), jnp.int32),
+    step=step,
+    drawn=lambda values: squares(values, spec, sampling),
+  )
 
 
 def guide_spec(spec: Spec) -> Spec:

@@ -54,6 +54,7 @@ class Spec:
   remat: str
   unroll: bool = False  # write the layers out rather than loop over them
   chunks: int = 1  # parts of the rows, one after another: see chunked.py
+  kernels: str = 'xla'  # or 'pallas': see kernels/
 
   @property
   def grid(self) -> tuple[int, ...]:

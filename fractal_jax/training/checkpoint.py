@@ -35,7 +35,7 @@ from fractal_jax.training.train_state import TrainState
 # Keys of config.model that may change between runs on one work directory:
 # they change how the model is computed, or where it began.
 MAY_CHANGE = (
-  'dtype', 'remat', 'unroll', 'chunks', 'init_from', 'init_levels',
+  'dtype', 'remat', 'kernels', 'unroll', 'chunks', 'init_from', 'init_levels',
 )  # fmt: skip
 
 RETRY_AFTER = (1, 10, 60)  # seconds between attempts to save the last one

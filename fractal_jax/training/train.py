@@ -19,6 +19,7 @@ from fractal_jax import config as config_lib
 from fractal_jax import paths, sharding
 from fractal_jax.data import classes, pipeline
 from fractal_jax.models import fractal, masking, names
+from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
 from fractal_jax.training import (
@@ -84,6 +85,7 @@ def train(
     # ---------------------------------------------- the model, what trains it
     total = optimizer.steps(config, info.num_train)
     net = fractal.from_config(config.model)
+    net = proof.tried(net, config.model.kernels)
     tx = optimizer.create(config, total)
     announce(net, config, info, total, workdir, mesh=mesh)
 

@@ -1,0 +1,124 @@
+"""Where a model meets the kernels: a level asks here whether it runs on them.
+
+A level that does keeps its tokens in rows from its first block to its last
+(`through`), and each block is two half blocks (`block`). Where it does not, one
+line of the log says why.
+"""
+
+import functools
+
+from absl import logging
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fractal_jax.models.kernels import attention, calls, mlp
+from fractal_jax.models.kernels.geometry import Packed, Rows
+
+UNROLLED = 8  # layers: a stack of so many or fewer is written out
+
+
+def rows_of(spec, tokens: int) -> Rows | None:
+  """How a level's sequences lie in rows; None where it runs without kernels.
+
+  Args:
+    spec: of a level above the pixels.
+    tokens: T, of its sequences.
+  """
+  rows = Rows(tokens)
+  if not usable(spec):
+    return None
+  need = vmem(spec, rows)
+  if need > calls.vmem_bytes() * calls.USABLE:
+    say(
+      f'level {spec.index} runs without kernels: {tokens} tokens of width '
+      f'{spec.width} need about {need >> 20} MiB of VMEM, and the chip has '
+      f'{calls.vmem_bytes() >> 20} MiB'
+    )
+    return None
+  return rows
+
+
+def usable(spec) -> bool:
+  """Whether a level may run on kernels where it is traced, its size aside."""
+  if spec.kernels != 'pallas':
+    return False
+  if calls.platform() not in ('tpu', 'cpu'):
+    say('the model runs without kernels: there are none for these devices')
+    return False
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.shape.get('tensor', 1) > 1:
+    say(
+      'the model runs without kernels: mesh.tensor splits heads, which they '
+      'hold whole; set mesh.tensor=1 and split by mesh.fsdp'
+    )
+    return False
+  return True
+
+
+@functools.cache
+def say(line: str) -> None:
+  logging.info(line)
+
+
+def vmem(spec, rows: Rows) -> int:
+  """About how much VMEM the kernels of a level's blocks need."""
+  d, dtype = spec.width, spec.dtype
+  half = attention.How(rows, spec.heads, False, 0.0, 0.0, dtype)
+  other = mlp.How(rows, 0.0, 0.0, dtype)
+  return max(attention.vmem(half, d), mlp.vmem(other, 8 * d * d, d, rows.step))
+
+
+def scan_of(spec, tokens: int) -> tuple[str, bool]:
+  """(remat, unroll) of a level's stack: kernels keep their input alone."""
+  if rows_of(spec, tokens) is None:
+    return spec.remat, spec.unroll
+  return 'none', spec.unroll or spec.depth <= UNROLLED
+
+
+def through(blocks, spec, x, turns, *, train: bool):
+  """x [N, T, D] through a stack of blocks, on kernels where that is possible.
+
+  Args:
+    blocks: what layers.stack makes.
+    spec: of the level.
+    x: [N, T, D].
+    turns: rotary angles [2, T, K/2], or None.
+    train: whether dropout is on.
+  """
+  rows = rows_of(spec, x.shape[1])
+  if rows is None or blocks.is_initializing():
+    return blocks(x, turns, train)[0]
+  packed = Packed(rows.pack(x.astype(spec.dtype)), rows)
+  return rows.unpack(blocks(packed, turns, train)[0].values, len(x))
+
+
+def block(module, x: Packed, turns, *, train: bool) -> Packed:
+  """A block of layers.py by its two half blocks."""
+  params = nn.meta.unbox(module.variables['params'])
+  first = {k: params[k] for k in ('norm1', 'attention')}
+  second = {k: v for k, v in params.items() if k not in first}
+  (weights, joined), (hidden, out) = module.dropouts
+  rate = lambda drop: drop.rate if drop is not None and train else 0.0
+
+  def words(*drops):
+    zeros = jnp.zeros(2, jnp.uint32)
+    found = [drop.words() if rate(drop) else zeros for drop in drops]
+    return jax.lax.bitcast_convert_type(jnp.concatenate(found), jnp.int32)
+
+  how = attention.How(
+    x.rows,
+    module.heads,
+    module.causal,
+    rate(weights),
+    rate(joined),
+    jnp.dtype(module.dtype),
+  )
+  with jax.named_scope('attention'):
+    y = attention.attention_half(
+      how, first, x.values, words(weights, joined), turns
+    )
+  how = mlp.How(x.rows, rate(hidden), rate(out), jnp.dtype(module.dtype))
+  with jax.named_scope('mlp'):
+    y = mlp.mlp_half(how, second, y, words(hidden, out))
+  return Packed(y, x.rows)

@@ -1,0 +1,221 @@
+"""How a kernel is called: resident weights, gradients in float32, the mesh.
+
+Kernels take a module's own parameters, `laid_out`: nothing but their layout
+differs. A call works on rows in a grid of blocks, one after another, while the
+weights lie in VMEM; gradients of weights are summed there, over all blocks.
+"""
+
+import functools
+
+import jax
+from jax.custom_batching import custom_vmap
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from fractal_jax import sharding
+
+F32 = jnp.float32
+USABLE = 0.95  # of the VMEM, by a kernel
+MATRICES = ('qkv', 'kernel', 'codebooks')
+
+
+def laid_out(params, dtype):
+  """A module's parameters as kernels read them: matrices in `dtype`.
+
+  Vectors [D] become float32 rows [1, D], and the fused projection [D, 3, D]
+  becomes three, [3, D, D]. A leading axis of layers stays.
+  """
+
+  def one(path, x):
+    name = path[-1].key
+    if name == 'qkv':
+      x = jnp.moveaxis(x, -2, -3)
+    if name in MATRICES:
+      return x.astype(dtype)
+    return x[..., None, :].astype(F32)
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def platform() -> str:
+  """Of the devices that the code being traced is for: cpu, gpu or tpu."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.abstract_device is not None:
+    kind = mesh.abstract_device.device_kind
+    return 'tpu' if kind.startswith('TPU') else kind
+  return jax.default_backend()
+
+
+def vmem_bytes() -> int:
+  """How much VMEM the chip has; 128 MiB, a v5e's, where there is no chip."""
+  if platform() != 'tpu':
+    return 128 << 20
+  return pltpu.get_tpu_info().vmem_capacity_bytes
+
+
+def blocks(
+  kernel,
+  name: str,
+  scalars,
+  rows,
+  resident,
+  *,
+  step: int,
+  outs,
+  sums=None,
+  scratch=(),
+):
+  """Runs a kernel over blocks of rows.
+
+  Args:
+    kernel: (scalars, rows, resident, outs, sums, scratch), all references; the
+      trees are those given here.
+    name: of the kernel, in profiles.
+    scalars: int32 or float32 [k], read one by one.
+    rows: a tree of arrays [M, ...].
+    resident: a tree of arrays that every block reads whole.
+    step: rows of a block; it divides M.
+    outs: a tree of ShapeDtypeStruct [M, ...].
+    sums: a tree of ShapeDtypeStruct: float32 arrays that every block adds to;
+      they are 0 before the first.
+    scratch: shapes of what a block keeps in VMEM.
+
+  Returns:
+    outs, and sums unless None.
+  """
+
+  def block(x):
+    shape = (step,) + x.shape[1:]
+    return pl.BlockSpec(shape, lambda i, _: (i,) + (0,) * (len(shape) - 1))
+
+  def whole(x):
+    return pl.BlockSpec(x.shape, lambda i, _: (0,) * x.ndim)
+
+  given, tree = jax.tree.flatten((rows, resident))
+  made, made_tree = jax.tree.flatten((outs, sums))
+  specs = [block(x) for x in jax.tree.leaves(rows)]
+  specs += [whole(x) for x in jax.tree.leaves(resident)]
+  out_specs = [block(x) for x in jax.tree.leaves(outs)]
+  out_specs += [whole(x) for x in jax.tree.leaves(sums)]
+
+  def body(scalars, *refs):
+    rows, resident = tree.unflatten(refs[: len(given)])
+    refs = refs[len(given) :]
+    outs, sums = made_tree.unflatten(refs[: len(made)])
+
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+      for x in jax.tree.leaves(sums):
+        x[...] = jnp.zeros_like(x)
+
+    kernel(scalars, rows, resident, outs, sums, refs[len(made) :])
+
+  size = len(jax.tree.leaves(rows)[0])
+  assert size % step == 0, (name, size, step)
+  found = pl.pallas_call(
+    body,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(size // step,),
+      in_specs=specs,
+      out_specs=out_specs,
+      scratch_shapes=[pltpu.VMEM(s.shape, s.dtype) for s in scratch],
+    ),
+    out_shape=made,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('arbitrary',),
+      vmem_limit_bytes=int(vmem_bytes() * USABLE),
+    ),
+    interpret=platform() != 'tpu',
+    name=f'{name}_{step}',  # what a block is, for profiles
+  )(scalars, *given)
+  outs, sums = made_tree.unflatten(found)
+  return outs if sums is None else (outs, sums)
+
+
+def on_devices(fn, in_specs, out_specs):
+  """fn on each device of the mesh, where the compiler is left to split arrays.
+
+  It can't split what a kernel works on. Within shard_map nothing is left to it.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.manual_axes:
+    return fn
+  return jax.shard_map(
+    fn, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+
+
+def on_groups(fn):
+  """fn under the training step's vmap over groups of images.
+
+  The compiler would gather a kernel's operands on every device. Here each
+  device of the mesh calls it on its own groups: arguments without an axis of
+  groups, the weights, are gathered before; what comes out has that axis.
+  Without groups, every device does all.
+  """
+
+  @custom_vmap
+  def alone(*args):
+    return on_devices(fn, jax.P(), jax.P())(*args)
+
+  @alone.def_vmap
+  def _(groups, batched, *args):
+    del groups  # each device has its share
+    leaves, tree = jax.tree.flatten(args)
+    grouped = jax.tree.leaves(tuple(batched))
+    over = jax.P(sharding.BATCH)
+
+    def local(*leaves):
+      mine = [x for x, b in zip(leaves, grouped) if b]
+
+      def one(mine):
+        mine = iter(mine)
+        args = [next(mine) if b else x for x, b in zip(leaves, grouped)]
+        return fn(*tree.unflatten(args))
+
+      if len(mine[0]) > 1:
+        return jax.lax.map(one, mine)
+      return jax.tree.map(lambda x: x[None], one([x[0] for x in mine]))
+
+    specs = tuple(over if b else jax.P() for b in grouped)
+    out = on_devices(local, specs, over)(*leaves)
+    return out, jax.tree.map(lambda _: True, out)
+
+  return alone
+
+
+def with_gradient(forward, backward):
+  """A function of parameters and rows, from its two kernels.
+
+  Args:
+    forward: (how, p, x, *rest) to y; p is laid out.
+    backward: (how, p, x, *rest, g) to (gradients of p, float32; of x).
+
+  Returns:
+    f(how, params, x, *rest), where `how` is static and hashable, and `rest`
+    (words, angles, values) has no gradient. The backward pass needs of the
+    forward one its arguments alone.
+  """
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+  def f(how, params, x, *rest):
+    run = on_groups(functools.partial(forward, how))
+    return run(laid_out(params, how.dtype), x, *rest)
+
+  def fwd(how, *args):
+    return f(how, *args), args
+
+  def bwd(how, saved, g):
+    params, x, *rest = saved
+    run = on_groups(functools.partial(backward, how))
+    by_p, by_x = run(laid_out(params, how.dtype), x, *rest, g)
+    # Else the compiler joins the kernel with the stacking of the layers'
+    # gradients, and forgets how much VMEM the kernel may use.
+    by_p = jax.lax.optimization_barrier(by_p)
+    _, back = jax.vjp(lambda params: laid_out(params, F32), params)
+    return *back(by_p), by_x, *(None for _ in rest)
+
+  f.defvjp(fwd, bwd)
+  return f

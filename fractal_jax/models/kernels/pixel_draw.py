@@ -1,0 +1,154 @@
+"""Drawing pixels in one kernel: what PixelLevel.generate does.
+
+Keys and values of earlier channels stay in VMEM, and the channels follow each
+other inside one grid step: there is no loop outside, and no cache in HBM.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fractal_jax.models.kernels import calls, pixel_nats, values
+from fractal_jax.models.kernels.pixel_nats import How, dense, outer, read
+from fractal_jax.models.kernels.values import F32, iota, linear
+
+
+def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
+  """Draws pixels by the kernel.
+
+  Args:
+    how: sizes.
+    params: of a PixelLevel, as flax has them.
+    conds: [G, N, Dc] in how.dtype.
+    uniforms: [N, C] in [0, 1).
+    limits: the least and the largest value that may be drawn, [N, C] int32
+      each; or None.
+    given: values [N, C] int32 to take in place of drawn ones, where they are
+      not negative; or None.
+    sampling: (guidance, temperature, filter_threshold, greedy), the last one
+      static.
+
+  Returns:
+    [N, C] int32.
+  """
+  *scalars, greedy = sampling
+  streams, n, _ = conds.shape
+  v = params['codebooks'].shape[1]
+  none = jnp.zeros(uniforms.shape, jnp.int32)
+  least, most = (none, none + v - 1) if limits is None else limits
+  given = none - 1 if given is None else given
+  rows = (tuple(conds), uniforms, least, most, given)
+  step = pixel_nats.step_of(n)
+  pad = lambda x: jnp.pad(x, ((0, -n % step), (0, 0)))
+  rows = jax.tree.map(pad, rows)
+  return calls.blocks(
+    functools.partial(_kernel, how, greedy),
+    'pixel_draw',
+    jnp.stack([jnp.asarray(x, F32) for x in scalars]),
+    rows,
+    calls.laid_out(params, how.dtype),
+    step=step,
+    outs=jax.ShapeDtypeStruct(rows[1].shape, jnp.int32),
+  )[:n]
+
+
+def _kernel(how, greedy, scalars, rows, p, out, *_):
+  conds, uniforms, least, most, given = rows
+  conds = jnp.concatenate([x[...] for x in conds], 0).astype(F32)
+  columns = lambda ref, k: ref[:, k : k + 1]
+
+  def values_of(k, logits):
+    found = draw(
+      logits,
+      columns(uniforms, k),
+      (columns(least, k), columns(most, k)),
+      [scalars[i] for i in range(3)],
+      greedy,
+    )
+    known = columns(given, k)
+    out[:, k : k + 1] = value = jnp.where(known >= 0, known, found)
+    return value
+
+  blocks = [read(p['blocks'], i) for i in range(how.depth)]
+  generate(how, read(outer(p)), blocks, conds, out.shape[1], values_of)
+
+
+def generate(how, p, blocks, conds, channels, values_of):
+  """Draws channel after channel.
+
+  Args:
+    how: sizes.
+    p, blocks: parameters, outside layers and of each.
+    conds: [G R, Dc] float32, the streams one after another.
+    channels: how many.
+    values_of: (channel, logits [G R, V]) to its values [R, 1], int32.
+  """
+  x = values.norm(dense(p['cond_embed'], conds), p['norm_in'])
+  ones = pixel_nats.head_ones(how, x.shape[1])
+  cache = [([], []) for _ in blocks]
+  for t in range(channels):
+    for block, (keys, vals) in zip(blocks, cache):
+      q, k, v = pixel_nats.qkv_of(how, block, x)
+      keys.append(k)
+      vals.append(v)
+      mixed = pixel_nats.attend(how, q, keys, vals, ones)
+      x = pixel_nats.after_attention(how, block, x, mixed)
+    y = values.norm(x, p['norm_out'])
+    value = values_of(t, pixel_nats.logits_of(p, y, t))  # [R, 1]
+    if t + 1 < channels:
+      n, v = value.shape[0], p['codebooks'][t].shape[0]
+      hot = (value == iota((n, v), 1)).astype(F32)
+      token = values.norm(linear(hot, p['codebooks'][t]), p['norm_in'])
+      x = jnp.concatenate([token] * (x.shape[0] // n), 0)
+
+
+def draw(logits, uniform, limits, scalars, greedy):
+  """pixel.draw of logits [G R, V], a stream after the other: [R, 1] int32."""
+  guidance, temperature, threshold = scalars
+  logits = logits / temperature
+  n, v = uniform.shape[0], logits.shape[1]
+  top = lambda x: jnp.max(x, -1, keepdims=True)
+  total = lambda x: jnp.sum(x, -1, keepdims=True)
+  if logits.shape[0] > n:
+    cond, uncond = logits[:n], logits[n:]
+    raised = jnp.maximum(uncond, cond - top(cond) + top(uncond))
+    e = jnp.exp(cond - top(cond))
+    uncond = jnp.where(e / total(e) < threshold, raised, uncond)
+    logits = uncond + guidance * (cond - uncond)
+  value = iota((n, v), 1)
+  least, most = limits
+  inside = (value >= least) & (value <= most)
+  logits = jnp.where(inside, logits, -jnp.inf)
+  if greedy:
+    best = jnp.where(logits == top(logits), value, v)
+    return jnp.min(best, -1, keepdims=True)
+  e = jnp.exp(logits - top(logits))
+  upper = (iota((v, v), 0) <= iota((v, v), 1)).astype(F32)
+  cumulative = values.dot(e / total(e), upper, 1, 0)
+  level = uniform * cumulative[:, v - 1 : v]
+  found = total((cumulative <= level).astype(F32)).astype(jnp.int32)
+  return jnp.minimum(found, v - 1)
+
+
+def xla(how: How, params, conds, uniforms, limits, given, sampling):
+  """`pixel_draw` without the kernel: what this must agree with."""
+  *scalars, greedy = sampling
+  n, channels = uniforms.shape
+  p = calls.laid_out(params, how.dtype)
+  v = p['codebooks'].shape[1]
+  none = jnp.zeros((n, channels), jnp.int32)
+  least, most = (none, none + v - 1) if limits is None else limits
+  given = none - 1 if given is None else given
+  out = []
+
+  def values_of(k, logits):
+    of = lambda x: x[:, k : k + 1]
+    found = draw(logits, of(uniforms), (of(least), of(most)), scalars, greedy)
+    out.append(jnp.where(of(given) >= 0, of(given), found))
+    return out[-1]
+
+  blocks = [read(p['blocks'], i) for i in range(how.depth)]
+  conds = conds.reshape(-1, conds.shape[-1]).astype(F32)
+  generate(how, read(outer(p)), blocks, conds, channels, values_of)
+  return jnp.concatenate(out, 1)
