@@ -140,7 +140,8 @@ def test_a_killed_run_goes_on(run):
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   names = {p.name for p in paths.path(workdir).iterdir()}
   assert names == {
-    'checkpoints', 'config.json', 'metrics.jsonl', 'samples', 'tensorboard'
+    'checkpoints', 'classes.json', 'config.json', 'metrics.jsonl', 'samples',
+    'tensorboard',
   }  # fmt: skip
   (grid,) = (paths.path(workdir) / 'samples').iterdir()
   with grid.open('rb') as file, Image.open(file) as image:

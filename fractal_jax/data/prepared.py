@@ -192,7 +192,7 @@ def prepare(config) -> None:
 
 def _check_archives(d) -> None:
   files, origin = ARCHIVES.get(d.name, ((), ''))
-  folder = paths.path(d.manual_dir)
+  folder = paths.path(d.manual_dir or '.')
   missing = [f for f in files if not d.manual_dir or not (folder / f).is_file()]
   if missing:
     raise DataError(

@@ -9,7 +9,7 @@ import json
 import jax
 import orbax.checkpoint as ocp
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.training import CheckpointError, checksums
 
 
@@ -175,13 +175,7 @@ def check_fit(stored, wanted, where) -> None:
     {k: x.shape for k, x in checksums.by_name(t).items()}
     for t in (stored, wanted)
   )
-  lines = [f'missing: {k} {wanted[k]}' for k in wanted if k not in stored]
-  lines += [f'extra: {k} {stored[k]}' for k in stored if k not in wanted]
-  lines += [
-    f'misshapen: {k} is {stored[k]}, the config needs {wanted[k]}'
-    for k in wanted
-    if k in stored and stored[k] != wanted[k]
-  ]
+  lines = checks.misfit(stored, wanted)
   if lines:
     raise Misfit(
       f'{where} does not fit the config:\n'
