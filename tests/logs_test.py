@@ -1,12 +1,16 @@
 """Metric files and the progress line."""
 
+import io
 import json
 import struct
+import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from tensorboard.compat.proto import event_pb2
+from tensorboard.util import tensor_util
 
 from fractal_jax.training import logs
 
@@ -33,46 +37,119 @@ def test_json_lines_continue_without_repeating_steps(tmp_path):
   ]
 
 
-def events(path):
-  """The events of a file: length, crc, event, crc; ..."""
-  rest, out = path.read_bytes(), []
-  while rest:
-    (size,) = struct.unpack('<Q', rest[:8])
-    out.append(event_pb2.Event.FromString(rest[12 : 12 + size]))
-    rest = rest[16 + size :]
+def test_scalars_of_a_step_share_a_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  writer = logs.JSONLines(path, 0)
+  writer.write_scalars(1, {'loss': 1})
+  writer.write_scalars(1, {'speed': 2})
+  writer.write_images(1, {'samples': np.zeros((4, 6, 3), np.uint8)})
+  writer.write_scalars(2, {'loss': 3})
+  writer.flush()
+  assert lines(path) == [
+    {'step': 1, 'loss': 1.0, 'speed': 2.0},
+    {'step': 2, 'loss': 3.0},
+  ]
+
+
+def test_our_writers_have_clus_whole_interface():
+  interface = pytest.importorskip('clu.metric_writers').MetricWriter
+  for writer in (logs.NullWriter, logs.JSONLines):
+    for name in interface.__abstractmethods__:
+      assert callable(getattr(writer, name)), name
+
+
+def events(folder):
+  """The events of a folder's files in order: length, crc, event, crc; ..."""
+  out = []
+  for path in sorted(folder.iterdir()):
+    rest = path.read_bytes()
+    while rest:
+      (size,) = struct.unpack('<Q', rest[:8])
+      out.append(event_pb2.Event.FromString(rest[12 : 12 + size]))
+      rest = rest[16 + size :]
   return out
 
 
-def test_a_run_writes_lines_and_what_tensorboard_reads(tmp_path):
-  writer = logs.metric_writer(str(tmp_path), 4)
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+  pytest.importorskip('tensorflow')
+  writer = logs.metric_writer(tmp_path, 4)
   writer.write_scalars(5, {'train/loss': 0.5})
-  writer.write_images(5, {'samples': np.zeros((1, 4, 6, 3), np.uint8)})
+  writer.write_images(5, {'samples': np.zeros((4, 6, 3), np.uint8)})
   writer.flush()
   writer.close()
-  found = [
-    event
-    for path in sorted((tmp_path / 'tensorboard').iterdir())
-    for event in events(path)
-  ]
+  found = events(tmp_path / 'tensorboard')
   # TensorBoard hides what an earlier run wrote from this step on.
   (session,) = [e for e in found if e.HasField('session_log')]
   assert session.step == 5
   assert session.session_log.status == event_pb2.SessionLog.START
-  tags = {(e.step, v.tag) for e in found for v in e.summary.value}
-  assert (5, 'train/loss') in tags
-  assert any(step == 5 and 'samples' in tag for step, tag in tags)
+  values = {v.tag: (e.step, v) for e in found for v in e.summary.value}
+  step, value = values['train/loss']
+  assert step == 5 and tensor_util.make_ndarray(value.tensor) == 0.5
+  step, value = values['samples']
+  width, height, png = value.tensor.string_val
+  assert (step, width, height) == (5, b'6', b'4')
+  assert PIL.Image.open(io.BytesIO(png)).size == (6, 4)
   assert lines(tmp_path / 'metrics.jsonl') == [{'step': 5, 'train/loss': 0.5}]
 
 
-def test_without_tensorflow_the_lines_remain_and_it_is_said(
-  tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def no_tensorflow(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
-  writer = logs.metric_writer(str(tmp_path), 0)
-  writer.write_scalars(1, {'a': 1})
+
+
+def test_without_tensorflow_a_line_says_what_is_off(
+  no_tensorflow, tmp_path, capsys
+):
+  writer = logs.metric_writer(tmp_path, 0)
+  writer.write_scalars(1, {'loss': 2})
+  assert logs.periodic_actions(tmp_path, 0, 9, writer) == []
   writer.close()
-  assert lines(tmp_path / 'metrics.jsonl') == [{'step': 1, 'a': 1.0}]
-  assert 'TensorFlow is not installed' in capsys.readouterr().out
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'TensorFlow is not installed' in line and '--profile' in line
+  assert lines(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 2.0}]
+  with pytest.raises(logs.ProfileError, match='pip install'):
+    logs.periodic_actions(tmp_path, 0, 9, writer, (2, 1))
+
+
+def test_a_profile_of_steps_is_where_tensorboard_looks(tmp_path):
+  pytest.importorskip('tensorflow')
+  writer = logs.NullWriter()
+  with pytest.raises(logs.ProfileError, match='after the last step, 9'):
+    logs.periodic_actions(tmp_path, 0, 9, writer, (10, 1))
+  actions = logs.periodic_actions(tmp_path, 3, 9, writer, (5, 2))
+  traces = lambda: list(tmp_path.rglob('plugins/profile/*/*.xplane.pb'))
+  for step in range(3, 10):
+    for action in actions:
+      action(step)
+    assert len(traces()) == (step >= 6)  # of steps 5 and 6
+  logs.stop_profile()  # is no error where none is being taken
+
+
+def test_speed_is_reported_at_the_end(tmp_path):
+  pytest.importorskip('tensorflow')
+  writer = logs.JSONLines(tmp_path / 'metrics.jsonl', 0)
+  for step in range(4):
+    for action in logs.periodic_actions(tmp_path, 0, 3, writer)[:1]:
+      action(0)
+      action(step)
+  writer.close()
+  (line,) = lines(tmp_path / 'metrics.jsonl')
+  assert line['step'] == 3 and line.keys() > {'steps_per_sec', 'uptime'}
+
+
+def test_tensorflow_is_loaded_by_the_writers_alone(tmp_path):
+  """Not by the data, the model, the step, or a process that doesn't write."""
+  code = (
+    'import sys; from fractal_jax import config; '
+    'from fractal_jax.data import pipeline; '
+    'from fractal_jax.training import logs, train; '
+    'c = config.default(); c.model.sizes = (8, 1); c.model.num_values = 17; '
+    'c.model.channels = 1; c.optim.batch = 4; c.data.flip = False; '
+    'next(pipeline.train_batches(c)); '
+    'bad = {"tensorflow", "tensorflow_datasets"} & set(sys.modules); '
+    'sys.exit(str(bad) if bad else 0)'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_progress_line_at_most_so_often_but_always_at_the_end(

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -47,7 +49,8 @@ def call(*args, code=0, both=False):
 def workdir(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('run'))
   steps = '--config.optim.steps=4'
-  out = call('train', DIGITS, f'--workdir={folder}', steps, *TINY)
+  args = 'train', DIGITS, f'--workdir={folder}', steps, '--profile=2:2', *TINY
+  out = call(*args)
   assert 'step 4/4' in out.replace('  ', ' ')
   assert out.splitlines()[-1].startswith('validation bits/dim: ')
   return folder
@@ -58,6 +61,7 @@ def test_train_writes_all_that_a_user_looks_for(workdir):
   for name in ('config.json', 'metrics.jsonl', 'tensorboard'):
     assert (run / name).exists()
   assert list((run / 'samples').glob('*.png'))
+  assert list((run / 'tensorboard').glob('plugins/profile/*/*.xplane.pb'))
   lines = [json.loads(x) for x in open(run / 'metrics.jsonl')]
   assert {'val/bits_per_dim', 'train/grad_norm/level_1'} <= set().union(*lines)
 
@@ -239,3 +243,68 @@ def test_a_run_that_may_not_be_written_to_is_evaluated(monkeypatch, tmp_path):
     evaluate.cache()
   flags.cache = f'{tmp_path}/new'
   assert evaluate.cache() == flags.cache
+
+
+def start(*args, stdout=subprocess.PIPE, **env):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'fractal_jax.main', *args],
+    cwd=ROOT,
+    env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT), **env),
+    stdout=stdout,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_a_closed_pipe_loses_no_steps(tmp_path):
+  """`train | head`, in a terminal that can print ASCII alone."""
+  often = ['--config.optim.log_every=1', '--config.eval.every=2']
+  args = 'train', DIGITS, f'--workdir={tmp_path}', *TINY[:-1], *often
+  job = start(*args, '--config.optim.steps=9999', PYTHONIOENCODING='ascii')
+  for line in job.stdout:
+    if 'validation bits/dim' in line:  # after a step: '±' is no obstacle
+      assert re.search(r'bits/dim: [\d.]+ \? ', line), line
+      break
+  job.stdout.close()
+  errors = job.stderr.read()
+  assert job.wait(300) == 141, errors
+  saved = int(re.search(r'saved after step (\d+)', errors)[1])
+  assert (tmp_path / 'checkpoints' / str(saved)).is_dir()
+  assert 'Traceback' not in errors and 'ignored' not in errors
+
+
+def test_other_commands_end_quietly_where_nobody_reads():
+  job = start('cost', '--config=configs/fractalmar_in64.py')
+  job.stdout.close()
+  errors = job.stderr.read()
+  assert job.wait(300) == 141 and 'Traceback' not in errors
+
+
+def test_ctrl_c_is_one_line(workdir):
+  job = start('sample', f'--workdir={workdir}', '--num=100000')
+  time.sleep(6)
+  job.send_signal(signal.SIGINT)
+  errors = job.communicate(timeout=300)[1]
+  assert job.returncode == 130, errors
+  assert errors.splitlines()[-1] == 'fractal-jax sample: interrupted'
+  assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('text', ['x', '0', '3:0', '1:2:3'])
+def test_a_profile_is_of_steps(text):
+  flag = f'--profile={text}'
+  out = call('train', DIGITS, '--workdir=X', flag, code=2)
+  assert f'{flag} must be STEP or STEP:COUNT' in out
+
+
+def test_distributed_says_what_is_missing():
+  out = call('train', DIGITS, '--workdir=X', '--distributed', code=2)
+  assert '--coordinator=HOST:PORT, --processes=COUNT, --process=INDEX' in out
+  assert 'Traceback' not in out and not (ROOT / 'X').exists()
+
+
+def test_another_seed_is_refused(workdir):
+  out = call(
+    'train', DIGITS, f'--workdir={workdir}', *TINY, '--config.seed=5', code=2
+  )
+  assert 'seed: 0 before, 5 now' in out and 'Traceback' not in out

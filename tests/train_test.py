@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import shutil
+import signal
 
 import chex
 import jax
@@ -20,12 +21,16 @@ from fractal_jax.training import (
   CheckpointError,
   checkpoint,
   lease,
+  logs,
   monitor,
   optimizer,
+  processes,
   restore,
+  resume,
   train,
   train_state,
 )
+from fractal_jax.training.resume import ResumeError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -349,3 +354,122 @@ def test_spikes_are_skipped_alike_after_a_resumption(
       train.train(config, str(tmp_path / 'b'))
   resumed = train.train(config, str(tmp_path / 'b'))
   chex.assert_trees_all_equal(jax.device_get(resumed), every_state[9])
+
+
+# Runs that end early: what is done is saved first.
+
+
+def wrong_at(monkeypatch, owner, name, call, error):
+  """A function raises an error, or sends a signal, when called that often."""
+  count, function = [0], getattr(owner, name)
+
+  def wrong(*args, **kwargs):
+    count[0] += 1
+    if count[0] == call:
+      if isinstance(error, signal.Signals):
+        signal.raise_signal(error)
+      else:
+        raise error
+    return function(*args, **kwargs)
+
+  monkeypatch.setattr(owner, name, wrong)
+
+
+def goes_on_as_if_nothing_had_been(workdir, every_state, capsys):
+  """A run stopped after step 7 ends as one that never was."""
+  assert checkpoint.steps(workdir)[-1] == 7
+  assert 'saved after step 7' in capsys.readouterr().err
+  state = train.train(configure(), str(workdir))
+  assert 'resuming after step 7' in capsys.readouterr().out
+  train.train(configure(), str(workdir) + '_straight')
+  chex.assert_trees_all_equal(jax.device_get(state), every_state[-1])
+
+
+@pytest.mark.parametrize(
+  'number, code',
+  [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
+)
+def test_signals_save_first(
+  tmp_path, bad_steps, every_state, monkeypatch, capsys, number, code
+):
+  with monkeypatch.context() as patch:
+    wrong_at(patch, sharding, 'place', 7, number)
+    with pytest.raises(processes.Preempted) as e:
+      train.train(configure(), str(tmp_path / 'a'))
+  assert e.value.code == code
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    BrokenPipeError(32, 'Broken pipe'),
+    OSError(28, 'No space left on device'),
+    UnicodeEncodeError('ascii', '±', 0, 1, 'not in range'),
+  ],
+  ids=str,
+)
+def test_failing_output_saves_first(
+  tmp_path, bad_steps, every_state, monkeypatch, capsys, error
+):
+  with monkeypatch.context() as patch:
+    # The third line is of step 6, and written once step 7 has begun.
+    wrong_at(patch, logs.Progress, 'update', 3, error)
+    with pytest.raises(type(error)):
+      train.train(configure(), str(tmp_path / 'a'))
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+
+
+def test_an_unreadable_image_saves_first(
+  tmp_path, bad_steps, every_state, monkeypatch, capsys
+):
+  error = pipeline.DataError('cat.png cannot be read')
+  with monkeypatch.context() as patch:
+    wrong_at(patch, pipeline.TrainBatches, '__next__', 8, error)
+    with pytest.raises(pipeline.DataError, match='cat.png'):
+      train.train(configure(), str(tmp_path / 'a'))
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+
+
+# Going on under another config.
+
+
+@pytest.mark.parametrize(
+  'key, value, before',
+  [
+    ('seed', 1, '--config.seed=0'),
+    ('optim.batch', 8, '--config.optim.batch=16'),
+    ('data.train_split', 'validation', '--config.data.train_split=train'),
+  ],
+)
+def test_another_place_in_the_data_is_refused(straight, key, value, before):
+  config = configure()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(ResumeError) as e:
+    train.train(config, straight[0])
+  assert f'{key}: ' in str(e.value) and before in str(e.value)
+  assert checkpoint.load_config(straight[0]).to_dict() == configure().to_dict()
+
+
+def test_other_changes_are_said(straight, tmp_path, capsys):
+  workdir = shutil.copytree(straight[0], tmp_path / 'run')
+  config = configure()
+  config.optim.lr = 0.02
+  config.eval.num = 9
+  train.train(config, str(workdir))
+  out = capsys.readouterr().out
+  assert 'optim.lr: 0.01 before, 0.02 now' in out
+  assert 'eval.num: 0 before, 9 now' in out
+  assert out.count('changed since the run stopped') == 2
+  train.train(config, str(workdir))
+  assert 'changed since' not in capsys.readouterr().out
+
+
+def test_a_folder_of_images_is_what_lies_in_it():
+  before, now = configure(), configure()
+  for config, folder in ((before, './photos'), (now, 'photos/')):
+    config.data.update(name='folder', dir=folder)
+  assert resume.changed_place(resume.flat(before), resume.flat(now)) == []
+  now.data.dir = 'paintings'
+  found = resume.changed_place(resume.flat(before), resume.flat(now))
+  assert found == ['data.dir']

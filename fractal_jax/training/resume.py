@@ -32,10 +32,7 @@ def check(config, workdir: str) -> None:
   """
   before = flat(checkpoint.load_config(workdir))
   now = flat(config)
-  changed = [k for k in now if before.get(k) != now[k]]
-  place = [k for k in changed if k in PLACE]
-  if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
-    place.append('data.dir')
+  place = changed_place(before, now)
   if place:
     lines = [f'  {k}: {before[k]!r} before, {now[k]!r} now' for k in place]
     keys = ', '.join(f'--config.{k}={before[k]}' for k in place)
@@ -51,11 +48,20 @@ def check(config, workdir: str) -> None:
       f'--config.model.init_from={workdir} and --config.model.init_levels of '
       f'all levels.{moved}'
     )
-  for k in changed:
-    logs.say(
-      f'changed since the run stopped: {k}: {before.get(k)!r} before, '
-      f'{now[k]!r} now'
-    )
+  for k in now:
+    if before[k] != now[k]:
+      logs.say(
+        f'changed since the run stopped: {k}: {before[k]!r} before, '
+        f'{now[k]!r} now'
+      )
+
+
+def changed_place(before: dict, now: dict) -> list[str]:
+  """The keys of two flat configs that put a run elsewhere in the data."""
+  place = [k for k in PLACE if before[k] != now[k]]
+  if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
+    place.append('data.dir')
+  return place
 
 
 def flat(config) -> dict:

@@ -1,0 +1,84 @@
+"""Averages over applied updates, and causes of skipped ones."""
+
+import collections
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fractal_jax import config as config_lib
+from fractal_jax.training import monitor
+
+
+def metrics(loss, applied=True, level_1=1.0, spike=False):
+  values = dict(
+    loss=loss,
+    grad_norm=2.0,
+    applied=applied,
+    spike=spike,
+    in_a_row=0,
+    skipped=0,
+  )
+  return {
+    k: np.asarray(v)
+    for k, v in values.items() | {('grad_norm/level_1', level_1)}
+  }
+
+
+def test_averages_are_of_what_was_added_since_they_were_taken():
+  found = monitor.Averages()
+  assert found.take() == {}
+  found.add(metrics(1.0, level_1=3.0))
+  found.add(metrics(2.0, level_1=5.0))
+  assert found.take() == {
+    'loss': 1.5,
+    'grad_norm': 2.0,
+    'grad_norm/level_1': 4.0,
+  }
+  assert found.take() == {}
+  found.add(metrics(7.0))
+  assert found.take()['loss'] == 7.0
+
+
+def test_causes_name_levels_or_the_spike():
+  assert monitor.skip_causes(metrics(1.0, level_1=np.nan)) == [
+    'steps',
+    'level_1',
+  ]
+  assert monitor.skip_causes(metrics(np.nan)) == ['steps', 'the total']
+  spike = monitor.skip_causes(metrics(9.0, spike=True))
+  assert spike == ['steps', monitor.SPIKE]
+  counts = collections.Counter({'level_1': 1, 'level_0': 2, monitor.SPIKE: 3})
+  assert monitor.described(counts) == (
+    'not finite: level_0 2, level_1 1; a loss above optim.spike 3'
+  )
+
+
+class Fails:
+  """What a closed pipe and a full disk do to a monitor's output."""
+
+  workdir = ''
+
+  def write_scalars(self, step, scalars):
+    raise OSError(28, 'No space left on device')
+
+  def update(self, *args):
+    return 1.0
+
+  def check(self):
+    pass
+
+  def latest(self):
+    return None
+
+
+def test_a_step_is_read_though_the_line_of_the_one_before_fails():
+  config = config_lib.default()
+  config.optim.update(log_every=1, max_bad_steps=1)
+  watch = monitor.Monitor(config, 9, Fails(), Fails(), Fails())
+  watch.add(1, {k: jnp.asarray(v) for k, v in metrics(1.0).items()})
+  bad = metrics(np.nan, applied=False, level_1=np.nan) | {'in_a_row': 1}
+  with pytest.raises(OSError):
+    watch.add(2, {k: jnp.asarray(v) for k, v in bad.items()})
+  with pytest.raises(monitor.TrainingError, match='level_1 1'):
+    watch.catch_up()
