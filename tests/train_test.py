@@ -377,7 +377,7 @@ def wrong_at(monkeypatch, owner, name, call, error):
 
 def goes_on_as_if_nothing_had_been(workdir, every_state, capsys):
   """A run stopped after step 7 ends as one that never was."""
-  assert checkpoint.steps(workdir)[-1] == 7
+  assert restore.steps(workdir)[-1] == 7
   assert 'saved after step 7' in capsys.readouterr().err
   state = train.train(configure(), str(workdir))
   assert 'resuming after step 7' in capsys.readouterr().out
