@@ -4,7 +4,9 @@ The weights are drawn by NumPy from a seed, so the goldens hold only outputs
 (`python benchmarks/fidelity.py --golden=...` wrote them).
 """
 
+from concurrent import futures
 import hashlib
+import multiprocessing
 import pathlib
 
 import chex
@@ -68,11 +70,18 @@ def test_metrics_are_those_of_torch_fidelity(golden):
 
 
 def test_torch_fidelity_itself_agrees(folder, loaded):
-  """Run anew, on other pictures than the goldens'."""
+  """Run anew, on other pictures than the goldens'.
+
+  In a process of its own: torchvision's compiled parts have crashed beside those
+  of TensorFlow, which other tests import.
+  """
   pytest.importorskip('torch_fidelity')
   fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
   images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3), np.uint8)
-  theirs = fidelity.theirs_of_images(folder / 'random.pth', images)
+  spawn = multiprocessing.get_context('spawn')
+  alone = futures.ProcessPoolExecutor(1, mp_context=spawn)
+  call = lambda function, *args: alone.submit(function, *args).result()
+  theirs = call(fidelity.theirs_of_images, folder / 'random.pth', images)
   found = weights.load(str(folder / 'random.pth'))
   assert found.published is False
   assert found.fingerprint == loaded.fingerprint
@@ -82,7 +91,8 @@ def test_torch_fidelity_itself_agrees(folder, loaded):
   rng = np.random.default_rng(4)
   a, b = (np.abs(rng.standard_normal((n, 24))) for n in (200, 180))
   logits = rng.standard_normal((100, 30)).astype(np.float32)
-  theirs = fidelity.theirs_of_sets(a, 1.2 * b, logits)
+  theirs = call(fidelity.theirs_of_sets, a, 1.2 * b, logits)
+  alone.shutdown()
   ours = fidelity.ours_of_sets(a, 1.2 * b, logits)
   for name in theirs:
     np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
