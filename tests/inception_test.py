@@ -72,8 +72,8 @@ def test_metrics_are_those_of_torch_fidelity(golden):
 def test_torch_fidelity_itself_agrees(folder, loaded):
   """Run anew, on other pictures than the goldens'.
 
-  In a process of its own: torchvision's compiled parts have crashed beside those
-  of TensorFlow, which other tests import.
+  In a process of its own: compiled parts of torchvision have crashed beside
+  those of TensorFlow, which other tests import.
   """
   pytest.importorskip('torch_fidelity')
   fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
