@@ -6,6 +6,7 @@ The weights are drawn by NumPy from a seed, so the goldens hold only outputs
 
 from concurrent import futures
 import hashlib
+import importlib.util
 import multiprocessing
 import pathlib
 
@@ -75,7 +76,8 @@ def test_torch_fidelity_itself_agrees(folder, loaded):
   In a process of its own: compiled parts of torchvision have crashed beside
   those of TensorFlow, which other tests import.
   """
-  pytest.importorskip('torch_fidelity')
+  if not importlib.util.find_spec('torch_fidelity'):
+    pytest.skip("needs pip install 'fractal_jax[fidelity]'")
   fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
   images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3), np.uint8)
   spawn = multiprocessing.get_context('spawn')
