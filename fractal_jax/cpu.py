@@ -99,17 +99,10 @@ def on_cpu() -> bool:
 
 
 def is_target() -> bool:
-  """Whether what is being traced will run on a CPU.
+  """Whether what is being traced will run on a CPU: see sharding.platform."""
+  from fractal_jax import sharding
 
-  The devices of the mesh decide, which need not be those at hand (a program
-  may be compiled for TPUs that are elsewhere); without a mesh, JAX's default.
-  """
-  import jax
-
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device is None:
-    return jax.default_backend() == 'cpu'
-  return device.device_kind == 'cpu'
+  return sharding.platform() == 'cpu'
 
 
 def weight_gradient(x, g):

@@ -157,6 +157,19 @@ def any_mesh(config) -> Mesh:
     )
 
 
+def platform() -> str:
+  """The platform that the code being traced is for: 'cpu', 'tpu' or another.
+
+  The devices of the mesh decide, which need not be those at hand (a program
+  may be compiled for TPUs that are elsewhere); without a mesh, JAX's default.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend()
+  kind = device.device_kind
+  return 'tpu' if kind.startswith('TPU') else kind
+
+
 def num_groups(config, mesh: Mesh) -> int:
   """Groups of images that are compacted together (see config.mesh.groups)."""
   return config.mesh.groups or batch_devices(mesh)

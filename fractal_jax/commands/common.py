@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-from fractal_jax import checks, paths
+from fractal_jax import checks
 from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -216,11 +216,6 @@ def integers(name: str, values: list[str]) -> tuple[int, ...]:
     raise UsageError(
       f'--{name}={",".join(values)} must be whole numbers with commas between'
     ) from e
-
-
-def check_out(*endings: str) -> None:
-  """Refuses an --out that can't be written, before any work is done for it."""
-  paths.check_output(FLAGS.out, '--out', endings)
 
 
 def follow(job):

@@ -59,7 +59,7 @@ def run():
   """Completes the image, and writes the completions."""
   from fractal_jax.inference import edit, inputs, sample
 
-  common.check_out('.png', '.npy')
+  paths.check_output(FLAGS.out, '--out', ('.png', '.npy'))
   check_mask_flags()
   config = common.load_config()
   changes = common.sampling_changes()

@@ -43,8 +43,8 @@ def run():
 
   if FLAGS.movie:
     pictures.check_movie(FLAGS.movie)
-    paths.check_output(FLAGS.movie, '--movie', ('.gif', '.mp4'))
-  common.check_out('.png', '.npz')
+    paths.check_output(FLAGS.movie, '--movie')
+  paths.check_output(FLAGS.out, '--out', ('.png', '.npz'))
   config = common.load_config()
   changes = common.sampling_changes()
   sample.settings(config, **changes)  # checked at once

@@ -66,7 +66,7 @@ def check(config, workdir, names: Sequence[str], resumed: bool) -> None:
 
 def save(workdir, names: Sequence[str]) -> None:
   """Keeps the class names in a work directory; for process 0."""
-  (paths.path(workdir) / FILE).write_text(json.dumps(list(names)) + '\n')
+  paths.write_text(paths.path(workdir) / FILE, json.dumps(list(names)) + '\n')
 
 
 def numbers(texts: Sequence[str], names: Sequence[str], classes: int) -> list:

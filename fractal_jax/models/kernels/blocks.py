@@ -6,12 +6,13 @@ line of the log says why.
 """
 
 import functools
+import sys
 
-from absl import logging
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fractal_jax import sharding
 from fractal_jax.models.kernels import attention, calls, mlp
 from fractal_jax.models.kernels.geometry import Packed, Rows
 
@@ -43,7 +44,7 @@ def usable(spec) -> bool:
   """Whether a level may run on kernels where it is traced, its size aside."""
   if spec.kernels != 'pallas':
     return False
-  if calls.platform() not in ('tpu', 'cpu'):
+  if sharding.platform() not in ('tpu', 'cpu'):
     say('the model runs without kernels: there are none for these devices')
     return False
   mesh = jax.sharding.get_abstract_mesh()
@@ -58,7 +59,9 @@ def usable(spec) -> bool:
 
 @functools.cache
 def say(line: str) -> None:
-  logging.info(line)
+  """Says a line once, on process 0, beside the results."""
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr, flush=True)
 
 
 def vmem(spec, rows: Rows) -> int:

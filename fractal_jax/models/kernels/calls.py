@@ -38,18 +38,9 @@ def laid_out(params, dtype):
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def platform() -> str:
-  """Of the devices that the code being traced is for: cpu, gpu or tpu."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty and mesh.abstract_device is not None:
-    kind = mesh.abstract_device.device_kind
-    return 'tpu' if kind.startswith('TPU') else kind
-  return jax.default_backend()
-
-
 def vmem_bytes() -> int:
   """How much VMEM the chip has; 128 MiB, a v5e's, where there is no chip."""
-  if platform() != 'tpu':
+  if sharding.platform() != 'tpu':
     return 128 << 20
   return pltpu.get_tpu_info().vmem_capacity_bytes
 
@@ -127,7 +118,7 @@ def blocks(
       dimension_semantics=('arbitrary',),
       vmem_limit_bytes=int(vmem_bytes() * USABLE),
     ),
-    interpret=platform() != 'tpu',
+    interpret=sharding.platform() != 'tpu',
     name=f'{name}_{step}',  # what a block is, for profiles
   )(scalars, *given)
   outs, sums = made_tree.unflatten(found)
