@@ -112,7 +112,7 @@ def compare(name, config, mesh) -> tuple[str, ...]:
   """A row of the table."""
   from fractal_jax.planning import memory
 
-  counted = memory.memory(config, mesh)
+  counted = memory.memory(config, mesh, tpu=bool(FLAGS.topology))
   default = FLAGS.normal or FLAGS.topology
   analysis, seconds = compiled(config, mesh, None if default else QUICK)
   found = total(analysis)

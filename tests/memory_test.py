@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks import memory as benchmark
-from configs import digits
+from configs import digits, fractalmar_huge_in256
 from fractal_jax import sharding
 from fractal_jax.models import fractal
 from fractal_jax.planning import cost, memory
@@ -72,12 +72,33 @@ def test_parts_are_the_bytes_that_lie_on_a_device():
 def test_what_is_kept_is_by_level():
   """Chunks of a level keep its input alone, and its block works in parts."""
   c = configure('mar', remat='none')
-  found = memory.step(c, sharding.abstract_mesh(c, 1))
+  mesh = sharding.abstract_mesh(c, 1)
+  found = memory.step(c, mesh, memory.working_bytes(c, mesh))
   assert found.kept > sum(found.chunked) > 0.8 * found.kept
   whole, halves = found.memory(), found.memory((1, 2))
   assert whole.level == 1 and whole.params == halves.params
   less = found.chunked[1] - (found.chunked[1] - found.working[1]) / 2
   assert whole.activations - halves.activations == pytest.approx(less)
+
+
+def test_tpus_pad_the_attention_of_the_pixel_level():
+  c = configure('ar')
+  mesh = sharding.abstract_mesh(c, 1)
+  plain, padded = (memory.working_bytes(c, mesh, tpu=x) for x in (False, True))
+  assert padded[:-1] == plain[:-1]
+  assert padded[-1] == pytest.approx(memory.PADDED_PIXELS * plain[-1])
+
+
+def test_chunks_that_did_not_fit_are_not_proposed():
+  """Of huge on 64 v5e libtpu says 17.3 GiB of 16 for 1,1,4,2 (docs/mesh.md)."""
+  c = fractalmar_huge_in256.get_config()
+  c.mesh.update(data=1, fsdp=64)
+  mesh = sharding.abstract_mesh(c, 64)
+  found = memory.step(c, mesh, memory.working_bytes(c, mesh, tpu=True))
+  room = memory.FITS * 16 * memory.GIB
+  assert found.memory((1, 1, 4, 2)).total > room
+  assert found.memory((1, 1, 4, 4)).total <= room
+  assert memory.fitting_chunks(found, (1, 1, 1, 1), room) == (1, 1, 4, 4)
 
 
 def test_remat_keeps_less():

@@ -25,6 +25,10 @@ GIB = 2**30
 # A block in its backward pass: all that it would keep without remat, and the
 # gradients that pass through it, of which the widest are alive together.
 WORKING = 1.25
+# On TPUs: a block of the pixel level, over what is counted. Attention over a
+# few channels lies there in tiles of 8 by 128, mostly empty. From what libtpu
+# says of fractalmar_huge_in256 with two and with four parts of that level.
+PADDED_PIXELS = 2.25
 # The share of a block's activations between its projections into and out of
 # heads or MLP columns, which `tensor` splits (12 of 16 widths of a ViTBlock).
 BETWEEN = 0.75
@@ -92,23 +96,25 @@ class Step:
     )
 
 
-def memory(config, mesh) -> Memory:
+def memory(config, mesh, *, tpu: bool = False) -> Memory:
   """The memory of a training step on one device.
 
   Args:
     config: reads `model`, `optim` and `mesh.groups`.
     mesh: the mesh, of devices or abstract.
+    tpu: whether the devices are TPUs.
   """
-  return step(config, mesh).memory(config.model.chunks)
+  working = working_bytes(config, mesh, tpu=tpu)
+  return step(config, mesh, working).memory(config.model.chunks)
 
 
-def step(config, mesh, working: tuple[float, ...] | None = None) -> Step:
+def step(config, mesh, working: tuple[float, ...]) -> Step:
   """What a training step takes on one device, whatever model.chunks are.
 
   Args:
     config: as for `memory`.
     mesh: the mesh, of devices or abstract.
-    working: what `working_bytes` gave, where it is known.
+    working: what `working_bytes` gives, which does not depend on `remat`.
   """
   boxed = train_state.boxed_params(fractal.from_config(config.model))
 
@@ -133,11 +139,11 @@ def step(config, mesh, working: tuple[float, ...] | None = None) -> Step:
     batch=sum(map(bytes_of, jax.tree.leaves(batch_of(own)))),
     kept=kept * share,
     chunked=tuple(x * share for x in chunked),
-    working=working or working_bytes(config, mesh),
+    working=working,
   )
 
 
-def working_bytes(config, mesh) -> tuple[float, ...]:
+def working_bytes(config, mesh, *, tpu: bool = False) -> tuple[float, ...]:
   """For each level, the most that its backward pass needs at a time.
 
   That is a block's own activations, those that one block more would keep
@@ -151,6 +157,7 @@ def working_bytes(config, mesh) -> tuple[float, ...]:
     own.model.depths = changed(depths, i, depth + 1)
     blocks.append(kept_bytes(own) - kept)
   own.model.depths = depths
+  blocks[-1] *= PADDED_PIXELS if tpu else 1
   out = [WORKING * share_of_tensor(mesh) * x for x in blocks]
   return (*out[:-1], max(out[-1], logits_bytes(own)))
 
@@ -294,7 +301,7 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
     )
 
   room, notes = FITS * size * GIB, []
-  working = working_bytes(config, mesh)
+  working = working_bytes(config, mesh, tpu=kind.startswith('TPU'))
   other = config.copy_and_resolve_references().unlock()
   chunks = tuple(config.model.chunks)
   for remat in ('none', 'dots', 'full'):
