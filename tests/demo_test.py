@@ -371,6 +371,28 @@ def test_a_port_in_use_and_a_missing_gradio_are_told(monkeypatch):
 # All of it in a browser.
 
 
+# The command with a wait after each step of drawing many images, so that it
+# is still at work, on however fast a machine, when a test cancels it.
+WATCHED = """
+import contextlib
+import time
+
+from fractal_jax import api, main
+
+stream = api.Model.stream
+
+def slow(model, job_name, of, *args, **how):
+  with contextlib.closing(stream(model, job_name, of, *args, **how)) as job:
+    for progress in job:
+      yield progress
+      if job_name == 'sample' and len(of) > 1:
+        time.sleep(0.2)
+
+api.Model.stream = slow
+main.run()
+"""
+
+
 @pytest.fixture(scope='module')
 def url(tmp_path_factory):
   """The page of `fractal-jax demo`, of a tiny RGB model and its data."""
@@ -387,7 +409,7 @@ def url(tmp_path_factory):
   m.config.sample.batch = 1  # so that 16 images are many steps
   checkpoint.save_params(str(folder / 'run'), m.config, m.params)
   run = subprocess.Popen(
-    [sys.executable, '-m', 'fractal_jax.main', 'demo']
+    [sys.executable, '-c', WATCHED, 'demo']
     + [f'--workdir={folder / "run"}', '--port=0'],
     cwd=ROOT,
     env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': xla.flags()},
