@@ -13,12 +13,18 @@ XLA spreads large operations over the cores, and leaves one core busy in small
 ones. Images need nothing of each other, so one device per core keeps all busy.
 """
 
+import glob
 import importlib.util
 import math
 import os
 import sys
 
 TUNABLES = 'GLIBC_TUNABLES'
+# TPUs; GPUs of NVIDIA, of AMD, and of either under Windows.
+DEVICES = (
+  *('/dev/accel*', '/dev/vfio/[0-9]*'),
+  *('/dev/nvidia[0-9]*', '/dev/kfd', '/dev/dxg'),
+)
 
 
 def use_huge_pages() -> None:
@@ -91,7 +97,17 @@ def on_cpu() -> bool:
   chosen = os.environ.get('JAX_PLATFORMS')
   if chosen:
     return chosen == 'cpu'
-  return not any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
+  plugin = any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
+  return not plugin or (sys.platform == 'linux' and not accelerators())
+
+
+def accelerators() -> list[str]:
+  """The device files of TPUs and GPUs; Linux has them.
+
+  A plugin alone says little: libtpu compiles for TPUs that are not there
+  (fractal-jax cost --topology), and one environment may serve many machines.
+  """
+  return [path for kind in DEVICES for path in glob.glob(kind)]
 
 
 # Forms of operations. JAX is imported late: a process that starts itself again

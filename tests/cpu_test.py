@@ -42,12 +42,28 @@ def test_it_leaves_alone_what_is_set_and_accelerators(env):
   assert ran[2].endswith(env.get(cpu.TUNABLES, 'None'))
 
 
-def test_accelerators_are_known_by_their_plugins(monkeypatch):
+@pytest.mark.parametrize(
+  'plugin, device, system, on_cpu',
+  [
+    ('none', 'accel0', 'linux', True),  # a TPU that JAX knows nothing of
+    ('libtpu', 'accel0', 'linux', False),
+    ('libtpu', 'null', 'linux', True),  # there to compile for TPUs elsewhere
+    ('jax_plugins', 'nvidia0', 'linux', False),
+    ('jax_plugins', 'null', 'darwin', False),  # no such files to look at
+  ],
+)
+def test_accelerators_are_known_by_plugin_and_device(
+  plugin, device, system, on_cpu, monkeypatch, tmp_path
+):
+  (tmp_path / device).touch()
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(
-    'importlib.util.find_spec', lambda name: name == 'libtpu' or None
+    'importlib.util.find_spec', lambda name: name == plugin or None
   )
-  assert not cpu.on_cpu()
+  monkeypatch.setattr('sys.platform', system)
+  here = [kind.replace('/dev', str(tmp_path)) for kind in cpu.DEVICES]
+  monkeypatch.setattr(cpu, 'DEVICES', here)
+  assert cpu.on_cpu() == on_cpu
 
 
 @pytest.mark.parametrize('images, found', [(16, 4), (6, 2), (1, 1), (2, 2)])
