@@ -6,13 +6,16 @@ is that of a config of ours, with random weights: training as its engine does it
 (dropout, AdamW, gradients clipped, no checkpointing), one pass of likelihood,
 sampling with both streams. On a GPU it runs under autocast, on a CPU in
 float32: there the `.cuda()` that the code has in places is made to do nothing.
+It runs in a process of its own, where no thread of JAX is in its way.
 """
 
 from collections.abc import Callable
 import contextlib
 import functools
+import multiprocessing
 import pathlib
 import sys
+import time
 
 import numpy as np
 
@@ -21,6 +24,58 @@ from fractal_jax.errors import UserError
 
 class PublishedError(UserError):
   """A checkout that isn't one, or a config that the published code lacks."""
+
+
+def timer(folder: str, config) -> Callable[[str], float]:
+  """A process with the published model; what times a job there, by its name.
+
+  Args:
+    folder: the checkout.
+    config: of `jobs`.
+
+  Returns:
+    A function of 'train', 'likelihood' or 'sample': the seconds of the second
+    of two calls.
+
+  Raises:
+    PublishedError: of `jobs`.
+  """
+  context = multiprocessing.get_context('spawn')
+  ours, theirs = context.Pipe()
+  # A daemon: it ends with this process.
+  context.Process(
+    target=serve, args=(theirs, folder, config), daemon=True
+  ).start()
+
+  def ask(name: str) -> float:
+    ours.send(name)
+    return answer()
+
+  def answer():
+    said = ours.recv()
+    if isinstance(said, Exception):
+      raise said
+    return said
+
+  answer()  # it is ready
+  return ask
+
+
+def serve(connection, folder: str, config) -> None:
+  """Times jobs as they are asked for."""
+  try:
+    calls = jobs(folder, config)
+    connection.send(None)
+    while True:
+      call = calls[connection.recv()]
+      call()  # see speed.py
+      start = time.perf_counter()
+      call()
+      connection.send(time.perf_counter() - start)
+  except EOFError:
+    pass
+  except Exception as e:
+    connection.send(e)
 
 
 def jobs(folder: str, config) -> dict[str, Callable[[], None]]:
