@@ -1,27 +1,22 @@
 """Generation: labels and a seed to images.
 
-One compiled program (`Fractal.generate`) runs on a fixed number of images at a
+One compiled program (programs.py) runs on a fixed number of images at a
 time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
-from collections.abc import Callable, Iterator
-import functools
-import time
-
-from flax import struct
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import pictures, sharding
 from fractal_jax.data.common import image_dtype
-from fractal_jax.inference import inputs, progress
+from fractal_jax.inference import inputs, programs, progress, reject
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal
-from fractal_jax.models.types import NEVER, Array, Drawn, Given, Sampling
+from fractal_jax.models.fractal import Guide
+from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 
 SETTINGS = (
   'guidance',
@@ -29,19 +24,11 @@ SETTINGS = (
   'filter_threshold',
   'schedule',
   'iterations',
+  'interval',
+  'resample',
+  'order',
+  'step_sizes',
 )
-PART = 0.25  # seconds between two reports of a watched generation, about
-
-
-@struct.dataclass
-class Batch:
-  """The images of a request that are generated at a time."""
-
-  key: Array  # the request's
-  index: Array  # [b] which images of the request they are
-  labels: Array  # [b] classes, -1 for "no class"
-  given: Given | None  # values that are known, [b, S, (S,) C] each
-  sampling: Sampling
 
 
 def settings(config, *, record: bool = False, **changes):
@@ -50,29 +37,43 @@ def settings(config, *, record: bool = False, **changes):
   Args:
     config: the run's config.
     record: whether to note when each value is drawn, for movies.
-    **changes: values for any of SETTINGS.
+    **changes: values for any of SETTINGS, or of reject.SETTINGS.
 
   Returns:
-    (the Sampling, whether it is guided). Guidance 1 needs no unconditional
-    stream, which halves the work.
+    (the Sampling, whether it is guided). Guidance 1 needs no second stream,
+    which halves the work.
 
   Raises:
     InputError: an unknown setting, or a value that breaks a rule.
   """
-  unknown = changes.keys() - set(SETTINGS)
-  if unknown:
+  chosen = section(config, changes)
+  found = {name: _tuples(chosen[name]) for name in SETTINGS}
+  for name in ('guidance', 'temperature'):
+    if isinstance(found[name], tuple):
+      found[name] = np.array(found[name], np.float32)
+  if isinstance(found['order'], str):
+    found['order'] = (found['order'],) * (len(config.model.sizes) - 1)
+  guided = bool(np.any(found['guidance'] != np.float32(1)))
+  return Sampling(**found, record=record), guided
+
+
+def section(config, changes: dict) -> ml_collections.ConfigDict:
+  """config.sample with changes of SETTINGS and reject.SETTINGS, checked."""
+  names = (*SETTINGS, *reject.SETTINGS)
+  if unknown := changes.keys() - set(names):
     raise inputs.InputError(
-      f'no setting {", ".join(sorted(unknown))}: there are '
-      f'{", ".join(SETTINGS)}'
+      f'no setting {", ".join(sorted(unknown))}: there are {", ".join(names)}'
     )
-  chosen = {name: changes.get(name, config.sample[name]) for name in SETTINGS}
-  chosen['iterations'] = tuple(chosen['iterations'])
-  found = config_lib.sample_problems(
-    ml_collections.ConfigDict(chosen), len(config.model.sizes) - 1
-  )
+  chosen = {name: changes.get(name, config.sample[name]) for name in names}
+  chosen = ml_collections.ConfigDict(chosen)
+  found = config_lib.sample_problems(chosen, config.model)
   if found:
     raise inputs.InputError('\n'.join(found))
-  return Sampling(**chosen, record=record), chosen['guidance'] != 1
+  return chosen
+
+
+def _tuples(x):
+  return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
 def images(
@@ -87,6 +88,7 @@ def images(
   batch: int | None = None,
   movie: str | None = None,
   stepwise: bool = False,
+  guide=None,
   **changes,
 ) -> Job:
   """The job of `api.Model.sample`, whose arguments and errors these are."""
@@ -98,7 +100,7 @@ def images(
     num = config.sample.num if labels is None else np.size(labels)
   if labels is None:
     labels = np.arange(model.classes)
-  drawn = yield from draw(
+  drawn, _ = yield from kept(
     net,
     params,
     config,
@@ -108,11 +110,56 @@ def images(
     batch=batch,
     record=movie is not None,
     stepwise=stepwise,
+    guide=guide,
     **changes,
   )
   if movie is not None and jax.process_index() == 0:
     pictures.save_movie(drawn, model, movie)
   return drawn.values
+
+
+def kept(
+  net: fractal.Fractal,
+  params,
+  config,
+  labels: np.ndarray,
+  *,
+  mesh=None,
+  seed: int = 0,
+  first: int = 0,
+  **how,
+) -> Job:
+  """`draw`, where config.sample or changes of it say so with rejection.
+
+  Args:
+    net, params, config, labels, mesh, seed, **how: as in `draw`.
+    first: the number of the first image, a multiple of sample.keep.
+
+  Returns:
+    (Drawn, a reject.Report; None where each image has one candidate).
+  """
+  changes = {k: v for k, v in how.items() if k in (*SETTINGS, *reject.SETTINGS)}
+  chosen = section(config, changes)
+  how = dict(mesh=mesh, seed=seed, **how)
+  n, keep, by = (chosen[name] for name in reject.SETTINGS)
+  if n == 1:
+    drawn = yield from draw(net, params, config, labels, first=first, **how)
+    return drawn, None
+  reject.check(by, labels)
+  group, place = reject.groups(labels, keep)
+  _, heads = np.unique(group, return_index=True)
+  repeated = np.repeat(labels[heads], n)
+  first = first // keep * n
+  drawn = yield from draw(net, params, config, repeated, first=first, **how)
+  found = yield from reject.scores(
+    net, params, config, drawn.values, repeated, by, first=first, mesh=mesh,
+    seed=seed,
+  )  # fmt: skip
+  found = found.reshape(-1, n)
+  best = np.argsort(-found, 1, kind='stable')[:, :keep]
+  picked = group * n + best[group, place]
+  report = reject.Report(by, found, np.take_along_axis(found, best, 1))
+  return jax.tree.map(lambda x: x[picked], drawn), report
 
 
 def draw(
@@ -122,8 +169,10 @@ def draw(
   labels: np.ndarray,
   *,
   mesh=None,
+  guide=None,
   given: Given | None = None,
   seed: int = 0,
+  first: int = 0,
   batch: int | None = None,
   record: bool = False,
   stepwise: bool = False,
@@ -137,27 +186,35 @@ def draw(
     config: the run's config; `sample` has the defaults of what is not given.
     labels: [num] classes, -1 for "no class".
     mesh: the mesh; one of the first device where None.
+    guide: an api.Model that guides, in place of this one without classes.
     given: values that are known, [num, S, (S,) C] each.
     seed: of the request.
+    first: the number of the first image in the request.
     batch: images at a time.
     record: whether to note when each value is drawn.
     stepwise: as in `steps`.
-    **changes: values for any of SETTINGS.
+    **changes: values for any of SETTINGS; those for reject.SETTINGS are the
+      concern of `kept`.
 
   Returns:
     Drawn, with values of the integer type of images.
   """
   inputs.check_seed(seed)
   sampling, guided = settings(config, record=record, **changes)
+  if guide is not None:
+    inputs.check_guide(guide.config.model, config.model)
+    guide = Guide(guide.net, guide.params)
   drawn = yield from steps(
     net,
     params,
     labels,
     sampling,
     guided=guided,
+    guide=guide,
     mesh=mesh,
     given=given,
     seed=seed,
+    first=first,
     batch=batch or config.sample.batch,
     stepwise=stepwise,
   )
@@ -178,6 +235,7 @@ def steps(
   sampling: Sampling,
   *,
   guided: bool,
+  guide: Guide | None = None,
   mesh=None,
   given: Given | None = None,
   seed: int = 0,
@@ -192,7 +250,8 @@ def steps(
     params: its parameters.
     labels: [num] classes, -1 for "no class".
     sampling: how values are drawn.
-    guided: whether the unconditional stream runs.
+    guided: whether a second stream runs.
+    guide: the network of the second stream; None: `net` without classes.
     mesh: the mesh; one of the first device where None.
     given: values that are known, [num, S, (S,) C] each.
     seed: of the request.
@@ -215,22 +274,22 @@ def steps(
     sampling = sampling.replace(record=True)
   batch = sharding.padded_batch(min(batch, len(labels)), mesh)
   batches = -(-len(labels) // batch)
+  how = dict(guided=guided, guide=guide if guided else None, mesh=mesh)
   out = []
   for past in range(batches):
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
     rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
-    some = Batch(jax.random.key(seed), first + index, *rows, sampling)
+    some = programs.Batch(jax.random.key(seed), first + index, *rows, sampling)
     if stepwise:
-      for drawn, done, total in _in_parts(net, params, some, guided, mesh):
+      for drawn, done, total in programs.in_parts(net, params, some, how):
         shot = _filled([*out, drawn], len(labels))
         done, total = past * total + done, batches * total
         yield Progress('drawing', done, total, shot)
     else:
       with jax.set_mesh(mesh):
-        drawn = jax.device_get(
-          generate_batch(net, params, some, guided=guided, mesh=mesh)
-        )
+        found = programs.generate_batch(net, params, some, **how)
+        drawn = jax.device_get(found)
       yield Progress('drawing', past + 1, batches)
     out.append(drawn)
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
@@ -244,115 +303,6 @@ def _filled(parts: list[Drawn], num: int) -> Drawn:
     np.pad(drawn.values, rest),
     np.pad(drawn.when, rest, constant_values=NEVER),
   )
-
-
-def _in_parts(
-  net, params, batch: Batch, guided: bool, mesh
-) -> Iterator[tuple[Drawn, int, int]]:
-  """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
-  how = dict(guided=guided, mesh=mesh)
-  with jax.set_mesh(mesh):
-    state, *shown = begin(net, params, batch, **how)
-    drawn, total = jax.device_get(shown)
-  done, size, total = 0, 1, int(total[0])
-  while True:
-    yield drawn, done, total
-    if done == total:
-      return
-    began, first = time.monotonic(), done
-    done = min(done + size, total)
-    with jax.set_mesh(mesh):
-      state, drawn = advance(net, params, batch, state, first, done, **how)
-      drawn = jax.device_get(drawn)
-    took = time.monotonic() - began
-    if took > PART:
-      size = max(size // 2, 1)
-    elif took < PART / 2:  # at least 16 parts, so that there is much to see
-      size = max(min(2 * size, total // 16), 1)
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def generate_batch(
-  net: fractal.Fractal, params, batch: Batch, *, guided: bool, mesh
-) -> Drawn:
-  """A batch of images at once, whole on every host."""
-
-  def run(loop):
-    return loop.run()
-
-  drawn = _on_devices(run, net, params, batch, guided=guided, mesh=mesh)
-  return jax.lax.with_sharding_constraint(drawn, jax.P())
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def begin(net: fractal.Fractal, params, batch: Batch, *, guided: bool, mesh):
-  """Before level 0's first step.
-
-  Returns:
-    (the state, what is drawn by then, [devices] how many steps there are).
-  """
-
-  def run(loop):
-    steps = jnp.full((1,), loop.count)
-    return _with_axis(loop.start), loop.drawn(loop.start), steps
-
-  state, *shown = _on_devices(run, net, params, batch, guided=guided, mesh=mesh)
-  return state, *jax.lax.with_sharding_constraint(shown, jax.P())
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=('net', 'guided', 'mesh'),
-  donate_argnames=('state',),
-)
-def advance(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  state,
-  first: int,
-  last: int,
-  *,
-  guided: bool,
-  mesh,
-):
-  """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
-
-  def run(loop, state):
-    state = jax.tree.map(lambda x: x[0], state)
-    state = jax.lax.fori_loop(first, last, loop.step, state)
-    return _with_axis(state), loop.drawn(state)
-
-  state, drawn = _on_devices(
-    run, net, params, batch, state, guided=guided, mesh=mesh
-  )
-  return state, jax.lax.with_sharding_constraint(drawn, jax.P())
-
-
-def _with_axis(state):
-  """A leading axis for the devices: a state has its own axes on each."""
-  return jax.tree.map(lambda x: x[None], state)
-
-
-def _on_devices(
-  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh
-):
-  """run(loop, *state), where each device has the loop of its own images."""
-  keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
-
-  def on_device(params, labels, given, keys, sampling, state):
-    loop = net.steps(params, labels, keys, sampling, guided=guided, given=given)
-    return run(loop, *state)
-
-  # Each device generates its own images; nothing crosses devices in the loop.
-  over = jax.P(sharding.BATCH)
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(jax.P(), over, over, over, jax.P(), over),
-    out_specs=over,
-    check_vma=False,
-  )(params, batch.labels, batch.given, keys, batch.sampling, state)
 
 
 def round_robin(num: int, classes) -> np.ndarray:
