@@ -111,14 +111,22 @@ def absolute(name: str | os.PathLike) -> str:
 def entries(folder: Path) -> list[tuple[str, bool]]:
   """(path, whether it is a file) of what a folder holds, but hidden names.
 
-  Sorted by path. Of a local folder without a look at each file.
+  Sorted by path. Of a local folder without a look at each file. A link that
+  leads nowhere, or in a circle, is no file.
   """
   if isinstance(folder, pathlib.Path):
     with os.scandir(folder) as found:
-      both = [(e.path, e.is_file()) for e in found if e.name[0] != '.']
+      both = [(e.path, _is_file(e)) for e in found if e.name[0] != '.']
   else:
     both = [(str(p), p.is_file()) for p in folder.iterdir() if p.name[0] != '.']
   return sorted(both)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_file()
+  except OSError:
+    return False
 
 
 def of_storage(error: BaseException | None) -> bool:
@@ -132,9 +140,10 @@ def of_storage(error: BaseException | None) -> bool:
       error, FileNotFoundError | IsADirectoryError | NotADirectoryError
     ):
       return True
-    if type(error).__module__.split('.')[0] in CLIENTS or any(
-      status in str(error) for status in STATUSES
-    ):
+    library = type(error).__module__.split('.')[0]
+    if library in CLIENTS:
+      return True
+    if library == 'builtins' and any(x in str(error) for x in STATUSES):
       return True
     error = error.__cause__ or error.__context__
   return False
@@ -146,7 +155,7 @@ CLIENTS = (
   'google',
   'requests',
 )  # raise errors of their own
-STATUSES = (  # of TensorStore, whose errors are all of one class
+STATUSES = (  # of TensorStore, whose errors are of Python's own classes
   'PERMISSION_DENIED',
   'UNAUTHENTICATED',
   'UNAVAILABLE',

@@ -103,7 +103,7 @@ def all_settings() -> list[dict]:
 def values(name: str, kind: type) -> list:
   """What a flag lists, each once, numbers in order."""
   try:
-    found = dict.fromkeys(kind(x) for x in FLAGS[name].value)
+    found = dict.fromkeys(kind(x) for x in FLAGS[name].value or [''])
   except ValueError as e:
     what = 'whole numbers' if kind is int else 'numbers'
     raise common.UsageError(

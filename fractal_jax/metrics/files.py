@@ -1,13 +1,13 @@
 """Files that are there whole or not at all, and images of any origin."""
 
 import hashlib
+import os
 import zipfile
 
 import numpy as np
 
 from fractal_jax import paths
-from fractal_jax.data import decode
-from fractal_jax.data.decode import EXTENSIONS
+from fractal_jax.data import decode, folder
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
@@ -139,7 +139,9 @@ class Samples:
 
   Attributes:
     labels: int [n], or None.
+    folders: names of the folders that the labels number, or None.
     side: the height of the pictures.
+    skipped: which files are left out and why, a sentence; '' if none are.
   """
 
   def __init__(self, path: str):
@@ -147,13 +149,15 @@ class Samples:
 
     Args:
       path: an .npz file as ADM's suite reads, with `arr_0` and perhaps labels
-        `arr_1`; a folder of images; or one with a folder of images per class.
+        `arr_1`; a folder of images; or one with a folder of images per class,
+        which are numbered as `data.classes.in_order` sorts them.
 
     Raises:
       MetricsError: it is something else.
     """
     self._path = paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
+    self.folders, self.skipped = None, ''
     if self._path.is_dir():
       self._find_files()
     else:
@@ -178,27 +182,27 @@ class Samples:
     return np.stack(out)
 
   def _find_files(self):
-    def images(folder):
-      return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS
-      )
-
-    folders = sorted(
-      p for p in self._path.iterdir() if p.is_dir() and p.name[0] != '.'
-    )
-    self._files = images(self._path)
-    if self._files and folders:
+    try:
+      names = folder.subfolders(self._path)
+      self._files, others = _images_in(self._path)
+      found = [_images_in(self._path / name) for name in names]
+    except OSError as e:
+      raise MetricsError(f'{self._path} cannot be read: {e}.') from e
+    if self._files and names:
       raise MetricsError(
         f'{self._path} holds images and folders: make it one or the other.'
       )
-    if folders:
-      found = [images(folder) for folder in folders]
-      self._files = sum(found, [])
-      self.labels = np.repeat(np.arange(len(found)), [len(x) for x in found])
+    others = sorted({*others} - {str(self._path / name) for name in names})
+    if names:
+      files = [images for images, _ in found]
+      self._files, self.folders = sum(files, []), names
+      self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
+      others += sum((rest for _, rest in found), [])
+    self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
-        f'{self._path} holds no images ({" ".join(EXTENSIONS)}), nor folders '
-        'of them.'
+        f'{self._path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
+        'folders of them.'
       )
 
   def _read_npz(self):
@@ -220,9 +224,22 @@ class Samples:
       )
 
 
-def _read_image(path: paths.Path) -> np.ndarray:
+def _images_in(path: paths.Path) -> tuple[list[str], list[str]]:
+  """The image files in a folder, by their endings, and what else is there."""
+  inside = paths.entries(path)
+  images = [
+    file
+    for file, is_file in inside
+    if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
+  ]
+  return images, sorted({file for file, _ in inside} - {*images})
+
+
+def _read_image(path: str) -> np.ndarray:
   try:
-    with path.open('rb') as file:
-      return np.asarray(decode.load(file, str(path)))
+    with paths.path(path).open('rb') as file:
+      return np.asarray(decode.load(file, path))
   except decode.ImageError as e:
     raise MetricsError(f'{e}.') from e
+  except OSError as e:
+    raise MetricsError(f'{path} cannot be opened ({e.strerror or e}).') from e
