@@ -198,15 +198,57 @@ def metrics_flags():
   )
 
 
-def config_flag():
-  """A config file, and --config.KEY=VALUE to change what it says."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A config file, such as those in configs/.',
-    lock_config=True,
+class ConfigParser(flags.ArgumentParser):
+  """Reads the config that --config names; see `config_files.find`."""
+
+  def __init__(self, files: flags.ArgumentParser):
+    """Args: files: the parser that ml_collections has for config files."""
+    self._files = files
+
+  def flag_type(self) -> str:
+    return self._files.flag_type()
+
+  def parse(self, argument: str):
+    from fractal_jax import config_files
+
+    if not argument:
+      return default_config()
+    path = config_files.find(argument)
+    try:
+      return self._files.parse(path)
+    except (TypeError, ValueError) as e:  # its text holds a whole traceback
+      raise ValueError(str(e).strip().splitlines()[-1]) from e
+
+
+def config_flag(
+  text: str = 'A config: its name, such as digits, or a file.',
+  required: bool = True,
+):
+  """A config, and --config.KEY=VALUE to change what it says."""
+  config_flags.DEFINE_config_file('config', None, text)
+  FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
+  if required:
+    flags.mark_flag_as_required('config')
+
+
+def default_config_flag():
+  """Makes --config.KEY change config.default() where --config is unset."""
+  FLAGS.set_default('config', '')
+
+
+def show_flag():
+  """Whether to print the config in place of the work."""
+  flags.DEFINE_bool(
+    'show', False, 'Print the whole config as a file to edit, and stop.'
   )
-  flags.mark_flag_as_required('config')
+
+
+def show_config() -> None:
+  """Prints --config with what --config.KEY changes, every key explained."""
+  from fractal_jax import config_files
+
+  name = FLAGS['config'].config_filename
+  say(config_files.text(FLAGS.config, f'All of --config={name}.'), end='')
 
 
 def image_flags():
@@ -243,7 +285,10 @@ def the_image(config):
   if FLAGS.label not in (None, 'none'):
     (label,) = class_numbers([FLAGS.label], config.model)
   if FLAGS.image is not None:
-    return inputs.read_image(FLAGS.image, config.model), label
+    image, note = inputs.read_image(FLAGS.image, config.model)
+    if note:
+      say(f'{note}.')
+    return image, label
   split = FLAGS.split or config.data.val_split
   found = pipeline.eval_batches(config, split, 1)
   if FLAGS.index >= len(found):
@@ -257,6 +302,29 @@ def class_numbers(texts: list[str], model) -> list[int]:
   from fractal_jax.data import classes
 
   return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
+
+
+def class_name(label: int | None) -> str:
+  """A class as a person calls it: by name, or number; '' for no class."""
+  from fractal_jax.data import classes
+
+  if label is None:
+    return ''
+  names = classes.load(FLAGS.workdir)
+  return names[label] if label < len(names) else str(label)
+
+
+def names_of(labels) -> list[str] | None:
+  """What to write for images of these classes [n]; None if names are unknown.
+
+  None, too, where there is but one class.
+  """
+  from fractal_jax.data import classes
+
+  names = classes.load(FLAGS.workdir)
+  if len(names) < 2:
+    return None
+  return [names[i] if i >= 0 else 'no class' for i in labels]
 
 
 def use_cores(images: int) -> None:
@@ -322,12 +390,12 @@ def follow(job):
   return progress.result
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = '\n') -> None:
   """Prints a line, once for all processes."""
   import jax
 
   if jax.process_index() == 0:
-    print(text, flush=True)
+    print(text, end=end, flush=True)
 
 
 def load_config():

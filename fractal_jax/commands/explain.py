@@ -1,4 +1,7 @@
-"""`explain`: the bits of each value of an image."""
+"""`explain`: the bits of each value of an image.
+
+fractal-jax explain --workdir=runs/digits --index=0 --out=explain
+"""
 
 from absl import flags
 
@@ -52,5 +55,7 @@ def run():
     common.say(
       f'  level {c.level} without {c.name}: {c.worth:+.2f}{error} bits'
     )
-  path = report.write(found, image, config.model, FLAGS.out)
+  path = report.write(
+    found, image, config.model, FLAGS.out, common.class_name(label)
+  )
   common.say(f'report: {paths.absolute(path)}')

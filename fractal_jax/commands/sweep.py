@@ -1,4 +1,7 @@
-"""`sweep`: the metrics over settings of sampling, with seeds."""
+"""`sweep`: the metrics over settings of sampling, with seeds.
+
+fractal-jax sweep --workdir=runs/photos --guidance=1,2,4 --num=5000
+"""
 
 import itertools
 
