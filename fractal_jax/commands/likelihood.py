@@ -1,7 +1,10 @@
 """`likelihood`: bits per dimension of a split."""
 
+import dataclasses
+
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -26,6 +29,7 @@ def define_flags():
     lower_bound=1,
   )
   flags.DEFINE_bool('conditional', False, 'Give the labels to the model.')
+  flags.DEFINE_string('out', None, 'A .json file for the numbers.')
 
 
 def run():
@@ -34,6 +38,8 @@ def run():
 
   from fractal_jax.inference import likelihood
 
+  if FLAGS.out:
+    paths.check_output(FLAGS.out, '--out', ('.json',))
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.eval.batch)
   model = common.load_model(config)
@@ -51,6 +57,11 @@ def run():
   )
   split = FLAGS.split or config.data.val_split
   common.say(f'{split} bits/dim: {found}')
+  if FLAGS.out:
+    numbers = dataclasses.asdict(found) | {'split': split}
+    common.write_numbers(
+      FLAGS.out, {k: None if v != v else v for k, v in numbers.items()}
+    )
   if not found.exact:
     if found.passes > 1:
       common.say(f'of which Monte-Carlo noise: {found.mc_stderr:.4f}')
