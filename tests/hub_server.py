@@ -32,11 +32,14 @@ class Hub:
     url: for HF_ENDPOINT.
     repos: by name.
     asked: (method, path) of each request.
+    ranges: what of files was asked for, where not all of it.
     cut: file name -> bytes after which its next download is cut off.
+    fail: names of files that can't be had, but for a download to be cut.
   """
 
   def __init__(self, url: str):
-    self.url, self.repos, self.asked, self.cut = url, {}, [], {}
+    self.url, self.repos, self.cut, self.fail = url, {}, {}, set()
+    self.asked, self.ranges = [], []
 
   def add(self, repo: str, files: dict[str, bytes], **how) -> str:
     """Makes a repository, or a commit of one; returns the commit."""
@@ -166,14 +169,17 @@ class Handler(server.BaseHTTPRequestHandler):
     if not isinstance(found, tuple):
       return self._send(200, json.dumps(found).encode(), {})
     content, headers = found
-    status, asked = 200, re.match(r'bytes=(\d+)-', self.headers.get('Range', ''))
+    status, asked = 200, self.headers.get('Range')
     if asked:
-      status, first = 206, int(asked[1])
+      self.hub.ranges.append(asked)
+      status, first = 206, int(re.match(r'bytes=(\d+)-', asked)[1])
       last = f'{len(content) - 1}/{len(content)}'
       headers['Content-Range'] = f'bytes {first}-{last}'
       content = content[first:]
     name = url.path.rpartition('/')[2]
     cut = self.hub.cut.pop(name, None) if self.command == 'GET' else None
+    if cut is None and name in self.hub.fail and self.command == 'GET':
+      return self._send(500, b'', {})
     return self._send(status, content, headers, cut)
 
   do_GET = do_HEAD = do_POST = _handle
