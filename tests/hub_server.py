@@ -165,7 +165,9 @@ class Handler(server.BaseHTTPRequestHandler):
     except Refused as e:
       headers = {'X-Error-Code': e.code, 'X-Error-Message': e.message}
       headers = {k: v for k, v in headers.items() if v}
-      return self._send(e.status, json.dumps({'error': e.code}).encode(), headers)
+      return self._send(
+        e.status, json.dumps({'error': e.code}).encode(), headers
+      )
     if not isinstance(found, tuple):
       return self._send(200, json.dumps(found).encode(), {})
     content, headers = found

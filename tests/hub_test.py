@@ -84,9 +84,7 @@ def test_what_is_pushed_is_loaded_by_name(web, model):
   found = fractal_jax.Model.from_pretrained('me/mine')
   assert_equal(found.params, model.params)
   images = tiny.images(model.net, 8)
-  np.testing.assert_array_equal(
-    found.log_prob(images), model.log_prob(images)
-  )
+  np.testing.assert_array_equal(found.log_prob(images), model.log_prob(images))
 
 
 def test_a_branch_tag_or_commit(web, model, files):
@@ -145,7 +143,9 @@ def test_the_cache_needs_no_network(web, model, files, tmp_path, monkeypatch):
     port = closed.getsockname()[1]
   monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{port}')
   load('me/mine', **how)
-  with pytest.raises(ReleaseError, match='me/mine is not in the cache, and.*ca'):
+  with pytest.raises(
+    ReleaseError, match='me/mine is not in the cache, and.*ca'
+  ):
     load('me/mine')
   with pytest.raises(ReleaseError, match='is not in the cache'):
     load('me/mine', local_files_only=True)

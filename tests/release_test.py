@@ -162,9 +162,9 @@ def test_parts_and_their_index(model, release, monkeypatch):
     api.load(str(release))
   monkeypatch.undo()
   model.save_pretrained(str(release))
-  assert not list(release.glob('model-*')) and not (
-    release / weights.INDEX
-  ).exists()
+  assert (
+    not list(release.glob('model-*')) and not (release / weights.INDEX).exists()
+  )
 
 
 def test_a_level_of_a_release_is_a_start(model, release, tmp_path):

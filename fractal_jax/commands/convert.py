@@ -1,4 +1,8 @@
-"""`convert`: published weights to a run or release and back; runs to releases."""
+"""`convert`: published weights to a run or release and back; runs to releases.
+
+fractal-jax convert --config=configs/fractalmar_in64.py --pth=last.pth --out=mar
+fractal-jax convert --workdir=mar --out=back.safetensors
+"""
 
 import os
 

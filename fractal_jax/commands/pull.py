@@ -1,4 +1,7 @@
-"""`pull`: downloads a model of the Hugging Face Hub."""
+"""`pull`: downloads a model of the Hugging Face Hub.
+
+fractal-jax pull --repo=user/digits --out=digits
+"""
 
 from absl import flags
 

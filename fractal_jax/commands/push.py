@@ -1,4 +1,7 @@
-"""`push`: uploads a run or release to the Hugging Face Hub."""
+"""`push`: uploads a run or release to the Hugging Face Hub.
+
+fractal-jax push --workdir=runs/digits --repo=user/digits --license=mit
+"""
 
 from absl import flags
 

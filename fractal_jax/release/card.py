@@ -113,7 +113,9 @@ def text(config, parameters: int, dtype: str, about: About) -> str:
 
 def _head(config, about: About) -> dict:
   series = config.model.rank == 1
-  task = 'time-series-forecasting' if series else 'unconditional-image-generation'
+  task = (
+    'time-series-forecasting' if series else 'unconditional-image-generation'
+  )
   tags = ['fractal-generative-model', 'jax', 'flax', 'arxiv:2502.17437']
   tags += dict.fromkeys(config.model.kinds[:-1])
   head = {
@@ -147,7 +149,9 @@ def _head(config, about: About) -> dict:
 def _what(model, about: About) -> str:
   of = 'images' if model.rank == 2 else 'series'
   size = 'x'.join([str(model.sizes[0])] * model.rank)
-  names = f' ({classes.listing(about.class_names)})' if about.class_names else ''
+  names = (
+    f' ({classes.listing(about.class_names)})' if about.class_names else ''
+  )
   channels = f'{model.channels} channel' + 's' * (model.channels > 1)
   return (
     f'A [fractal generative model]({PAPER}) of {size} {of}: {channels} of '
@@ -162,8 +166,8 @@ def _levels(model) -> str:
       zip(model.kinds, model.sizes, model.widths, model.depths, model.heads)
     )
   ]
-  head = '| level | kind | side | width | blocks | heads |\n|---|---|---|---|---|---|'
-  return '\n'.join([head, *rows])
+  head = '| level | kind | side | width | blocks | heads |'
+  return '\n'.join([head, '|---' * 6 + '|', *rows])
 
 
 def _use(model, name: str) -> str:
@@ -191,8 +195,8 @@ def _numbers(numbers: Sequence[Number], name: str, dtype: str) -> list[str]:
     f'| {METRICS[x.metric]} | {x} | {x.of} | `{for_release(x.command, name)}` |'
     for x in numbers
   ]
-  head = '| | measured | of | printed by |\n|---|---|---|---|'
-  out = ['## Numbers', '\n'.join([head, *rows])]
+  head = '| | measured | of | printed by |'
+  out = ['## Numbers', '\n'.join([head, '|---' * 4 + '|', *rows])]
   if dtype != 'float32':
     out.append(f'Measured before the parameters were rounded to {dtype}.')
   return out
@@ -239,9 +243,9 @@ def numbers_of_run(workdir, step: int, split: str) -> list[Number]:
     step: the checkpoint's.
     split: that training evaluates.
   """
-  for line in reversed(paths.read_grown(
-    paths.path(workdir) / 'metrics.jsonl'
-  ).splitlines()):
+  for line in reversed(
+    paths.read_grown(paths.path(workdir) / 'metrics.jsonl').splitlines()
+  ):
     found = json.loads(line)
     if found['step'] == step and 'val/bits_per_dim' in found:
       values = {k.removeprefix('val/'): v for k, v in found.items()}
@@ -273,4 +277,3 @@ def _numbers_in(found: dict, command: str) -> list[Number]:
     for metric in METRICS
     if found.get(metric) is not None
   ]
-

@@ -1,6 +1,7 @@
 """A whole release: written from a config and parameters, and told apart."""
 
 from collections.abc import Sequence
+
 import jax
 
 from fractal_jax import paths
@@ -119,7 +120,10 @@ def about(
   Raises:
     ReleaseError: a file that holds no numbers, or is missing.
   """
-  found, step = [x for path in numbers for x in card.read_numbers(path)], step or 0
+  found, step = (
+    [x for path in numbers for x in card.read_numbers(path)],
+    step or 0,
+  )
   class_names = ()
   if samples and not paths.path(samples).is_file():
     raise ReleaseError(f'samples={samples} is no file.')

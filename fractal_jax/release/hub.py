@@ -209,7 +209,9 @@ def _explain(name: str, error: Exception) -> str:
   response = getattr(error, 'response', None)
   status = getattr(response, 'status_code', None)
   who = 'the Hugging Face Hub'
-  local = f' (and there is no local folder {name})' if _maybe_local(name) else ''
+  local = (
+    f' (and there is no local folder {name})' if _maybe_local(name) else ''
+  )
   if isinstance(error, errors.GatedRepoError):
     return (
       f'{name}: its owners give access on request: ask for it on its page, '
@@ -228,7 +230,7 @@ def _explain(name: str, error: Exception) -> str:
       'the right to do this, and log in with `hf auth login` or set $HF_TOKEN.'
     )
   if isinstance(error, errors.HFValidationError):
-    return f"{name} is no name that a repository may have: {_short(error)}"
+    return f'{name} is no name that a repository may have: {_short(error)}'
   if isinstance(error, errors.IncompleteSnapshotError):
     return (
       f'{name} was downloaded in part, and {who} cannot be asked for the rest: '
