@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   """The command's flags."""
-  common.run_flags()
+  common.run_flags(default='digits_ar')
   flags.DEFINE_integer(
     'port', 7860, 'The port of 127.0.0.1 to serve; 0: any that is free.'
   )
