@@ -32,4 +32,8 @@ def __getattr__(name: str):
     from fractal_jax import api
 
     return api.Model
+  if name == 'FractalDetector':  # needs scikit-learn and JAX
+    from fractal_jax.series import detector
+
+    return detector.FractalDetector
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -15,6 +15,7 @@ OPTIONS = {
   'emoji': ('small', 'small_mar'),
   'mini': ('ar', 'mar'),
   'one_level_in64': ('ar', 'mar'),
+  'series': ('ar', 'mar'),
   'two_level_in64': ('ar', 'mar'),
 }
 
