@@ -616,6 +616,7 @@ def problems(config) -> list[str]:
     levels = len(config.model.sizes) - 1
     if not broken['optim']:
       broken['optim'] = _optim_problems(config, levels)
+  if not broken['model']:
     broken['sample'] = sample_problems(config.sample, config.model)
   if not broken['mesh'] + broken['optim']:
     broken['mesh'] = _mesh_problems(config)
