@@ -237,7 +237,8 @@ def test_a_home_that_takes_no_cache(monkeypatch, tmp_path):
 
 def test_a_run_that_may_not_be_written_to_is_evaluated(monkeypatch, tmp_path):
   flags = types.SimpleNamespace(cache=None, workdir=str(tmp_path))
-  monkeypatch.setattr(evaluate, 'FLAGS', flags)
+  for module in (evaluate, common):
+    monkeypatch.setattr(module, 'FLAGS', flags)
   assert evaluate.cache() == str(tmp_path)
   flags.workdir = '/proc/run'
   with pytest.raises(common.UsageError, match='--cache=DIR'):
