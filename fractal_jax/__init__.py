@@ -5,6 +5,8 @@ model = fractal_jax.load('runs/digits')
 images = model.sample(num=16)
 """
 
+__version__ = '0.1.0'
+
 
 def load(workdir: str, step: int | None = None):
   """The model of a run, for use from Python: see `fractal_jax.api.Model`.
@@ -22,11 +24,3 @@ def load(workdir: str, step: int | None = None):
   from fractal_jax import api  # importing the package stays instant
 
   return api.load(workdir, step)
-
-
-def __getattr__(name: str):
-  if name == '__version__':  # of what is installed; looked up when asked for
-    from importlib import metadata
-
-    return metadata.version('fractal_jax')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -119,15 +119,32 @@ def metrics_flags():
   )
 
 
-def config_flag():
-  """A config file, and --config.KEY=VALUE to change what it says."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A config file, such as those in configs/.',
-    lock_config=True,
-  )
-  flags.mark_flag_as_required('config')
+class ConfigParser(flags.ArgumentParser):
+  """Reads the config that --config names; see `config_files.find`."""
+
+  def __init__(self, files: flags.ArgumentParser):
+    """Args: files: the parser that ml_collections has for config files."""
+    self._files = files
+
+  def parse(self, argument: str):
+    from fractal_jax import config_files
+
+    path = config_files.find(argument)
+    try:
+      return self._files.parse(path)
+    except (TypeError, ValueError) as e:  # its text holds a whole traceback
+      raise ValueError(str(e).strip().splitlines()[-1]) from e
+
+
+def config_flag(
+  text: str = 'A config: its name, such as digits, or a file.',
+  required: bool = True,
+):
+  """A config, and --config.KEY=VALUE to change what it says."""
+  config_flags.DEFINE_config_file('config', None, text)
+  FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
+  if required:
+    flags.mark_flag_as_required('config')
 
 
 def image_flags():

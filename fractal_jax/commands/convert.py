@@ -1,7 +1,6 @@
 """`convert`: published weights to a run, and back."""
 
 from absl import flags
-from ml_collections import config_flags
 
 from fractal_jax import paths
 from fractal_jax.commands import common
@@ -11,7 +10,7 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   """The flags of `convert`."""
-  config_flags.DEFINE_config_file('config', None, 'Of the published model.')
+  common.config_flag('The config of the published model.', required=False)
   flags.DEFINE_string('pth', None, 'Published weights to read.')
   flags.DEFINE_string('workdir', None, 'Run to write (--pth), or to read.')
   flags.DEFINE_string('out', None, 'A .pth file to write from --workdir.')

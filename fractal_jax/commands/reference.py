@@ -1,7 +1,6 @@
 """`reference`: statistics of a data set, for `evaluate --ref`."""
 
 from absl import flags
-from ml_collections import config_flags
 
 from fractal_jax import paths
 from fractal_jax.commands import common
@@ -11,11 +10,8 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   """The flags of `reference`."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A config, whose data set and size of images are used.',
-    lock_config=True,
+  common.config_flag(
+    'A config, whose data set and size of images are used.', required=False
   )
   flags.DEFINE_string(
     'data',
