@@ -2,8 +2,8 @@
 
   fractal-jax train --config=configs/digits.py --workdir=runs/digits
 
-`fractal-jax` alone lists the commands; `fractal-jax COMMAND --helpshort`
-lists a command's flags.
+`fractal-jax` alone says what to do first; `fractal-jax COMMAND --help` lists a
+command's flags.
 
 Exit codes: 0 done; 1 bad flags; 2 an error that the message explains; 70 the
 run hung or another of its processes failed; 75 told to stop (by SIGTERM, or
@@ -13,6 +13,7 @@ goes on from what was saved.
 """
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -23,7 +24,8 @@ import traceback
 
 from absl import app, flags, logging
 
-from fractal_jax import cpu, paths
+import fractal_jax
+from fractal_jax import cpu, paths, usage
 from fractal_jax.commands import common
 from fractal_jax.errors import UserError
 
@@ -146,31 +148,39 @@ def leave_after(command: str, error: BaseException) -> None:
   raise error
 
 
-USAGE = (
-  'usage: fractal-jax COMMAND [--flag=value ...]\n\n'
-  + '\n'.join(f'  {name:12}{text}' for name, text in COMMANDS.items())
-  + '\n\nfractal-jax COMMAND --helpshort lists the flags of a command.'
-)
+HELP = ('-h', '--help', '-help', '--helpshort', '--helpfull')
 
 
 def run() -> None:
   """The console script."""
-  cpu.use_huge_pages()
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:  # no character is worth a run
       stream.reconfigure(errors='replace')
-  command = sys.argv[1] if len(sys.argv) > 1 else '--help'
-  if command in ('-h', '--help', 'help'):
-    print(USAGE)
-    sys.exit(0)
+  command, *given = sys.argv[1:] or ['help']
+  if command in (*HELP, 'help'):
+    sys.exit(print(usage.overview(COMMANDS)))
+  if command == '--version':
+    sys.exit(print(f'fractal_jax {fractal_jax.__version__}'))
   if command not in COMMANDS:
-    sys.exit(f"fractal-jax: no command '{command}'\n\n{USAGE}")
+    near = difflib.get_close_matches(command, COMMANDS, 1)
+    sys.exit(
+      f"fractal-jax: no command '{command}'."
+      + ''.join(f" Did you mean '{name}'?" for name in near)
+      + f' There are {", ".join(COMMANDS)}.'
+    )
+  wants_help = not set(HELP).isdisjoint(given)
+  if not wants_help:
+    cpu.use_huge_pages()
   try:
     job = importlib.import_module(f'fractal_jax.commands.{command}')
+    before = set(FLAGS)
     job.define_flags()
+    if wants_help:
+      own = [name for name in FLAGS if name not in before]
+      sys.exit(print(usage.of_command(command, job.__doc__, own)))
     app.run(
       lambda argv: run_job(command, job, argv),
-      argv=[f'fractal-jax {command}', *sys.argv[2:]],
+      argv=[f'fractal-jax {command}', *given],
       flags_parser=lambda argv: parse(command, argv),
     )
   except KeyboardInterrupt as e:  # while importing, or parsing flags
@@ -180,13 +190,18 @@ def run() -> None:
 def parse(command: str, argv: list[str]) -> list[str]:
   """Parses the flags, and reads the file of --config."""
   try:
-    rest = app.parse_flags_with_usage(argv)
+    rest = FLAGS(argv)
     if 'config' in FLAGS and FLAGS.config is not None:
       from fractal_jax import config as config_lib
 
       config_lib.split_names(FLAGS.config)  # raises if it can't be read
       config_lib.check_arguments(argv)
     return rest
+  except flags.Error as e:
+    sys.exit(
+      f'fractal-jax {command}: {e}\nfractal-jax {command} --help lists the '
+      'flags.'
+    )
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
     # A key, value or file of --config; a list of choices takes several lines.
     text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")

@@ -126,6 +126,9 @@ class ConfigParser(flags.ArgumentParser):
     """Args: files: the parser that ml_collections has for config files."""
     self._files = files
 
+  def flag_type(self) -> str:
+    return self._files.flag_type()
+
   def parse(self, argument: str):
     from fractal_jax import config_files
 
@@ -145,6 +148,21 @@ def config_flag(
   FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
   if required:
     flags.mark_flag_as_required('config')
+
+
+def show_flag():
+  """Whether to print the config in place of the work."""
+  flags.DEFINE_bool(
+    'show', False, 'Print the whole config as a file to edit, and stop.'
+  )
+
+
+def show_config() -> None:
+  """Prints --config with what --config.KEY changes, every key explained."""
+  from fractal_jax import config_files
+
+  name = FLAGS['config'].config_filename
+  say(config_files.text(FLAGS.config, f'All of --config={name}.'), end='')
 
 
 def image_flags():
@@ -250,12 +268,12 @@ def follow(job):
   return progress.result
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = '\n') -> None:
   """Prints a line, once for all processes."""
   import jax
 
   if jax.process_index() == 0:
-    print(text, flush=True)
+    print(text, end=end, flush=True)
 
 
 def load_config():

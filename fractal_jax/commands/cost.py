@@ -1,4 +1,8 @@
-"""`cost`: parameters and FLOPs of a config; memory and hours on a mesh."""
+"""`cost`: parameters and FLOPs of a config; memory and hours on a mesh.
+
+  fractal-jax cost --config=digits
+  fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
+"""
 
 from absl import flags
 
@@ -10,6 +14,7 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The flags of `cost`."""
   common.config_flag()
+  common.show_flag()
   flags.DEFINE_list(
     'mesh',
     None,
@@ -37,6 +42,8 @@ def run():
 
   config = FLAGS.config
   config_lib.check(config)
+  if FLAGS.show:
+    return common.show_config()
   devices = None
   if FLAGS.mesh is not None:
     if FLAGS.device not in memory.DEVICES:

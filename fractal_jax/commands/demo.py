@@ -1,4 +1,7 @@
-"""`demo`: a web page on this machine: generate, edit, see the bits."""
+"""`demo`: a web page on this machine: generate, edit, see the bits.
+
+  fractal-jax demo --workdir=runs/digits
+"""
 
 import os
 import tempfile

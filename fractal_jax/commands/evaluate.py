@@ -1,4 +1,7 @@
-"""`evaluate`: FID, Inception Score, precision, recall, diversity."""
+"""`evaluate`: FID, Inception Score, precision, recall, diversity.
+
+  fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
+"""
 
 import json
 import os

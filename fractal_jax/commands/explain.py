@@ -1,4 +1,7 @@
-"""`explain`: the bits of each value of an image."""
+"""`explain`: the bits of each value of an image.
+
+  fractal-jax explain --workdir=runs/digits --index=0 --out=explain
+"""
 
 from absl import flags
 

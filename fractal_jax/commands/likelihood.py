@@ -1,4 +1,7 @@
-"""`likelihood`: bits per dimension of a split."""
+"""`likelihood`: bits per dimension of a split.
+
+  fractal-jax likelihood --workdir=runs/digits
+"""
 
 from absl import flags
 

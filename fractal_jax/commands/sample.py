@@ -1,4 +1,8 @@
-"""`sample`: generates images."""
+"""`sample`: generates images.
+
+  fractal-jax sample --workdir=runs/digits --num=40 --guidance=2
+  fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
+"""
 
 from absl import flags
 

@@ -1,4 +1,7 @@
-"""`sweep`: the metrics over guidance and temperature."""
+"""`sweep`: the metrics over guidance and temperature.
+
+  fractal-jax sweep --workdir=runs/photos --guidance=1,2,4 --num=5000
+"""
 
 from absl import flags
 

@@ -1,4 +1,8 @@
-"""`train`: trains a model, or goes on with a run."""
+"""`train`: trains a model, or goes on with a run.
+
+  fractal-jax train --data=photos --size=32
+  fractal-jax train --config=digits --workdir=runs/digits
+"""
 
 from absl import flags
 
