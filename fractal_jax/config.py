@@ -219,6 +219,12 @@ DATA = {
     'comes with scikit-learn, nothing to download',
   ),
   'dir': Key('', Text(), 'TFDS data_dir, or the folder or file to read'),
+  'list': Key(
+    '',
+    Text(),
+    'a file that says which examples of a folder or .npz are in which split: '
+    'see data/listing.py',
+  ),
   'manual_dir': Key(
     '', Text(), 'where archives lie that you downloaded (TFDS manual_dir)'
   ),

@@ -69,6 +69,8 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
       name: key.doc + (f'. Default: {key.default!r}, {key.why}' * bool(key.why))
       for name, key in keys.items()
     }
+  top = '\n'.join(textwrap.fill(x, 80) for x in doc.strip().splitlines())
+  top += '\n' * ('\n' in top)
   lines, section = [], ''
   for name in keys:
     if name not in reasons:
@@ -85,7 +87,7 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
     lines.append(f'  c.{name} = {_literal(value)}')
   return '\n'.join(
     [
-      f'"""{doc.strip()}"""',
+      f'"""{top}"""',
       '',
       'from fractal_jax import config',
       '',

@@ -148,6 +148,15 @@ def leave_after(command: str, error: BaseException) -> None:
   raise error
 
 
+def tell(text: str) -> None:
+  """Prints a text, and exits."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError as e:
+    leave_after('help', e)
+  sys.exit(0)
+
+
 HELP = ('-h', '--help', '-help', '--helpshort', '--helpfull')
 
 
@@ -158,9 +167,9 @@ def run() -> None:
       stream.reconfigure(errors='replace')
   command, *given = sys.argv[1:] or ['help']
   if command in (*HELP, 'help'):
-    sys.exit(print(usage.overview(COMMANDS)))
+    tell(usage.overview(COMMANDS))
   if command == '--version':
-    sys.exit(print(f'fractal_jax {fractal_jax.__version__}'))
+    tell(f'fractal_jax {fractal_jax.__version__}')
   if command not in COMMANDS:
     near = difflib.get_close_matches(command, COMMANDS, 1)
     sys.exit(
@@ -177,7 +186,7 @@ def run() -> None:
     job.define_flags()
     if wants_help:
       own = [name for name in FLAGS if name not in before]
-      sys.exit(print(usage.of_command(command, job.__doc__, own)))
+      tell(usage.of_command(command, job.__doc__, own))
     app.run(
       lambda argv: run_job(command, job, argv),
       argv=[f'fractal-jax {command}', *given],

@@ -75,7 +75,9 @@ def of_command(command: str, doc: str, names: Iterable[str]) -> str:
   """
   names = list(names)
   grouped = {name for group in GROUPS.values() for name in group}
-  lines = [f'fractal-jax {command}: {doc.partition(": ")[2].strip()}', '']
+  first, _, examples = doc.strip().partition('\n')
+  lines = [f'fractal-jax {command}: {first.partition(": ")[2]}']
+  lines += [textwrap.indent(textwrap.dedent(examples), '  '), '']
   first = {'Flags': [name for name in names if name not in grouped]}
   for title, group in (first | GROUPS).items():
     some = [name for name in group if name in names]

@@ -132,6 +132,8 @@ class ConfigParser(flags.ArgumentParser):
   def parse(self, argument: str):
     from fractal_jax import config_files
 
+    if not argument:
+      return default_config()
     path = config_files.find(argument)
     try:
       return self._files.parse(path)
@@ -148,6 +150,11 @@ def config_flag(
   FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
   if required:
     flags.mark_flag_as_required('config')
+
+
+def default_config_flag():
+  """Makes --config.KEY change config.default() where --config is unset."""
+  FLAGS.set_default('config', '')
 
 
 def show_flag():

@@ -1,7 +1,7 @@
 """`convert`: published weights to a run, and back.
 
-  fractal-jax convert --config=fractalmar_in64 --pth=last.pth --workdir=runs/mar
-  fractal-jax convert --workdir=runs/mar --out=back.pth
+fractal-jax convert --config=fractalmar_in64 --pth=last.pth --workdir=runs/mar
+fractal-jax convert --workdir=runs/mar --out=back.pth
 """
 
 from absl import flags

@@ -1,7 +1,7 @@
 """`cost`: parameters and FLOPs of a config; memory and hours on a mesh.
 
-  fractal-jax cost --config=digits
-  fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
+fractal-jax cost --config=digits
+fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
 """
 
 from absl import flags

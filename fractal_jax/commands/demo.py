@@ -1,6 +1,6 @@
 """`demo`: a web page on this machine: generate, edit, see the bits.
 
-  fractal-jax demo --workdir=runs/digits
+fractal-jax demo --workdir=runs/digits
 """
 
 import os

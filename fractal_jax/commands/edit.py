@@ -1,6 +1,6 @@
 """`edit`: generates what is under a mask, given the rest.
 
-  fractal-jax edit --workdir=runs/digits --index=0 --mode=lower --out=edit.png
+fractal-jax edit --workdir=runs/digits --index=0 --mode=lower --out=edit.png
 """
 
 from absl import flags

@@ -1,6 +1,6 @@
 """`evaluate`: FID, Inception Score, precision, recall, diversity.
 
-  fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
+fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
 """
 
 import json

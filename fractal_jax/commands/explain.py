@@ -1,6 +1,6 @@
 """`explain`: the bits of each value of an image.
 
-  fractal-jax explain --workdir=runs/digits --index=0 --out=explain
+fractal-jax explain --workdir=runs/digits --index=0 --out=explain
 """
 
 from absl import flags

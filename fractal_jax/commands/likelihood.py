@@ -1,6 +1,6 @@
 """`likelihood`: bits per dimension of a split.
 
-  fractal-jax likelihood --workdir=runs/digits
+fractal-jax likelihood --workdir=runs/digits
 """
 
 from absl import flags

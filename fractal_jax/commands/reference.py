@@ -1,6 +1,6 @@
 """`reference`: statistics of a data set, for `evaluate --ref`.
 
-  fractal-jax reference --data=photos --size=64 --out=ref.npz
+fractal-jax reference --data=photos --size=64 --out=ref.npz
 """
 
 from absl import flags

@@ -1,7 +1,7 @@
 """`sample`: generates images.
 
-  fractal-jax sample --workdir=runs/digits --num=40 --guidance=2
-  fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
+fractal-jax sample --workdir=runs/digits --num=40 --guidance=2
+fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
 """
 
 from absl import flags

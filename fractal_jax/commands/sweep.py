@@ -1,6 +1,6 @@
 """`sweep`: the metrics over guidance and temperature.
 
-  fractal-jax sweep --workdir=runs/photos --guidance=1,2,4 --num=5000
+fractal-jax sweep --workdir=runs/photos --guidance=1,2,4 --num=5000
 """
 
 from absl import flags

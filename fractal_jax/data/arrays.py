@@ -4,10 +4,11 @@ import numpy as np
 from PIL import Image
 
 from fractal_jax import paths
-from fractal_jax.data import common
+from fractal_jax.data import common, listing
 from fractal_jax.data.common import DataError, Source
 
 MAX_CLASSES = 1_000_000
+KEYS = {1: 'series', 2: 'images'}  # of the arrays, by model.rank
 
 
 def digits(config, split: str) -> Source:
@@ -42,13 +43,43 @@ def npz(config, split: str) -> Source:
   held out.
   """
   m = config.model
-  key = 'images' if m.rank == 2 else 'series'
   path = config.data.dir and paths.path(config.data.dir)
   if not path or not path.is_file():
     raise DataError(
       f"data.dir='{config.data.dir}' is no file: set data.dir to an .npz file "
-      f'with `{key}` and `labels`.'
+      f'with `{KEYS[m.rank]}` and `labels`.'
     )
+  images, labels, names, of = read_npz(path, m.rank)
+  values = int(images.max()) + 1
+  if config.data.list:
+    rows = listing.read(config.data.list)
+    common.check_split(config, split, common.SPLITS)
+    keep = np.array([int(row.example) for row in rows if row.split == split])
+  elif of is not None:
+    common.check_split(config, split, sorted(set(of)))
+    keep = np.flatnonzero(np.array(of) == split)
+  else:
+    common.check_split(config, split, common.SPLITS)
+    keep = common.split_of(split, len(images))
+  images = _fit(path, KEYS[m.rank], images[keep], m)
+  return _source(images, labels[keep], names, values)
+
+
+def read_npz(path, rank: int) -> tuple:
+  """An .npz file as `npz` takes it.
+
+  Args:
+    path: of the file.
+    rank: 2 for `images`, 1 for `series`.
+
+  Returns:
+    Integers [n, H, W, C] or [n, S, C], labels [n], the names of all classes,
+    and the name of each example's split, or None.
+
+  Raises:
+    DataError: it can't be read, or breaks a rule.
+  """
+  key = KEYS[rank]
   try:
     with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
       data = {name: file[name] for name in file.files}
@@ -61,12 +92,12 @@ def npz(config, split: str) -> Source:
     if name not in data:
       raise DataError(
         f'{path} holds {", ".join(data) or "nothing"} but no `{name}`, which '
-        f'model.rank={m.rank} needs.'
+        f'model.rank={rank} needs.'
       )
   images, labels = data[key], data['labels']
-  if m.rank == 2 and images.ndim == 3:
+  if rank == 2 and images.ndim == 3:
     images = images[..., None]
-  _check_arrays(path, key, images, labels, m.rank)
+  _check_arrays(path, key, images, labels, rank)
   labels = labels.astype(np.int64)  # uint8 labels up to 255 would wrap below
   if 'label_names' in data:
     names = _texts(path, 'label_names', data['label_names'])
@@ -77,16 +108,10 @@ def npz(config, split: str) -> Source:
       f'{path}: label {labels.max()} has no name, `label_names` holds only '
       f'{len(names)}.'
     )
-  values = int(images.max()) + 1
+  split = None
   if 'split' in data:
-    of = np.array(_texts(path, 'split', data['split'], len(images)))
-    common.check_split(config, split, sorted(set(of)))
-    keep = np.flatnonzero(of == split)
-  else:
-    common.check_split(config, split, common.SPLITS)
-    keep = common.split_of(split, len(images))
-  images = _fit(path, key, images[keep], m)
-  return _source(images, labels[keep], names, values)
+    split = _texts(path, 'split', data['split'], len(images))
+  return images, labels, names, split
 
 
 def _source(images, labels, names, values) -> Source:

@@ -5,19 +5,23 @@ import io
 import os
 
 from fractal_jax import paths
-from fractal_jax.data import classes, common, decode
+from fractal_jax.data import classes, common, decode, listing
 from fractal_jax.data.common import DataError, Source
 
 MAX_CHECKED = 20_000  # images whose headers are read before the run starts
+KEPT = 2**30  # bytes of cropped images: photographs take long to decode
+SPLIT_NAMES = {'train', 'validation', 'val', 'test'}
 
 
 def folder(config, split: str) -> Source:
   """The folder data.dir, of images of any size.
 
   Either DIR/train/CLASS/* and DIR/validation/CLASS/* (or DIR/val), or
-  DIR/CLASS/*, of which a fixed tenth is held out. Classes are numbered in the
-  order of their names, or of their numbers where all are called by one. Images
-  are decoded as they are needed and cropped to the side of the model.
+  DIR/CLASS/*, of which a fixed tenth is held out, or DIR/* without classes. The
+  file data.list, if it is set, says instead which images there are. Classes are
+  numbered in the order of their names, or of their numbers where all are called
+  by one. Images are decoded as they are needed and cropped to the side of the
+  model; what is cropped is kept in memory, up to KEPT bytes of each split.
   """
   common.check_images(config)
   root = config.data.dir and paths.path(config.data.dir)
@@ -26,15 +30,18 @@ def folder(config, split: str) -> Source:
       f"data.dir='{config.data.dir}' is no folder: set data.dir to a folder "
       'with a folder of images for each class.'
     )
-  if _subfolders(root / 'train'):
-    splits = _subfolders(root)
+  others = []
+  if config.data.list:
+    files, labels, names = _listed(root, config.data.list, split)
+  elif has_splits(root):
+    splits = subfolders(root)
     if split == 'validation' and split not in splits and 'val' in splits:
       split = 'val'
     common.check_split(config, split, splits)
-    names = _subfolders(root / 'train')
+    names = subfolders(root / 'train') or [root.name]
     files, labels, others = _list(root / split, names)
   else:
-    names = _subfolders(root)
+    names = subfolders(root) or [root.name]
     files, labels, others = _list(root, names)
     common.check_split(config, split, common.SPLITS)
     if len(files) < 2:
@@ -47,11 +54,18 @@ def folder(config, split: str) -> Source:
 
   remote = paths.is_remote(root)
 
+  kept, room = {}, KEPT // (config.model.sizes[0] ** 2 * config.model.channels)
+
   def read(i: int):
+    if i in kept:
+      return kept[i].copy(), labels[i]
     file = files[i]
     if remote:
       file = io.BytesIO(paths.path(file).read_bytes())
-    return common.decode(file, files[i], config), labels[i]
+    image = common.decode(file, files[i], config)
+    if len(kept) < room:
+      kept[i] = image
+    return image, labels[i]
 
   return Source(
     size=len(files),
@@ -60,7 +74,7 @@ def folder(config, split: str) -> Source:
     values=256,
     # In a bucket each look at a header is a request.
     check=lambda: _check([] if remote else files, config),
-    skipped=_skipped(root, others),
+    skipped=left_out(root, others),
   )
 
 
@@ -79,8 +93,8 @@ def _check(files: list[str], config) -> None:
     raise DataError(errors[0] + (more if len(errors) > 1 else ''))
 
 
-def _skipped(root: paths.Path, others: list[str]) -> str:
-  """What of a folder is left out, or ''."""
+def left_out(root: paths.Path, others: list[str]) -> str:
+  """What of a folder is no image of a class: a sentence, '' for nothing."""
   if not others:
     return ''
   endings = collections.Counter(
@@ -93,7 +107,7 @@ def _skipped(root: paths.Path, others: list[str]) -> str:
   )
 
 
-def _subfolders(path: paths.Path) -> list[str]:
+def subfolders(path: paths.Path) -> list[str]:
   """Names of the folders in `path`, in the order of the classes."""
   if not path.is_dir():
     return []
@@ -102,15 +116,87 @@ def _subfolders(path: paths.Path) -> list[str]:
   )
 
 
+def has_splits(root: paths.Path) -> bool:
+  """Whether a folder holds its splits, as folders, rather than its classes."""
+  found = subfolders(root)
+  return 'train' in found and bool(
+    subfolders(root / 'train') or (found[1:] and set(found) <= SPLIT_NAMES)
+  )
+
+
+def _listed(root: paths.Path, path: str, split: str) -> tuple[list, list, list]:
+  """The files of a split by a listing, their labels; all class names."""
+  rows = listing.read(path)
+  names = classes.in_order({row.label for row in rows if row.split})
+  number = {name: i for i, name in enumerate(names)}
+  some = [row for row in rows if row.split == split]
+  if not some:
+    raise DataError(
+      f"data.list='{path}' has no split '{split}': set data.train_split and "
+      f'data.val_split to {" and ".join(common.SPLITS)}.'
+    )
+  files = [str(root / row.example) for row in some]
+  return files, [number[row.label] for row in some], names
+
+
+def images(root: paths.Path) -> tuple[list[tuple], bool, list[str]]:
+  """All images below a folder, for a listing.
+
+  Below a class's folder they may lie in folders of folders.
+
+  Returns:
+    [(file, class, split)], the split '' where the folder has none of its own;
+    whether it has; and the files that are left out.
+  """
+  splits = {'': root}
+  if has_splits(root):
+    found = subfolders(root)
+    held = [x for x in ('validation', 'val', 'test') if x in found][:1]
+    splits = {x: root / x for x in ('train', *held)}
+    if not held:  # a tenth of it is held out
+      splits = {'': root / 'train'}
+  out, others = [], []
+  for split, top in splits.items():
+    names = subfolders(top)
+    loose = [file for file, is_file in paths.entries(top) if is_file]
+    if names:
+      others += loose
+    for name in names:
+      inside = _below(top / name)
+      out += [(file, name, split) for file in inside if is_image(file)]
+      others += [file for file in inside if not is_image(file)]
+    if not names:
+      out += [(file, root.name, split) for file in loose if is_image(file)]
+      others += [file for file in loose if not is_image(file)]
+  return out, len(splits) > 1, others
+
+
+def _below(folder: paths.Path) -> list[str]:
+  """All files below a folder, but hidden ones, sorted."""
+  out = []
+  for file, is_file in paths.entries(folder):
+    out += [file] if is_file else _below(paths.path(file))
+  return out
+
+
+def is_image(file: str) -> bool:
+  """Whether a file's name ends as those of images do."""
+  return os.path.splitext(file)[1].lower() in decode.EXTENSIONS
+
+
 def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
   """The image files under `root` by class, their labels; what is left out."""
-  found = _subfolders(root)
+  found = subfolders(root)
+  loose = [file for file, is_file in paths.entries(root) if is_file]
   if not found:
-    raise DataError(
-      f'{root} holds no folders: it needs one folder of images for each class.'
-    )
-  files, labels = [], []
-  others = [file for file, is_file in paths.entries(root) if is_file]
+    files = [file for file in loose if is_image(file)]
+    if not files:
+      raise DataError(
+        f'{root} holds neither images ({" ".join(decode.EXTENSIONS)}) nor '
+        'folders: put a folder of images there for each class.'
+      )
+    return files, [0] * len(files), sorted(set(loose) - set(files))
+  files, labels, others = [], [], loose
   for name in found:
     path = root / name
     if name not in names:
@@ -119,17 +205,13 @@ def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
         f'{common.nearest(name, names)} Remove or rename it.'
       )
     inside = paths.entries(path)
-    images = [
-      file
-      for file, is_file in inside
-      if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
-    ]
-    if not images:
+    some = [file for file, is_file in inside if is_file and is_image(file)]
+    if not some:
       raise DataError(
         f'{path} holds no images ({" ".join(decode.EXTENSIONS)}): put some '
         'there or remove the folder.'
       )
-    files += images
-    labels += [names.index(name)] * len(images)
-    others += sorted({file for file, _ in inside} - set(images))
+    files += some
+    labels += [names.index(name)] * len(some)
+    others += sorted({file for file, _ in inside} - set(some))
   return files, labels, others

@@ -8,6 +8,7 @@ that a training process never pays for it, in memory or in imports:
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import os
@@ -74,6 +75,42 @@ def exists(config) -> bool:
   return True
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """What TFDS says of a data set; `side` is 0 where its images differ."""
+
+  splits: tuple[str, str]  # for data.train_split and data.val_split
+  class_names: tuple[str, ...]
+  side: int
+  channels: int | None
+
+
+def describe(name: str) -> Description:
+  """A data set that `exists`, prepared here if need be.
+
+  Where it has one split alone, a tenth of that is held out.
+
+  Raises:
+    DataError: it can't be prepared, or has no images with classes.
+  """
+  from fractal_jax import config as config_lib
+
+  config = config_lib.default()
+  config.data.name = name
+  _check_features(name, '')
+  prepare(config)
+  info = _builder(name, '').info
+  held = [x for x in ('validation', 'test') if x in info.splits]
+  splits = ('train', held[0]) if held else ('train[:90%]', 'train[90%:]')
+  height, width, channels = info.features['image'].shape
+  return Description(
+    splits,
+    tuple(info.features['label'].names),
+    min(height or 0, width or 0),
+    channels,
+  )
+
+
 def _builder(name: str, data_dir: str):
   """The TFDS builder; raises LookupError if there is no such data set."""
   import tensorflow_datasets as tfds
@@ -105,15 +142,7 @@ def _source(config, split: str, published: bool = False) -> Source:
       'mounted files. Copy the prepared data set to each host (`gcloud storage '
       'cp -r`) or mount its bucket (`gcsfuse`), and set data.dir to that.'
     )
-  features = dict(_builder(name, config.data.dir).info.features or {})
-  if not (
-    isinstance(features.get('image'), tfds.features.Image)
-    and isinstance(features.get('label'), tfds.features.ClassLabel)
-  ):
-    raise DataError(
-      f"data set '{name}' has the features {', '.join(sorted(features))}: "
-      'only sets with an `image` and a `label` that is a class can be read.'
-    )
+  features = _check_features(name, config.data.dir)
   prepare(config)
   builder = _builder(name, config.data.dir)
   base = re.split(r'[\[+]', split)[0]  # of 'train[:90%]'
@@ -149,6 +178,22 @@ def _source(config, split: str, published: bool = False) -> Source:
     values=256,
     check=check,
   )
+
+
+def _check_features(name: str, data_dir: str) -> dict:
+  """The features of a data set, if they are an image and a class."""
+  import tensorflow_datasets as tfds
+
+  features = dict(_builder(name, data_dir).info.features or {})
+  if not (
+    isinstance(features.get('image'), tfds.features.Image)
+    and isinstance(features.get('label'), tfds.features.ClassLabel)
+  ):
+    raise DataError(
+      f"data set '{name}' has the features {', '.join(sorted(features))}: "
+      'only sets with an `image` and a `label` that is a class can be read.'
+    )
+  return features
 
 
 def prepare(config) -> None:

@@ -1,0 +1,55 @@
+"""A few steps of training, timed, before a run begins."""
+
+import dataclasses
+import time
+
+import jax
+
+from fractal_jax import sharding
+from fractal_jax.data import pipeline
+from fractal_jax.models import fractal
+from fractal_jax.models.kernels import proof
+from fractal_jax.training import optimizer, train, train_state
+
+STEPS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """What was measured.
+
+  Attributes:
+    compiling: seconds; the run finds the program in JAX's cache.
+    step: seconds of a step, the batch read from the data.
+    images: per second.
+  """
+
+  compiling: float
+  step: float
+  images: float
+
+
+def probe(config) -> Probe:
+  """Trains a few steps of a config, and forgets them."""
+  mesh = sharding.make_mesh(config)
+  source = pipeline.open_split(config, config.data.train_split)
+  net = fractal.from_config(config.model)
+  net = proof.tried(net, config.model.kernels)
+  tx = optimizer.create(config, optimizer.steps(config, source.size))
+  state = train_state.create(net, tx, config, mesh=mesh)
+  batches = pipeline.train_batches(config)
+  step, took = None, []
+  for _ in range(STEPS + 1):
+    began = time.monotonic()
+    batch = sharding.place(next(batches), mesh)
+    if step is None:
+      step = train.jitted_step(net, tx, state, config, mesh=mesh)
+      with jax.set_mesh(mesh):
+        step = step.lower(state, batch).compile()
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    took.append(time.monotonic() - began)
+  seconds = sorted(took[1:])[STEPS // 2]
+  return Probe(
+    max(0.0, took[0] - seconds), seconds, config.optim.batch / seconds
+  )
