@@ -4,8 +4,10 @@ A picture is uint8 RGB, [H, W, 3]. Shades run from 0 (value 0) to 255 (value
 V - 1). `model` is always a config's section `model`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import functools
 import importlib.util
+import math
 import os
 
 import numpy as np
@@ -15,6 +17,8 @@ from fractal_jax.data.common import image_dtype
 from fractal_jax.errors import UserError
 from fractal_jax.models.types import NEVER, Drawn
 
+SMALLEST = 64  # side, in pixels, of an image in a grid
+LETTERS = 28  # height, in pixels, of what is written in a grid
 GREY = 128  # the shade of a value that is not known
 FRAME = 40  # milliseconds that a frame of a movie stays
 SLOW = 8000  # milliseconds of all frames in slow motion, at most
@@ -94,25 +98,66 @@ def enlarged(picture: np.ndarray, size: int) -> np.ndarray:
   return picture.repeat(scale, 0).repeat(scale, 1)
 
 
-def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+def grid(
+  images: np.ndarray,
+  columns: int | None = None,
+  names: Sequence[str] | None = None,
+) -> np.ndarray:
   """One picture of pictures [n, H, W, 3], row by row, small ones enlarged.
 
   Args:
     images: the pictures.
     columns: pictures per row; as many as rows where None.
+    names: what to write for each of them: above a column that has one name, or
+      else below each picture.
   """
   n, h, w, _ = images.shape
-  scale = max(1, 48 // h)
+  scale = math.ceil(SMALLEST / h)
   images = images.repeat(scale, 1).repeat(scale, 2)
   columns = int(np.ceil(np.sqrt(n))) if columns is None else min(columns, n)
   rows = -(-n // columns)
+  above = below = 0
+  if names is not None:
+    by_column = all(name == names[i % columns] for i, name in enumerate(names))
+    above, below = (LETTERS, 0) if by_column else (0, LETTERS)
   gap = 2
-  h, w = h * scale + gap, w * scale + gap
-  out = np.full((rows * h + gap, columns * w + gap, 3), 255, np.uint8)
+  h, w = h * scale + gap + below, w * scale + gap
+  out = np.full((above + rows * h + gap, columns * w + gap, 3), 255, np.uint8)
   for i, image in enumerate(images):
-    y, x = i // columns * h + gap, i % columns * w + gap
-    out[y : y + h - gap, x : x + w - gap] = image
+    y, x = above + i // columns * h + gap, i % columns * w + gap
+    out[y : y + h - gap - below, x : x + w - gap] = image
+    if below or (above and i < columns):
+      top = y + h - gap - below if below else gap
+      out[top : top + LETTERS, x : x + w - gap] = _written(names[i], w - gap)
   return out
+
+
+@functools.lru_cache(1024)
+def _written(text: str, width: int) -> np.ndarray:
+  """A text as a picture [LETTERS, width, 3], in two lines at the most."""
+  from PIL import Image, ImageDraw, ImageFont
+
+  font = ImageFont.load_default(11)
+  fits = lambda line: font.getlength(line) <= width
+  lines = ['']
+  for word in text.split():
+    longer = f'{lines[-1]} {word}'.strip()
+    if fits(longer) or not lines[-1]:
+      lines[-1] = longer
+    else:
+      lines.append(word)
+  if len(lines) > 2:
+    lines = [lines[0], ' '.join(lines[1:])]
+  for i, line in enumerate(lines):
+    while not fits(lines[i]):
+      line = line[:-1]
+      lines[i] = f'{line.rstrip()}…'
+  image = Image.new('RGB', (width, LETTERS), 'white')
+  draw = ImageDraw.Draw(image)
+  for i, line in enumerate(lines):
+    middle = LETTERS / 2 + (i - (len(lines) - 1) / 2) * 12
+    draw.text((width / 2, middle), line, 'black', font, anchor='mm')
+  return np.asarray(image)
 
 
 def save(picture: np.ndarray, path: str) -> None:
@@ -128,7 +173,12 @@ def save(picture: np.ndarray, path: str) -> None:
 
 
 def movie(
-  drawn: Drawn, model, *, columns: int | None = None, frames: int = 150
+  drawn: Drawn,
+  model,
+  *,
+  columns: int | None = None,
+  frames: int = 150,
+  names: Sequence[str] | None = None,
 ) -> Iterator[tuple[np.ndarray, int]]:
   """Shows images being generated, value by value.
 
@@ -141,6 +191,7 @@ def movie(
     model: the config's section `model`.
     columns: of the grid.
     frames: at most.
+    names: what to write for each image, see `grid`.
 
   Yields:
     (a picture, the milliseconds that it stays).
@@ -156,7 +207,7 @@ def movie(
     if t <= slow:
       stays = int(np.clip(SLOW // slow, FRAME, FRAME * 6)) // 10 * 10
     shot = _before(t, drawn, model, begun)
-    yield grid(shot, columns), stays if t < total else LAST
+    yield grid(shot, columns, names), stays if t < total else LAST
 
 
 def so_far(drawn: Drawn, model) -> np.ndarray:
@@ -202,6 +253,7 @@ def save_movie(
   *,
   columns: int | None = None,
   frames: int = 150,
+  names: Sequence[str] | None = None,
 ) -> None:
   """Writes `movie` as a .gif or an .mp4.
 
@@ -209,7 +261,7 @@ def save_movie(
     PictureError: another ending, or no encoder for .mp4.
   """
   check_movie(path)
-  shots = movie(drawn, model, columns=columns, frames=frames)
+  shots = movie(drawn, model, columns=columns, frames=frames, names=names)
   save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
   with paths.whole(path) as file:
     save_shots(shots, file)

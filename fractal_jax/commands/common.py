@@ -222,6 +222,19 @@ def class_numbers(texts: list[str], model) -> list[int]:
   return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
 
 
+def names_of(labels) -> list[str] | None:
+  """What to write for images of these classes [n]; None if names are unknown.
+
+  None, too, where there is but one class.
+  """
+  from fractal_jax.data import classes
+
+  names = classes.load(FLAGS.workdir)
+  if len(names) < 2:
+    return None
+  return [names[i] if i >= 0 else 'no class' for i in labels]
+
+
 def use_cores(images: int) -> None:
   """On a CPU: one device per core. To be called before JAX starts."""
   from fractal_jax import cpu

@@ -84,17 +84,17 @@ def write(drawn, labels, model):
 
   num = len(drawn.values)
   columns = len(labels) if 1 < len(labels) <= 16 else None
+  each = sample.round_robin(num, labels)
+  names = common.names_of(each)
   if FLAGS.out.endswith('.npz'):
     with paths.whole(FLAGS.out) as file:
-      np.savez_compressed(
-        file, images=drawn.values, labels=sample.round_robin(num, labels)
-      )
+      np.savez_compressed(file, images=drawn.values, labels=each)
   else:
     shown = pictures.from_values(drawn.values, model)
-    pictures.save(pictures.grid(shown, columns), FLAGS.out)
+    pictures.save(pictures.grid(shown, columns, names), FLAGS.out)
   common.say(f'{num} images: {paths.absolute(FLAGS.out)}')
   if FLAGS.movie:
-    pictures.save_movie(drawn, model, FLAGS.movie, columns=columns)
+    pictures.save_movie(drawn, model, FLAGS.movie, columns=columns, names=names)
     common.say(f'movie: {paths.absolute(FLAGS.movie)}')
 
 

@@ -368,6 +368,7 @@ def sample_grid(
   mesh=None,
   num: int | None = None,
   path: str | None = None,
+  names: tuple[str, ...] = (),
 ) -> np.ndarray:
   """A grid of samples with the config's settings, one class per column.
 
@@ -378,6 +379,7 @@ def sample_grid(
     mesh: the mesh; one of the first device where None.
     num: images; config.sample.num where None.
     path: a PNG to write, too.
+    names: of the classes, to write above their columns.
 
   Returns:
     The grid, uint8 [H, W, 3].
@@ -385,7 +387,10 @@ def sample_grid(
   job = images(net, params, config, mesh=mesh, num=num, seed=config.seed)
   columns = config.model.classes if config.model.classes <= 16 else None
   shown = pictures.from_values(progress.result_of(job), config.model)
-  image = pictures.grid(shown, columns)
+  written = None
+  if len(names) > 1:
+    written = [names[i % len(names)] for i in range(len(shown))]
+  image = pictures.grid(shown, columns, written)
   if path is not None and jax.process_index() == 0:
     pictures.save(image, path)
   return image

@@ -497,7 +497,8 @@ def sample(
   """A grid of samples, as a PNG file and in TensorBoard."""
   from fractal_jax.inference import sample as sample_lib
 
-  grid = sample_lib.sample_grid(net, params, config, mesh=mesh)
+  names = classes.load(workdir)
+  grid = sample_lib.sample_grid(net, params, config, mesh=mesh, names=names)
   if jax.process_index() == 0:
     folder = paths.path(workdir) / 'samples'
     with paths.whole(folder / f'step_{step:07d}.png') as file:
