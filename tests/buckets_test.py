@@ -140,10 +140,14 @@ def test_a_killed_run_goes_on(run):
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4, 5, 6]
   names = {p.name for p in paths.path(workdir).iterdir()}
   assert names == {
-    'checkpoints', 'classes.json', 'config.json', 'metrics.jsonl', 'samples',
-    'tensorboard',
+    'checkpoints', 'classes.json', 'config.json', 'metrics.jsonl',
+    'report.html', 'samples', 'tensorboard',
   }  # fmt: skip
-  (grid,) = (paths.path(workdir) / 'samples').iterdir()
+  grid, movie = sorted(
+    (paths.path(workdir) / 'samples').iterdir(),
+    key=lambda p: p.suffix == '.gif',
+  )
+  assert movie.read_bytes().startswith(b'GIF')
   with grid.open('rb') as file, Image.open(file) as image:
     assert image.size[0] > 8
   events = list((paths.path(workdir) / 'tensorboard').iterdir())

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax.data import folder as folder_lib
-from fractal_jax.data import pipeline
+from fractal_jax.data import listing, pipeline
 from tests.data import color_config, join, literal_adm, make_config, noise, png
 
 
@@ -118,8 +118,8 @@ def test_folder_layout_errors(tree, tmp_path_factory):
   (tree / 'plum').mkdir()
   with pytest.raises(pipeline.DataError, match='plum holds no images.*remove'):
     pipeline.info(c)
-  c.data.dir = str(tree / 'pear')
-  with pytest.raises(pipeline.DataError, match='pear holds no folders'):
+  c.data.dir = str(tree / 'plum')
+  with pytest.raises(pipeline.DataError, match='plum holds neither images'):
     pipeline.info(c)
   for missing in ('', '/nowhere/x'):
     c.data.dir = missing
@@ -138,3 +138,54 @@ def test_folder_layout_errors(tree, tmp_path_factory):
     pipeline.DataError, match="val/paer is a .*Did you mean 'pea"
   ):
     pipeline.info(c)
+
+
+def test_a_flat_folder_is_one_class(tree):
+  info = pipeline.info(color_config('folder', tree / 'pear'))
+  assert info.class_names == ('pear',)
+  assert (info.num_train, info.num_val) == (9, 1)
+  assert 'notes.txt' in info.skipped
+
+
+def test_a_flat_folder_may_hold_splits(tree, tmp_path_factory):
+  root = tmp_path_factory.mktemp('flat')
+  (root / 'train').symlink_to(tree / 'pear')
+  (root / 'val').symlink_to(tree / 'apple')
+  info = pipeline.info(color_config('folder', root))
+  assert (info.num_train, info.num_val) == (10, 10)
+  assert info.class_names == (root.name,)
+
+
+def test_images_are_decoded_once_and_stay_as_they_were(tree, monkeypatch):
+  source = pipeline.open_split(color_config('folder', tree), 'train')
+  first, label = source.read(3)
+  monkeypatch.setattr(folder_lib.common, 'decode', None)
+  first[:] = 0  # what a reader does with it is its own
+  again, same = source.read(3)
+  assert again.any() and label == same
+
+
+def test_a_listing_says_which_images_there_are(tree, tmp_path):
+  path = tmp_path / 'list' / 'images.csv'
+  rows = [
+    listing.Row('pear/1.png', 'pear', 'train'),
+    listing.Row('apple/2.png', 'apple', 'validation'),
+    listing.Row('apple/3.png', 'apple', '', 'broken'),
+  ]
+  listing.write(str(path), rows)
+  assert listing.read(str(path)) == rows
+  c = color_config('folder', tree, list=str(path))
+  info = pipeline.info(c)
+  assert (info.num_train, info.num_val) == (1, 1)
+  assert info.class_names == ('apple', 'pear')
+  want = literal_adm(Image.open(tree / 'apple' / '2.png'), 16)
+  got, label = pipeline.open_split(c, 'validation').read(0)
+  np.testing.assert_array_equal(got, want)
+  assert label == 0
+  c.data.val_split = 'test'
+  with pytest.raises(pipeline.DataError, match="no split 'test'"):
+    pipeline.info(c)
+  for text in ('a,b\n', 'example,class,split,note\nx,y,trian,\n'):
+    path.write_text(text)
+    with pytest.raises(pipeline.DataError, match='images.csv'):
+      pipeline.info(c)

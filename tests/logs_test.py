@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from tensorboard.compat.proto import event_pb2
-from tensorboard.util import tensor_util
 
+from fractal_jax.training import events as events_lib
 from fractal_jax.training import logs
 
 
@@ -70,11 +70,14 @@ def events(folder):
   return out
 
 
-def test_tensorboard_gets_scalars_and_images(tmp_path):
-  pytest.importorskip('tensorflow')
+def test_tensorboard_gets_scalars_images_movies_and_the_config(tmp_path):
   writer = logs.metric_writer(tmp_path, 4)
+  writer.write_hparams({'optim.lr': 0.1, 'model.sizes': (8, 1)})
   writer.write_scalars(5, {'train/loss': 0.5})
-  writer.write_images(5, {'samples': np.zeros((4, 6, 3), np.uint8)})
+  writer.write_images(5, {'samples/grid': np.zeros((4, 6, 3), np.uint8)})
+  gif = io.BytesIO()
+  PIL.Image.new('RGB', (3, 2)).save(gif, 'gif')
+  writer.write_gifs(5, {'samples/growing': gif.getvalue()})
   writer.flush()
   writer.close()
   found = events(tmp_path / 'tensorboard')
@@ -83,13 +86,33 @@ def test_tensorboard_gets_scalars_and_images(tmp_path):
   assert session.step == 5
   assert session.session_log.status == event_pb2.SessionLog.START
   values = {v.tag: (e.step, v) for e in found for v in e.summary.value}
-  step, value = values['train/loss']
-  assert step == 5 and tensor_util.make_ndarray(value.tensor) == 0.5
-  step, value = values['samples']
-  width, height, png = value.tensor.string_val
-  assert (step, width, height) == (5, b'6', b'4')
-  assert PIL.Image.open(io.BytesIO(png)).size == (6, 4)
+  step, value = values['bits/loss']
+  assert step == 5 and value.simple_value == 0.5
+  step, value = values['samples/grid']
+  assert (step, value.image.width, value.image.height) == (5, 6, 4)
+  shown = io.BytesIO(value.image.encoded_image_string)
+  assert PIL.Image.open(shown).size == (6, 4)
+  step, value = values['samples/growing']
+  assert value.image.encoded_image_string == gif.getvalue()
+  _, value = values['_hparams_/session_start_info']
+  assert b'optim.lr' in value.metadata.plugin_data.content
   assert lines(tmp_path / 'metrics.jsonl') == [{'step': 5, 'train/loss': 0.5}]
+
+
+@pytest.mark.parametrize(
+  'name, shown',
+  [
+    ('train/bits_per_dim', 'bits/training'),
+    ('val/bits_per_dim', 'bits/held_out'),
+    ('val/stderr', 'held_out/stderr'),
+    ('train/grad_norm/level_1', 'gradients/norm_level_1'),
+    ('train/lr', 'optimizer/lr'),
+    ('steps_per_sec', 'speed/steps_per_sec'),
+    ('samples/grid', 'samples/grid'),
+  ],
+)
+def test_curves_are_grouped_by_what_is_looked_for(name, shown):
+  assert events_lib.tag(name) == shown
 
 
 @pytest.fixture

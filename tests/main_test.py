@@ -16,6 +16,7 @@ import pytest
 
 from fractal_jax import main
 from fractal_jax.commands import common, evaluate
+from fractal_jax.pictures import LETTERS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits.py'
@@ -99,7 +100,7 @@ def test_sample_writes_grid_values_and_movie(workdir, tmp_path):
     f'--movie={movie}',
   )
   with Image.open(out) as grid, Image.open(movie) as frames:
-    assert grid.size == frames.size == (2 * 50 + 2, 2 * 50 + 2)
+    assert grid.size == frames.size == (2 * 66 + 2, 2 * 66 + 2 + LETTERS)
     assert frames.n_frames > 10
   values = str(tmp_path / 'v.npz')
   call('sample', f'--workdir={workdir}', '--num=3', f'--out={values}')

@@ -106,12 +106,34 @@ def test_pictures_span_black_to_white():
 
 
 def test_grid_keeps_every_picture_whole():
-  images = np.arange(3 * 48 * 48 * 3).reshape(3, 48, 48, 3) % 251
+  images = np.arange(3 * 64 * 64 * 3).reshape(3, 64, 64, 3) % 251
   out = pictures.grid(images.astype(np.uint8), columns=2)
-  assert out.shape == (2 * 50 + 2, 2 * 50 + 2, 3)
-  np.testing.assert_array_equal(out[2:50, 52:100], images[1])
-  np.testing.assert_array_equal(out[52:100, 2:50], images[2])
-  assert (out[52:, 52:] == 255).all()
+  assert out.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
+  np.testing.assert_array_equal(out[2:66, 68:132], images[1])
+  np.testing.assert_array_equal(out[68:132, 2:66], images[2])
+  assert (out[68:, 68:] == 255).all()
+
+
+@pytest.mark.parametrize('side, shown', [(8, 64), (28, 84), (64, 64), (96, 96)])
+def test_no_image_of_a_grid_is_smaller_than_64_pixels(side, shown):
+  out = pictures.grid(np.zeros((1, side, side, 3), np.uint8))
+  assert out.shape == (shown + 4, shown + 4, 3)
+
+
+def test_names_stand_above_columns_or_below_images():
+  images = np.zeros((4, 64, 64, 3), np.uint8)
+  plain, high = pictures.grid(images), pictures.LETTERS
+  above = pictures.grid(images, 2, ['cat', 'dog', 'cat', 'dog'])
+  assert above.shape[0] == plain.shape[0] + high
+  np.testing.assert_array_equal(above[high:], plain)
+  for x in (slice(2, 66), slice(68, 132)):  # over each column there are letters
+    assert (above[2:high, x] < 128).any()
+  below = pictures.grid(
+    images, 2, ['cat', 'a very long name it has', 'x', 'dog']
+  )
+  assert below.shape[0] == plain.shape[0] + 2 * high
+  assert (below[2:66, 2:66] == 0).all()
+  assert (below[66 : 66 + high, 68:132] < 128).any()
 
 
 def test_shades_become_the_values_that_they_show():

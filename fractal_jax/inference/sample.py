@@ -30,6 +30,7 @@ SETTINGS = (
   'schedule',
   'iterations',
 )
+MOVIE = 8  # images in the movie of a grid
 PART = 0.25  # seconds between two reports of a watched generation, about
 
 
@@ -369,6 +370,7 @@ def sample_grid(
   num: int | None = None,
   path: str | None = None,
   names: tuple[str, ...] = (),
+  movie: str | None = None,
 ) -> np.ndarray:
   """A grid of samples with the config's settings, one class per column.
 
@@ -380,17 +382,30 @@ def sample_grid(
     num: images; config.sample.num where None.
     path: a PNG to write, too.
     names: of the classes, to write above their columns.
+    movie: a .gif to write, too, of the first MOVIE images as they grow.
 
   Returns:
     The grid, uint8 [H, W, 3].
   """
-  job = images(net, params, config, mesh=mesh, num=num, seed=config.seed)
-  columns = config.model.classes if config.model.classes <= 16 else None
-  shown = pictures.from_values(progress.result_of(job), config.model)
-  written = None
-  if len(names) > 1:
-    written = [names[i % len(names)] for i in range(len(shown))]
-  image = pictures.grid(shown, columns, written)
-  if path is not None and jax.process_index() == 0:
-    pictures.save(image, path)
+  classes = config.model.classes
+  labels = round_robin(num or config.sample.num, np.arange(classes))
+  # When each value is drawn is always noted: so it is one program to compile.
+  job = draw(
+    net, params, config, labels, mesh=mesh, seed=config.seed, record=True
+  )
+  drawn = progress.result_of(job)
+  written = [names[i] for i in labels] if len(names) > 1 else None
+  image = pictures.grid(
+    pictures.from_values(drawn.values, config.model),
+    classes if classes <= 16 else None,
+    written,
+  )
+  if jax.process_index() == 0:
+    if path is not None:
+      pictures.save(image, path)
+    if movie is not None:
+      some = jax.tree.map(lambda x: x[:MOVIE], drawn)
+      pictures.save_movie(
+        some, config.model, movie, frames=60, names=written and written[:MOVIE]
+      )
   return image

@@ -1,9 +1,9 @@
 """What a run says: metrics to files, and a progress line. Process 0 only.
 
-Metrics go through clu's writers: to metrics.jsonl by `JSONLines`, which has
-clu's interface, and to TensorBoard. clu imports TensorFlow for that, which
-takes seconds, so it is imported only once a run begins to train, and only by
-the process that writes. Where TensorFlow is missing, metrics.jsonl remains.
+Writers have the interface of clu's. `JSONLines` writes metrics.jsonl, and
+`events.TensorBoard` what TensorBoard shows. clu's periodic actions import
+TensorFlow, which takes seconds, so they are imported only once a run begins to
+train, and only by the process that writes.
 """
 
 import contextlib
@@ -39,6 +39,7 @@ class NullWriter:
 
   write_summaries = write_scalars = write_images = write_videos = _nothing
   write_audios = write_texts = write_histograms = write_hparams = _nothing
+  write_gifs = _nothing
   flush = close = _nothing
 
 
@@ -84,38 +85,51 @@ class JSONLines(NullWriter):
     self._file.close()
 
 
+class Writers(NullWriter):
+  """Several writers as one."""
+
+  def __init__(self, *writers):
+    """Args: writers: each with what this calls."""
+    self._writers = writers
+
+  def _each(self, method: str, *args) -> None:
+    for writer in self._writers:
+      getattr(writer, method)(*args)
+
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    self._each('write_scalars', step, scalars)
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    self._each('write_images', step, images)
+
+  def write_gifs(self, step: int, gifs: dict[str, bytes]) -> None:
+    self._each('write_gifs', step, gifs)
+
+  def write_hparams(self, hparams: dict) -> None:
+    self._each('write_hparams', hparams)
+
+  def flush(self) -> None:
+    self._each('flush')
+
+  def close(self) -> None:
+    self._each('close')
+
+
 def metric_writer(workdir: str, start: int):
-  """Where the metrics of a run go: a clu MetricWriter.
+  """Where the metrics of a run go: a writer with clu's interface.
 
   Args:
-    workdir: gets metrics.jsonl and, if TensorFlow is there, tensorboard/.
+    workdir: gets metrics.jsonl and tensorboard/.
     start: the step that the run goes on from; what was written of later steps
       is removed, or hidden.
   """
   if jax.process_index() != 0:
     return NullWriter()
+  from fractal_jax.training import events
+
   root = paths.path(workdir)
   lines = JSONLines(root / 'metrics.jsonl', start)
-  if not tensorflow():
-    say(
-      'TensorFlow is not installed (pip install tensorflow-cpu): no '
-      'TensorBoard files, no steps_per_sec and no --profile; metrics.jsonl '
-      'has everything else'
-    )
-    return lines
-  from clu import metric_writers
-
-  metric_writers.MetricWriter.register(NullWriter)
-  if paths.is_remote(root):  # TensorFlow has no way of ours to a bucket
-    from fractal_jax.training import events
-
-    board = events.TensorBoard(root / 'tensorboard', start)
-  else:
-    folder = str(root / 'tensorboard')
-    if start:
-      hide_later_steps(folder, start)
-    board = metric_writers.SummaryWriter(folder)
-  return metric_writers.MultiWriter([lines, board])
+  return Writers(lines, events.TensorBoard(root / 'tensorboard', start))
 
 
 def tensorflow():
@@ -129,23 +143,6 @@ def tensorflow():
     tf.config.set_visible_devices([], 'GPU')
     tf.config.set_visible_devices([], 'TPU')
   return tf
-
-
-def hide_later_steps(folder: str, start: int) -> None:
-  """Tells TensorBoard to forget what a folder's files say after step `start`.
-
-  clu's writer can't: it has no such record.
-  """
-  from tensorboard.compat.proto import event_pb2
-  from tensorboard.summary.writer import event_file_writer
-
-  begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  event = event_pb2.Event(
-    wall_time=time.time(), step=start + 1, session_log=begin
-  )
-  writer = event_file_writer.EventFileWriter(folder)
-  writer.add_event(event)
-  writer.close()
 
 
 # Periodic actions.
@@ -178,9 +175,14 @@ def periodic_actions(
       raise ProfileError(
         '--profile needs TensorFlow: pip install tensorflow-cpu'
       )
+    say(
+      'TensorFlow is not installed (pip install tensorflow-cpu): no '
+      'steps_per_sec and no --profile'
+    )
     return []
-  from clu import periodic_actions
+  from clu import metric_writers, periodic_actions
 
+  metric_writers.MetricWriter.register(NullWriter)
   actions = [
     periodic_actions.ReportProgress(num_train_steps=total, writer=writer)
   ]

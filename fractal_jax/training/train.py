@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 import optax
-from PIL import Image
 
 from fractal_jax import config as config_lib
-from fractal_jax import paths, sharding
+from fractal_jax import paths, run_report, sharding
 from fractal_jax.data import classes, pipeline
 from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.kernels import proof
@@ -112,6 +111,7 @@ def train(
     stop = stack.enter_context(processes.stop_requests())
     writer = logs.metric_writer(workdir, start)
     stack.callback(writer.close)
+    writer.write_hparams(resume.flat(config))
     actions = logs.periodic_actions(workdir, start, total, writer, profile)
     stack.callback(logs.stop_profile)
     dog = stack.enter_context(
@@ -175,8 +175,9 @@ def train(
             if samples:
               with stop.on_error():
                 sample(
-                  net, state.params, config, step, workdir, writer, mesh=mesh
-                )
+                  net, state.params, config, step, workdir, writer, last,
+                  mesh=mesh,
+                )  # fmt: skip
             with stop.on_error():
               writer.flush()
         if stop(step) and not last:
@@ -201,6 +202,10 @@ def train(
       raise stop.error
     if final is None and config.eval.every:  # nothing was left to train
       final = evaluate(net, state.params, config, mesh=mesh)
+  if jax.process_index() == 0:
+    kind = mesh.devices.flat[0].device_kind
+    page = run_report.write(workdir, f'{mesh.size} x {kind}')
+    logs.say(f'report: {page}')
   if final is not None:
     logs.say(report(final))
   return state
@@ -491,19 +496,30 @@ def sample(
   step: int,
   workdir: str,
   writer,
+  last: bool,
   *,
   mesh: Mesh,
 ) -> None:
-  """A grid of samples, as a PNG file and in TensorBoard."""
+  """A grid of samples, as a PNG file and in TensorBoard; a movie of the last.
+
+  The movie is samples/growing.gif.
+  """
   from fractal_jax.inference import sample as sample_lib
 
-  names = classes.load(workdir)
-  grid = sample_lib.sample_grid(net, params, config, mesh=mesh, names=names)
-  if jax.process_index() == 0:
-    folder = paths.path(workdir) / 'samples'
-    with paths.whole(folder / f'step_{step:07d}.png') as file:
-      Image.fromarray(grid).save(file, 'PNG')
-  writer.write_images(step, {'samples': grid})
+  folder = paths.path(workdir) / 'samples'
+  movie = folder / 'growing.gif' if last else None
+  grid = sample_lib.sample_grid(
+    net,
+    params,
+    config,
+    mesh=mesh,
+    path=str(folder / f'step_{step:07d}.png'),
+    names=classes.load(workdir),
+    movie=movie and str(movie),
+  )
+  writer.write_images(step, {'samples/grid': grid})
+  if movie and jax.process_index() == 0:
+    writer.write_gifs(step, {'samples/growing': movie.read_bytes()})
 
 
 def warn(text: str) -> None:

@@ -1,0 +1,231 @@
+"""A run as one HTML page, which needs no other file and can be sent.
+
+It is made of what the run keeps: config.json, classes.json, metrics.jsonl and
+samples/.
+"""
+
+import base64
+import html
+import importlib.metadata
+import json
+import platform
+
+from fractal_jax import config_files, paths, report
+from fractal_jax.data import classes
+from fractal_jax.training import checkpoint, logs
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222 }
+body { margin: 2em auto; max-width: 64em; padding: 0 1em }
+figure { display: inline-block; vertical-align: top; margin: 0 1.5em 1.5em 0 }
+figure { max-width: 100% }
+figcaption { font-size: 13px; color: #555 }
+img { image-rendering: pixelated; max-width: 100% }
+svg { max-width: 100%; height: auto }
+td, th { padding: .1em 1.5em .1em 0; text-align: left; vertical-align: top }
+pre { overflow: auto; background: #f5f5f5; padding: 1em; font-size: 12px }
+"""
+SHOWN = 8  # grids of samples, evenly over the run
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 240, 56, 12, 34  # of a chart
+COLOURS = ('#1f77b4', '#ff7f0e')
+PACKAGES = ('fractal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+def write(workdir: str, machine: str = '') -> str:
+  """Writes WORKDIR/report.html.
+
+  Args:
+    workdir: of a run that has trained.
+    machine: what it ran on, in words.
+
+  Returns:
+    The path of the page.
+  """
+  path = paths.path(workdir) / 'report.html'
+  paths.write_text(path, page(workdir, machine))
+  return str(path)
+
+
+def page(workdir: str, machine: str = '') -> str:
+  """The HTML page; see `write`."""
+  config = checkpoint.load_config(workdir)
+  names = classes.load(workdir)
+  lines = metrics(workdir)
+  name = html.escape(paths.path(workdir).name)
+  facts = report.table(('', ''), _facts(config, names, lines, machine))
+  code = config_files.text(config, f'The config of the run {name}.')
+  return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{name}</title>
+<style>{STYLE}</style>
+<h1>{name}</h1>
+<p>A fractal generative model, trained by fractal_jax.</p>
+{facts}
+<h2>Samples over time</h2>
+<p>Drawn by the model as it was after so many steps{
+    ', a class in each column' if 1 < len(names) <= 16 else ''
+  }; none is selected.</p>
+{_samples(workdir)}
+<h2>Curves</h2>
+{_curves(lines)}
+<h2>Config</h2>
+<details><summary>Every key, as a file that --config takes</summary>
+<pre>{html.escape(code)}</pre></details>
+</html>
+"""
+
+
+def metrics(workdir: str) -> list[dict[str, float]]:
+  """The lines of metrics.jsonl."""
+  text = paths.read_grown(paths.path(workdir) / 'metrics.jsonl')
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def _facts(config, names, lines, machine: str) -> list[tuple[str, str]]:
+  """Rows of the table at the top."""
+  m, out = config.model, []
+  scored = [x for x in lines if 'val/bits_per_dim' in x]
+  if scored:
+    last = scored[-1]
+    best = min(scored, key=lambda x: x['val/bits_per_dim'])
+    bits = lambda x: (
+      f'{x["val/bits_per_dim"]:.3f} ± {x["val/stderr"]:.3f} bits/dim'
+    )
+    text = bits(last) + f' after step {last["step"]}'
+    if best is not last:
+      text += f'; the best, {bits(best)}, after step {best["step"]}'
+    out.append(('held-out images', text))
+  steps = max((x['step'] for x in lines), default=0)
+  out.append(('trained', f'{steps:,} steps of {config.optim.batch} images'))
+  speeds = sorted(
+    x['train/images_per_second']
+    for x in lines
+    if 'train/images_per_second' in x
+  )
+  if speeds:
+    out.append(('speed', f'{speeds[len(speeds) // 2]:.4g} images/s (median)'))
+  uptime = max((x.get('uptime', 0) for x in lines), default=0)
+  if uptime:
+    out.append(('time', f'{logs.duration(uptime)} since it last started'))
+  side = 'x'.join([str(m.sizes[0])] * m.rank)
+  levels = ' → '.join(
+    f'{kind} {size}' if size > 1 else kind
+    for kind, size in zip(m.kinds, m.sizes)
+  )
+  out += [
+    ('images', f'{side}, {m.channels} channel(s) of {m.num_values} values'),
+    ('levels', f'{levels}; widths {tuple(m.widths)}, depths {tuple(m.depths)}'),
+    ('data', f'{config.data.name} {config.data.dir}'.strip()),
+  ]
+  if names:
+    out.append(('classes', classes.listing(names)))
+  if machine:
+    out.append(('machine', machine))
+  versions = [f'Python {platform.python_version()}']
+  for package in PACKAGES:
+    try:
+      versions.append(f'{package} {importlib.metadata.version(package)}')
+    except importlib.metadata.PackageNotFoundError:
+      continue  # run from a checkout that is not installed
+  return [*out, ('versions', ', '.join(versions))]
+
+
+def _samples(workdir: str) -> str:
+  """Figures of grids of samples, and of the last ones as they grow."""
+  folder = paths.path(workdir) / 'samples'
+  files = sorted(
+    (file for file, is_file in paths.entries(folder) if is_file)
+    if folder.is_dir()
+    else []
+  )
+  grids = [file for file in files if file.endswith('.png')]
+  if len(grids) > SHOWN:
+    step = (len(grids) - 1) / (SHOWN - 1)
+    grids = [grids[round(i * step)] for i in range(SHOWN)]
+  out = [
+    (f'step {int(paths.path(f).stem.removeprefix("step_"))}', f, 'png')
+    for f in grids
+  ]
+  movies = [file for file in files if file.endswith('.gif')]
+  out += [('growing, value by value', f, 'gif') for f in movies]
+  if not out:
+    return '<p>No samples were drawn: sample.every is 0.</p>'
+  return ''.join(
+    f'<figure><img alt="{caption}" src="data:image/{kind};base64,'
+    f'{base64.b64encode(paths.path(file).read_bytes()).decode()}">'
+    f'<figcaption>{caption}</figcaption></figure>'
+    for caption, file, kind in out
+  )
+
+
+def _curves(lines: list[dict[str, float]]) -> str:
+  """Charts of what was logged."""
+  charts = (
+    ('bits per dimension', {
+      'training (dropout on)': 'train/bits_per_dim',
+      'held out': 'val/bits_per_dim',
+    }),
+    ('norm of the gradient', {'': 'train/grad_norm'}),
+    ('learning rate', {'': 'train/lr'}),
+    ('images per second', {'': 'train/images_per_second'}),
+  )  # fmt: skip
+  out = ''
+  for title, curves in charts:
+    found = {
+      label: [(x['step'], x[key]) for x in lines if key in x]
+      for label, key in curves.items()
+    }
+    found = {label: points for label, points in found.items() if points}
+    if found:
+      out += f'<figure>{chart(found)}<figcaption>{title}'
+      out += ''.join(
+        f' <b style="color: {colour}">{label}</b>'
+        for label, colour in zip(found, COLOURS)
+      )
+      out += '</figcaption></figure>'
+  return out or '<p>Nothing was logged.</p>'
+
+
+def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
+  """Curves over steps as SVG.
+
+  Args:
+    curves: finite (step, value) in order, by label.
+  """
+  points = [point for curve in curves.values() for point in curve]
+  right = max(max(step for step, _ in points), 1)
+  # The first values may be far above all others: they are cut off.
+  values = sorted(value for _, value in points)
+  low, high = values[0], values[int(0.98 * (len(values) - 1))]
+  if high <= low:
+    low, high = low - abs(low) / 2 - 1e-9, high + abs(high) / 2 + 1e-9
+  wide, tall = WIDTH - LEFT - 8, HEIGHT - TOP - BOTTOM
+  x = lambda step: LEFT + wide * step / right
+  y = lambda v: TOP + tall * (1 - (min(v, high) - low) / (high - low))
+  text = lambda x, y, anchor, t: (
+    f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{t}</text>'
+  )
+  out = [
+    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
+    'font-size="11" font-family="system-ui, sans-serif" fill="#555">'
+  ]
+  for i in range(5):
+    value = low + (high - low) * i / 4
+    out.append(
+      f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" stroke="#ddd"/>'
+      + text(LEFT - 6, y(value) + 4, 'end', f'{value:.3g}')
+    )
+  for i in range(5):
+    step = right * i / 4
+    out.append(text(x(step), HEIGHT - 16, 'middle', f'{step:.0f}'))
+  out.append(text(LEFT + wide / 2, HEIGHT - 2, 'middle', 'step'))
+  for curve, colour in zip(curves.values(), COLOURS):
+    path = 'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value in curve)
+    dots = ''.join(
+      f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5" '
+      f'fill="{colour}"/>'
+      for step, value in (curve if len(curve) <= 40 else ())
+    )
+    out.append(f'<path d="M{path}" fill="none" stroke="{colour}"/>{dots}')
+  return ''.join(out) + '</svg>'
