@@ -20,7 +20,9 @@ td, th { padding: .1em 1em .1em 0; text-align: left }
 """
 
 
-def write(found: Explanation, image: np.ndarray, model, folder: str) -> str:
+def write(
+  found: Explanation, image: np.ndarray, model, folder: str, label: str = ''
+) -> str:
   """Writes the maps as PNGs, bits.npy [S, (S,) C], and report.html.
 
   Args:
@@ -28,6 +30,7 @@ def write(found: Explanation, image: np.ndarray, model, folder: str) -> str:
     image: the image that was explained, [S, (S,) C].
     model: the config's section `model`.
     folder: where to; made where it is missing.
+    label: the class that the model was told, in words; '' for none.
 
   Returns:
     The path of report.html, a page that needs no other file.
@@ -38,7 +41,7 @@ def write(found: Explanation, image: np.ndarray, model, folder: str) -> str:
     pictures.save(shot, str(path / f'{name}.png'))
   with paths.whole(path / 'bits.npy') as file:
     np.save(file, found.bits)
-  paths.write_text(path / 'report.html', page(found, shots))
+  paths.write_text(path / 'report.html', page(found, shots, label))
   return str(path / 'report.html')
 
 
@@ -49,17 +52,22 @@ def maps(found: Explanation, image: np.ndarray, model) -> dict[str, np.ndarray]:
   bits_level_0 ... (summed to patches), guides_level_0 ... (guiding pixels).
   """
   (shot,) = pictures.from_values(np.asarray(image)[None], model)
-  out = {'image': pictures.enlarged(shot, 256)}
-  out['bits'] = pictures.heat(found.bits.sum(-1))
+  heats = {name: pictures.heat(bits) for name, bits in numbers(found).items()}
+  return {'image': pictures.enlarged(shot, 256), **heats}
+
+
+def numbers(found: Explanation) -> dict[str, np.ndarray]:
+  """The bits that each of `maps` but the image shows, [w] or [h, w]."""
+  out = {'bits': found.bits.sum(-1)}
   if found.bits.shape[-1] > 1:
     for c in range(found.bits.shape[-1]):
-      out[f'bits_channel_{c}'] = pictures.heat(found.bits[..., c])
+      out[f'bits_channel_{c}'] = found.bits[..., c]
   for level, side in enumerate(found.sides):
     if side > 1:
-      out[f'bits_level_{level}'] = pictures.heat(found.patches(level))
+      out[f'bits_level_{level}'] = found.patches(level)
   for level, guides in enumerate(found.guide_bits):
     if guides.size:
-      out[f'guides_level_{level}'] = pictures.heat(guides)
+      out[f'guides_level_{level}'] = guides
   return out
 
 
@@ -105,19 +113,24 @@ def summary(found: Explanation) -> str:
   return f'{found.total:.2f} bits ({kind}), {found.bits_per_dim:.4f} bits/dim'
 
 
-def page(found: Explanation, shots: dict[str, np.ndarray]) -> str:
+def page(
+  found: Explanation, shots: dict[str, np.ndarray], label: str = ''
+) -> str:
   """The HTML page: pictures inside, no other files, no scripts.
 
   Args:
     found: what `explain` found.
     shots: its `maps`.
+    label: the class that the model was told, in words; '' for none.
   """
-  texts = captions(found)
+  texts, bits = captions(found), numbers(found)
   figures = ''.join(
     f'<figure><img alt="{name}" src="{data_url(shot)}">'
-    f'<figcaption>{html.escape(texts.get(name, name))}</figcaption></figure>'
+    + (colour_bar(float(bits[name].max())) if name in bits else '')
+    + f'<figcaption>{html.escape(texts.get(name, name))}</figcaption></figure>'
     for name, shot in shots.items()
   )
+  told = f'of the class {html.escape(label)}' if label else 'of no class'
   levels = table(('level', 'share of bits', 'share of FLOPs'), _levels(found))
   worth = table(
     ('level told', 'condition', 'bits more without'), _conditions(found)
@@ -127,6 +140,7 @@ def page(found: Explanation, shots: dict[str, np.ndarray]) -> str:
 <html lang="en"><meta charset="utf-8"><title>Bits of an image</title>
 <style>{STYLE}</style>
 <h1>{summary(found)}</h1>
+<p>The model was told that the image is {told}.</p>
 <div>{figures}</div>
 <h2>By level</h2>
 {levels}
@@ -201,6 +215,17 @@ def data_url(picture: np.ndarray) -> str:
   file = io.BytesIO()
   Image.fromarray(picture).save(file, 'png')
   return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def colour_bar(top: float) -> str:
+  """The colours of `pictures.heat` from 0 to its largest number, in bits."""
+  stops = pictures.heat(np.arange(9), 9)[0]
+  colours = ', '.join(f'rgb({r}, {g}, {b})' for r, g, b in stops)
+  return (
+    '<div style="display: flex; gap: 6px; font-size: 12px; max-width: 256px; '
+    'align-items: center">0 <span style="flex: 1; height: 8px; background: '
+    f'linear-gradient(to right, {colours})"></span> {top:.2f} bits</div>'
+  )
 
 
 def table(head, rows) -> str:

@@ -294,5 +294,5 @@ def test_images_and_values_are_read(bucket):
   model = configure().model
   model.num_values = 256
   for ending in ('png', 'npy'):
-    found = inputs.read_image(f'{name}.{ending}', model)
+    found, _ = inputs.read_image(f'{name}.{ending}', model)
     np.testing.assert_array_equal(found, np.full((8, 8, 1), 3))

@@ -75,7 +75,7 @@ def by_training(path, root):
 
 
 def by_editing(path, root):
-  return inputs.read_image(str(path), MODEL)
+  return inputs.read_image(str(path), MODEL)[0]
 
 
 def by_metrics(path, root):

@@ -323,7 +323,7 @@ def test_images_and_masks_to_edit(file):
   pathlib.Path(name).write_bytes(data)
   for model in (GREY, RGB):
     image = result(inputs.read_image, name, model)
-    assert image is None or image.shape == inputs.shape(model)
+    assert image is None or image[0].shape == inputs.shape(model)
     mask = result(inputs.read_mask, name, model)
     if mask is not None:
       blank = np.zeros((1, *inputs.shape(model)), np.uint8)

@@ -8,6 +8,7 @@ from fractal_jax import pictures
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from tests import tiny
+from tests.data import literal_adm, noise
 from tests.edit_test import build
 
 
@@ -40,9 +41,11 @@ def test_files_are_read_as_they_were_written(tmp_path):
   values = np.arange(64).reshape(8, 8, 1) % 17
   path = str(tmp_path / 'a.png')
   pictures.save(pictures.from_values(values[None], model)[0], path)
-  np.testing.assert_array_equal(inputs.read_image(path, model), values)
+  read, note = inputs.read_image(path, model)
+  np.testing.assert_array_equal(read, values)
+  assert not note
   np.save(tmp_path / 'a.npy', values)
-  again = inputs.read_image(str(tmp_path / 'a.npy'), model)
+  again, _ = inputs.read_image(str(tmp_path / 'a.npy'), model)
   np.testing.assert_array_equal(again, values)
   mask = values[..., 0] > 8
   Image.fromarray(mask).save(tmp_path / 'm.png')
@@ -60,8 +63,18 @@ def test_files_are_read_as_they_were_written(tmp_path):
   (tmp_path / 'bad.png').write_text('no image')
   with pytest.raises(inputs.InputError, match='bad.png is not an image'):
     inputs.read_image(str(tmp_path / 'bad.png'), model)
-  with pytest.raises(inputs.InputError, match='8x8 pixels, this model 4x4'):
-    inputs.read_image(path, tiny.model(('ar', 'pixel'), (4, 1)))
+
+
+@pytest.mark.parametrize('size', [(40, 24), (6, 9)])
+def test_images_of_another_size_are_cropped_as_in_training(size, tmp_path):
+  model = tiny.model(('ar', 'pixel'), (8, 1), channels=3, num_values=256)
+  image = Image.fromarray(noise(np.random.default_rng(0), *size[::-1]))
+  image.save(tmp_path / 'a.png')
+  read, note = inputs.read_image(str(tmp_path / 'a.png'), model)
+  np.testing.assert_array_equal(read, literal_adm(image, 8))
+  how = 'resized' if min(size) > 8 else 'enlarged'
+  assert f'a.png has {size[0]}x{size[1]} pixels' in note
+  assert note.endswith(f'{how} to 8x8')
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,9 @@ def test_names_stand_above_columns_or_below_images():
   above = pictures.grid(images, 2, ['cat', 'dog', 'cat', 'dog'])
   assert above.shape[0] == plain.shape[0] + high
   np.testing.assert_array_equal(above[high:], plain)
-  for x in (slice(2, 66), slice(68, 132)):  # over each column there are letters
+  for x in (slice(2, 66), slice(68, 132)):  # letters over each
     assert (above[2:high, x] < 128).any()
-  below = pictures.grid(
-    images, 2, ['cat', 'a very long name it has', 'x', 'dog']
-  )
+  below = pictures.grid(images, 2, ['cat', 'a very long name', 'x', 'dog'])
   assert below.shape[0] == plain.shape[0] + 2 * high
   assert (below[2:66, 2:66] == 0).all()
   assert (below[66 : 66 + high, 68:132] < 128).any()

@@ -206,7 +206,10 @@ def the_image(config):
   if FLAGS.label not in (None, 'none'):
     (label,) = class_numbers([FLAGS.label], config.model)
   if FLAGS.image is not None:
-    return inputs.read_image(FLAGS.image, config.model), label
+    image, note = inputs.read_image(FLAGS.image, config.model)
+    if note:
+      say(f'{note}.')
+    return image, label
   split = FLAGS.split or config.data.val_split
   found = pipeline.eval_batches(config, split, 1)
   if FLAGS.index >= len(found):
@@ -220,6 +223,16 @@ def class_numbers(texts: list[str], model) -> list[int]:
   from fractal_jax.data import classes
 
   return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
+
+
+def class_name(label: int | None) -> str:
+  """A class as a person calls it: by name, or number; '' for no class."""
+  from fractal_jax.data import classes
+
+  if label is None:
+    return ''
+  names = classes.load(FLAGS.workdir)
+  return names[label] if label < len(names) else str(label)
 
 
 def names_of(labels) -> list[str] | None:

@@ -1,6 +1,7 @@
 """`demo`: a web page on this machine: generate, edit, see the bits.
 
 fractal-jax demo --workdir=runs/digits
+fractal-jax demo --workdir=runs
 """
 
 import os
@@ -8,6 +9,7 @@ import tempfile
 
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -22,20 +24,44 @@ def define_flags():
 
 
 def run():
-  """Serves the page until it is told to stop."""
-  from fractal_jax.demo import server
+  """Serves a page for each run until it is told to stop."""
+  from fractal_jax import api
+  from fractal_jax.data import classes
+  from fractal_jax.demo import jobs, server
 
-  config = common.load_config()  # a wrong --workdir is told at once
+  folders = runs()
   server.check_gradio()
   sock = server.listen(FLAGS.port)
   with sock, tempfile.TemporaryDirectory() as uploads:
     os.environ['GRADIO_TEMP_DIR'] = uploads  # rather than one for all users
     from fractal_jax.demo import page
 
-    name = os.path.basename(os.path.abspath(FLAGS.workdir))
-    shown = page.Page(common.load_model(config), name)
+    desk = jobs.Jobs()
+    pages = {
+      name: page.Page(
+        api.load(folder, FLAGS.step), name, classes.load(folder), [*folders],
+        desk,
+      )
+      for name, folder in folders.items()
+    }  # fmt: skip
     common.say(
       f'The page: http://{server.HOST}:{sock.getsockname()[1]}  '
       '(this machine only; Ctrl-C ends it)'
     )
-    server.serve(shown, sock)
+    server.serve(pages, sock)
+
+
+def runs() -> dict[str, str]:
+  """The run --workdir, or all runs in it, by name."""
+  folder = paths.path(FLAGS.workdir)
+  found = {}
+  if folder.is_dir() and not (folder / 'config.json').exists():
+    found = {
+      p.name: str(p)
+      for p in sorted(folder.iterdir())
+      if (p / 'config.json').exists() and (p / 'checkpoints').exists()
+    }
+  if not found:
+    common.load_config()  # a wrong --workdir is told at once
+    found = {os.path.basename(os.path.abspath(FLAGS.workdir)): FLAGS.workdir}
+  return found

@@ -54,5 +54,7 @@ def run():
     common.say(
       f'  level {c.level} without {c.name}: {c.worth:+.2f}{error} bits'
     )
-  path = report.write(found, image, config.model, FLAGS.out)
+  path = report.write(
+    found, image, config.model, FLAGS.out, common.class_name(label)
+  )
   common.say(f'report: {paths.absolute(path)}')

@@ -13,6 +13,12 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The command's flags."""
   common.workdir_flags()
+  flags.DEFINE_string(
+    'data',
+    None,
+    'A folder of images or an .npz file to score, all of it, in place of the '
+    "run's own; images of another size are cropped and resized as in training.",
+  )
   flags.DEFINE_string('split', None, 'The validation split if unset.')
   flags.DEFINE_integer(
     'num',
@@ -38,13 +44,18 @@ def run():
   from fractal_jax.inference import likelihood
 
   config = common.load_config()
+  split = FLAGS.split or config.data.val_split
+  scored = config
+  if FLAGS.data:
+    split = FLAGS.split or 'all'
+    scored = with_other_data(config)
   common.use_cores(FLAGS.batch or config.eval.batch)
   model = common.load_model(config)
   found = likelihood.evaluate(
     model.net,
     model.params,
-    config,
-    FLAGS.split,
+    scored,
+    split,
     mesh=model.mesh,
     batch=FLAGS.batch,
     num=FLAGS.num,
@@ -52,7 +63,6 @@ def run():
     conditional=FLAGS.conditional,
     progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
   )
-  split = FLAGS.split or config.data.val_split
   common.say(f'{split} bits/dim: {found}')
   if not found.exact:
     if found.passes > 1:
@@ -75,3 +85,17 @@ def run():
     )
   if found.dropped:
     common.say(f'{found.dropped} masked patches did not fit and were left out.')
+
+
+def with_other_data(config):
+  """The config, reading --data in place of the run's own."""
+  if FLAGS.conditional:
+    raise common.UsageError(
+      "--conditional needs the classes of the run's own data: leave out --data"
+    )
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
+    config.data.update(name=name, dir=FLAGS.data, list='')
+    config.model.classes = 2**31 - 1  # as many as there are
+  return config

@@ -59,7 +59,7 @@ def npz(config, split: str) -> Source:
     common.check_split(config, split, sorted(set(of)))
     keep = np.flatnonzero(np.array(of) == split)
   else:
-    common.check_split(config, split, common.SPLITS)
+    common.check_split(config, split, (*common.SPLITS, common.ALL))
     keep = common.split_of(split, len(images))
   images = _fit(path, KEYS[m.rank], images[keep], m)
   return _source(images, labels[keep], names, values)

@@ -16,6 +16,7 @@ from fractal_jax.data import decode as decoder
 from fractal_jax.errors import UserError
 
 SPLITS = ('train', 'validation')
+ALL = 'all'  # of data without splits, to be scored
 
 
 class DataError(UserError, ValueError):
@@ -68,13 +69,15 @@ def split_of(split: str, n: int, num_val: int | None = None) -> np.ndarray:
   """Records [m] of a split drawn once and for all from n records.
 
   Args:
-    split: 'train' or 'validation'.
+    split: 'train', 'validation', or 'all'.
     n: number of records.
     num_val: validation records, by default a tenth.
 
   Returns:
     The numbers of the records of the split, sorted.
   """
+  if split == ALL:
+    return np.arange(n)
   num_train = n - (max(1, n // 10) if num_val is None else num_val)
   order = np.random.default_rng(0).permutation(n)
   return np.sort(order[:num_train] if split == 'train' else order[num_train:])

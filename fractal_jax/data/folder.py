@@ -43,8 +43,8 @@ def folder(config, split: str) -> Source:
   else:
     names = subfolders(root) or [root.name]
     files, labels, others = _list(root, names)
-    common.check_split(config, split, common.SPLITS)
-    if len(files) < 2:
+    common.check_split(config, split, (*common.SPLITS, common.ALL))
+    if len(files) < 2 and split != common.ALL:
       raise DataError(
         f"data.dir='{root}' holds one image, {files[0]}: at least 2 are "
         'needed, since a tenth of them is held out for validation.'
@@ -58,13 +58,13 @@ def folder(config, split: str) -> Source:
 
   def read(i: int):
     if i in kept:
-      return kept[i].copy(), labels[i]
+      return kept[i], labels[i]
     file = files[i]
     if remote:
       file = io.BytesIO(paths.path(file).read_bytes())
     image = common.decode(file, files[i], config)
     if len(kept) < room:
-      kept[i] = image
+      kept[i] = image  # which can't be written to
     return image, labels[i]
 
   return Source(

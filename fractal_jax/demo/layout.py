@@ -22,6 +22,8 @@ class Layout:
     classes: list[tuple[str, int]],
     num_data: int,
     canvas: dict,
+    runs: list[str],
+    examples: list,
   ):
     """Makes them.
 
@@ -32,31 +34,50 @@ class Layout:
       classes: [(name, class)].
       num_data: images of the validation split; 0: none are at hand.
       canvas: what the painter shows at first.
+      runs: names of all that are served, this one included.
+      examples: pictures [H, W, 3] of some validation images, (picture, class).
     """
     self.config, self.masks, self.classes = config, masks, classes
     self.num_data, self.canvas = num_data, canvas
-    gr.Markdown(f'# {name}')
+    self.examples = examples
+    self.series = config.model.rank == 1
+    gr.Markdown(f'# Fractal {self._things()}: {name}')
+    gr.Markdown(
+      f'A fractal model draws {self._things()} from coarse to fine: for each '
+      'patch it calls a smaller model of the same kind, down to single values. '
+      'Here you can watch it draw, let it complete a part, and see how many '
+      'bits each value costs it.'
+    )
     gr.Markdown(self._facts(), elem_classes='facts')
+    if len(runs) > 1:
+      gr.HTML(views.links(runs, name))
     self.drawn = gr.State(time_to_live=3600)  # the last Drawn
     self.image = gr.State(time_to_live=3600)  # values [S, S, C]
     with gr.Tabs() as self.tabs:
       with gr.Tab('Generate', id='generate'):
         self._generate_tab()
-      with gr.Tab('Edit', id='edit'):
+      with gr.Tab('Edit', id='edit', visible=not self.series):
         self._edit_tab()
       with gr.Tab('Bits', id='bits'):
         self._bits_tab()
 
+  def _things(self) -> str:
+    return 'series' if self.series else 'images'
+
   def _facts(self) -> str:
     m = self.config.model
+    by = lambda side: 'x'.join([str(side)] * m.rank)
     levels = ' → '.join(
-      f'{kind}, {side}x{side}' if side > 1 else 'pixel'
+      f'{kind}, {by(side)}' if side > 1 else 'pixel'
       for kind, side in zip(m.kinds, m.sizes)
     )
     colour = 'grey' if m.channels == 1 else 'RGB'
+    what = f'{by(m.sizes[0])} pixels, {colour}'
+    if self.series:
+      what = f'{m.sizes[0]} steps of {m.channels} channel(s)'
     return (
-      f'{m.sizes[0]}x{m.sizes[0]} pixels, {colour}, {m.num_values} values per '
-      f'channel, {m.classes} classes. Levels: {levels}.'
+      f'{what}, {m.num_values} values per channel, {m.classes} classes. '
+      f'Levels: {levels}.'
     )
 
   def _settings(self) -> list:
@@ -113,6 +134,8 @@ class Layout:
         num = gr.Radio([1, 4, 8, 16], value=4, label='Images')
         self.how = [label, num, *self._settings()]
         self.go, self.stop = self._buttons('Generate')
+        gr.Markdown('Or click one of these, then *Generate*:')
+        gr.Examples(self._settings_to_try(), self.how[:4], label='Try')
       with gr.Column(scale=3, min_width=300):
         self.status = gr.HTML(views.status('Nothing drawn yet.'))
         self.view = gr.HTML(views.tiles([]), elem_id='view')
@@ -125,12 +148,42 @@ class Layout:
           self.play = gr.Button('Movie, value by value', min_width=160)
         self.movie = gr.HTML(elem_id='movie')
 
+  def _settings_to_try(self) -> list[list]:
+    """Rows of (class, images, guidance, temperature) to click."""
+    some = [EACH, *(number for _, number in self.classes[:2])]
+    guidance = self.config.sample.guidance
+    return [
+      [some[0], 8, guidance, 1.0],
+      [some[-1], 4, guidance, 0.8],
+      [-1, 4, 1.0, 1.0],
+    ]
+
   def _source(self) -> tuple:
-    """Where an image comes from: (upload, number, button, note)."""
+    """Where an image comes from: (upload, gallery, number, button, note)."""
     limit = f'{uploads.MAX_BYTES >> 20} MB'
-    gr.Markdown(f'### Image\nUp to {limit}, cut and resized to fit.')
+    gr.Markdown(
+      '### Series'
+      if self.series
+      else f'### Image\nUp to {limit}, cut and resized to fit.'
+    )
     upload = gr.UploadButton(
-      'Upload an image', file_types=list(uploads.ENDINGS), size='md'
+      'Upload an image',
+      file_types=list(uploads.ENDINGS),
+      size='md',
+      visible=not self.series,
+    )
+    gallery = gr.Gallery(
+      [(picture, caption) for picture, caption in self.examples],
+      format='png',
+      label='Or click an image that the model was not trained on',
+      columns=4,
+      height='auto',
+      allow_preview=False,
+      interactive=False,
+      buttons=[],
+      object_fit='contain',
+      visible=bool(self.examples),
+      elem_classes='examples',
     )
     here = self.num_data > 0
     number = gr.Number(
@@ -141,7 +194,7 @@ class Layout:
       visible=here,
     )
     button = gr.Button('Take it', size='md', visible=here)
-    return upload, number, button, gr.HTML()
+    return upload, gallery, number, button, gr.HTML()
 
   def _edit_tab(self):
     with gr.Row():

@@ -21,6 +21,7 @@ from fractal_jax.inference import inputs, sample
 
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
 MASKS = 32  # at a time, so that a job can be ended soon
+EXAMPLES = 8  # images of the validation split to click
 MOVIE = 4  # images of a movie, at most
 VEIL = (255, 64, 129)  # the colour of a mask, here as in painter.js
 # No telemetry; what visitors left behind is deleted after an hour.
@@ -31,27 +32,43 @@ PACE = 0.08  # seconds that each picture of a growing image is seen, at least
 def check(model) -> None:
   """Raises DemoError for a model whose images the page can't show."""
   m = model.config.model
-  if m.rank != 2 or m.channels not in (1, 3):
-    kind = 'series' if m.rank == 1 else f'images of {m.channels} channels'
+  if m.rank == 2 and m.channels not in (1, 3):
     raise DemoError(
-      f'this is a model of {kind}: the page shows grey and RGB images. Use '
-      'fractal-jax sample, edit and explain, or fractal_jax.load in Python'
+      f'this is a model of images of {m.channels} channels: the page shows '
+      'grey and RGB images, and series. Use fractal-jax sample, edit and '
+      'explain, or fractal_jax.load in Python'
     )
 
 
 class Page:
   """The page of one model; `blocks` is what Gradio serves."""
 
-  def __init__(self, model, name: str):
+  def __init__(
+    self,
+    model,
+    name: str,
+    names: tuple[str, ...] = (),
+    runs: list[str] | None = None,
+    desk: jobs.Jobs | None = None,
+  ):
+    """Makes the page.
+
+    Args:
+      model: an api.Model.
+      name: of the run.
+      names: of its classes, () where the run keeps none.
+      runs: names of all runs that are served, of which this is one.
+      desk: runs the jobs of all pages, one at a time.
+    """
     check(model)
-    self.model, self.jobs = model, jobs.Jobs()
-    self.split, names = None, []
+    self.model, self.jobs = model, desk or jobs.Jobs()
+    self.split = None
     if model.config.data.name in LOCAL:
       try:
         self.split = pipeline.open_split(
           model.config, model.config.data.val_split
         )
-        names = self.split.class_names
+        names = names or self.split.class_names
       except pipeline.DataError as e:
         print(f'No images from the data on the page: {e}', flush=True)
     numbers = range(model.config.model.classes)
@@ -68,6 +85,8 @@ class Page:
         classes=self.classes,
         num_data=num_data,
         canvas=self._canvas(None),
+        runs=runs or [name],
+        examples=self._examples(),
       )
       self._wire()
       self.blocks.unload(self.leave)
@@ -100,9 +119,11 @@ class Page:
       stop.click(self.cancel, None, status, queue=False, **quiet)
     ui.play.click(self.replay, ui.drawn, [ui.movie, ui.status], **job)
     shown = [ui.image, ui.painter, ui.preview]
-    for upload, number, button, note in (ui.edit_source, ui.bits_source):
+    for source in (ui.edit_source, ui.bits_source):
+      upload, gallery, number, button, note = source
       upload.upload(self.upload, upload, [*shown, note], **quiet)
       button.click(self.take, number, [*shown, note], **quiet)
+      gallery.select(self.pick, None, [*shown, note], **quiet)
     for button, tab in ((ui.to_edit, 'edit'), (ui.to_bits, 'bits')):
       button.click(
         functools.partial(self.use, tab),
@@ -175,7 +196,9 @@ class Page:
       captions = [f'{name} {i + 1}' for i in range(len(shots))]
       return {
         self.ui.edit_view: views.tiles(
-          [*known, *shots], ['image', 'known', *captions]
+          [*known, *shots],
+          ['image', 'known', *captions],
+          values=self._values(),
         )
       }
 
@@ -204,7 +227,7 @@ class Page:
 
     def finished(found):
       maps = report.maps(found, image, self.model.config.model)
-      captions = report.captions(found)
+      captions, bits = report.captions(found), report.numbers(found)
       worth = report.table(
         ('level told', 'condition', 'bits more without', 'standard error'),
         [
@@ -215,7 +238,10 @@ class Page:
       return {
         self.ui.bits_status: views.status(report.summary(found)),
         self.ui.bits_view: views.tiles(
-          maps.values(), [captions.get(name, name) for name in maps], 200
+          list(maps.values()),
+          [captions.get(name, name) for name in maps],
+          200,
+          numbers=[bits.get(name) for name in maps],
         )
         + '<h3>What the conditions are worth</h3>'
         + worth,
@@ -308,6 +334,23 @@ class Page:
 
     return self._chosen(read)
 
+  def pick(self, event: gr.SelectData):
+    """Takes the image of the gallery that was clicked."""
+    return self.take(event.index)
+
+  def _examples(self) -> list[tuple[np.ndarray, str]]:
+    """Some images of the validation split as pictures, with their classes."""
+    if self.split is None:
+      return []
+    found = map(self.split.read, range(min(EXAMPLES, self.split.size)))
+    images, labels = zip(*found)
+    shots = pictures.from_values(np.stack(images), self.model.config.model)
+    words = dict(map(reversed, self.classes))
+    return [
+      (pictures.enlarged(shot, 128), words[label])
+      for shot, label in zip(shots, labels)
+    ]
+
   def use(self, tab, drawn, which):
     """Takes one of the images that were drawn last to another tab."""
     number = len(drawn.values) if drawn is not None else 0
@@ -345,7 +388,8 @@ class Page:
     """An image, on the canvas and in the preview."""
     image = image.astype(image_dtype(self.model.config.model))
     (picture,) = pictures.from_values(image[None], self.model.config.model)
-    return image, self._canvas(picture), views.tiles([picture], size=240)
+    preview = views.tiles([picture], size=240, values=self._values())
+    return image, self._canvas(picture), preview
 
   def _grown(self, drawn, labels) -> str:
     """Images as far as they are drawn, with their classes."""
@@ -353,7 +397,12 @@ class Page:
     names = {-1: 'no class'} | {i: f'class {n}' for n, i in self.classes}
     captions = [f'{i + 1}: {names[n]}' for i, n in enumerate(labels.tolist())]
     size = {1: 320, 4: 200}.get(len(shots), 110)
-    return views.tiles(shots, captions, size)
+    return views.tiles(shots, captions, size, values=self._values())
+
+  def _values(self) -> int | None:
+    """What shades stand for; a curve's do for nothing."""
+    m = self.model.config.model
+    return m.num_values if m.rank == 2 else None
 
   def _known(self, image, mask) -> np.ndarray:
     """Pictures of an image, and of what is known of it."""
@@ -366,6 +415,8 @@ class Page:
   def _canvas(self, picture) -> dict:
     """What the painter shows: see painter.js."""
     shape = inputs.shape(self.model.config.model)
+    if len(shape) == 2:  # a series: nothing can be painted on
+      shape, picture = (1, 1, 1), None
     return {
       'image': None if picture is None else report.data_url(picture),
       'side': shape[0],

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import socket
+from urllib.parse import quote
 
 from fractal_jax.demo import DemoError, uploads
 
@@ -39,34 +40,48 @@ def listen(port: int) -> socket.socket:
   return sock
 
 
-def serve(page, sock: socket.socket) -> None:
-  """Serves the page until the process is told to stop."""
+def serve(pages: dict, sock: socket.socket) -> None:
+  """Serves pages by name until the process is told to stop."""
   import uvicorn
 
   config = uvicorn.Config(
-    app(page), log_level='warning', timeout_graceful_shutdown=2
+    app(pages), log_level='warning', timeout_graceful_shutdown=2
   )
   uvicorn.Server(config).run(sockets=[sock])
 
 
-def app(page):
-  """The page as an ASGI app.
+def app(pages: dict):
+  """Pages by name as an ASGI app: one at /, several each at /NAME/.
 
   Other hosts' pages can't reach it under a name of their own (DNS rebinding),
   and browsers are told to load nothing from elsewhere.
   """
   import fastapi
-  import gradio as gr
   from starlette.middleware.trustedhost import TrustedHostMiddleware
+  from starlette.responses import RedirectResponse
 
   out = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
   out.add_middleware(ContentPolicy)
   out.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, 'localhost'])
+  if len(pages) == 1:
+    (page,) = pages.values()
+    return _mounted(out, page, '/')
+  first = next(iter(pages))
+  out.add_api_route('/', lambda: RedirectResponse(f'/{quote(first)}/'))
+  for name, page in pages.items():
+    out = _mounted(out, page, f'/{quote(name)}')
+  return out
+
+
+def _mounted(out, page, path: str):
+  import gradio as gr
+
   font = ['system-ui', 'sans-serif']
+  here = pathlib.Path(__file__).parent
   return gr.mount_gradio_app(
     out,
     page.blocks,
-    path='/',
+    path=path,
     server_name=HOST,
     footer_links=[],
     run_history=False,
@@ -76,7 +91,8 @@ def app(page):
     enable_monitoring=False,
     mcp_server=False,
     theme=gr.themes.Soft(font=font, font_mono=['ui-monospace', 'monospace']),
-    css=(pathlib.Path(__file__).parent / 'page.css').read_text(),
+    css=(here / 'page.css').read_text(),
+    head=f'<script>{(here / "page.js").read_text()}</script>',
   )
 
 

@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from fractal_jax import pictures
 from fractal_jax.data import common, decode
 from fractal_jax.demo import DemoError
 from fractal_jax.inference import inputs
@@ -45,15 +44,7 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
 
   Images of another size are cropped and resized as in training.
   """
-  image, side = open_image(path), model.sizes[0]
-  note = ''
-  if image.size != (side, side):
-    note = (
-      f'{image.width}x{image.height} pixels: cut to the square in the middle, '
-      f'resized to {side}x{side}'
-    )
-  shades = common.to_array(image, side, model.channels)
-  return pictures.to_values(shades, model), note
+  return inputs.fitted(open_image(path), 'The upload', model)
 
 
 def read_mask(path: str, model) -> np.ndarray:

@@ -2,19 +2,56 @@
 
 import base64
 import html
+import json
+from urllib.parse import quote
 
-from fractal_jax.report import data_url
+import numpy as np
+
+from fractal_jax.report import colour_bar, data_url
 
 
-def tiles(pictures, captions: list[str] | None = None, size: int = 120) -> str:
-  """Pictures [H, W, 3] side by side, at least `size` CSS pixels wide each."""
+def tiles(
+  pictures,
+  captions: list[str] | None = None,
+  size: int = 120,
+  *,
+  values: int | None = None,
+  numbers: list | None = None,
+) -> str:
+  """Pictures [H, W, 3] side by side, each with a button that saves it.
+
+  Args:
+    pictures: what to show.
+    captions: below each.
+    size: CSS pixels that each is wide, at least.
+    values: shades stand for 0 to values - 1, which the pointer shows; None: it
+      shows nothing.
+    numbers: for each picture the numbers [h, w] that it is a map of, in bits,
+      which have a colour bar; None for one that is no map.
+  """
   captions = [''] * len(pictures) if captions is None else captions
-  figures = ''.join(
-    f'<figure><img alt="{html.escape(text)}" src="{data_url(picture)}">'
-    f'<figcaption>{html.escape(text)}</figcaption></figure>'
-    for picture, text in zip(pictures, captions)
+  numbers = [None] * len(pictures) if numbers is None else numbers
+  shown = ''.join(map(_figure, pictures, captions, numbers))
+  data = '' if values is None else f' data-values="{values}"'
+  shown = shown.replace('<img ', f'<img{data} ')
+  return f'<div class="tiles" style="--tile: {size}px">{shown}</div>'
+
+
+SAVE = '<button class="save" title="Save this picture">save</button>'
+
+
+def _figure(picture, text: str, numbers) -> str:
+  caption = html.escape(text)
+  data, bar = '', ''
+  if numbers is not None:
+    found = np.atleast_2d(numbers)
+    rows = json.dumps(np.round(found, 3).tolist(), separators=(',', ':'))
+    data = f' data-numbers="{rows}" data-unit="bits"'
+    bar = colour_bar(float(found.max()))
+  return (
+    f'<figure><img alt="{caption}"{data} src="{data_url(picture)}">'
+    f'{bar}<figcaption>{caption} {SAVE}</figcaption></figure>'
   )
-  return f'<div class="tiles" style="--tile: {size}px">{figures}</div>'
 
 
 def movie(gif: bytes) -> str:
@@ -22,8 +59,20 @@ def movie(gif: bytes) -> str:
   data = base64.b64encode(gif).decode()
   return (
     '<div class="tiles" style="--tile: 320px"><figure><img alt="movie" '
-    f'src="data:image/gif;base64,{data}"></figure></div>'
+    f'src="data:image/gif;base64,{data}"><figcaption>{SAVE}</figcaption>'
+    '</figure></div>'
   )
+
+
+def links(names: list[str], here: str) -> str:
+  """The runs that can be chosen, by name; where this page's own is."""
+  each = ''.join(
+    f'<b>{html.escape(name)}</b>'
+    if name == here
+    else f'<a href="/{quote(name)}/">{html.escape(name)}</a>'
+    for name in names
+  )
+  return f'<nav class="runs">Runs: {each}</nav>'
 
 
 def status(text: str, share: float | None = None) -> str:

@@ -119,23 +119,37 @@ def check_seed(seed: int) -> None:
 # Files.
 
 
-def read_image(path: str, model) -> np.ndarray:
-  """An image file, or values in a .npy, as values [S, (S,) C]."""
+def read_image(path: str, model) -> tuple[np.ndarray, str]:
+  """An image file, or values in a .npy, as values [S, (S,) C].
+
+  An image of another size is cropped and resized as in training.
+
+  Returns:
+    The values, and a sentence on what was done to the image; '' for nothing.
+  """
   if path.endswith('.npy'):
-    return check_images(_load(path)[None], model)[0]
+    return check_images(_load(path)[None], model)[0], ''
   if model.rank != 2 or model.channels not in (1, 3):
     raise InputError(
       f'{path}: a model of {model.channels} channels and rank {model.rank} '
       'takes a .npy file of its values, shape ' + str(shape(model))
     )
-  pixels = _open(path, 'L' if model.channels == 1 else 'RGB')
-  side = model.sizes[0]
-  if pixels.shape[:2] != (side, side):
-    raise InputError(
-      f'{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels, this model '
-      f'{side}x{side}: crop or resize it'
+  return fitted(_open(path, 'L' if model.channels == 1 else 'RGB'), path, model)
+
+
+def fitted(image, name: str, model) -> tuple[np.ndarray, str]:
+  """A PIL image as values [S, S, C], and what was done to it; see above."""
+  from fractal_jax.data import common
+
+  side, note = model.sizes[0], ''
+  if image.size != (side, side):
+    how = 'resized' if min(image.size) >= side else 'enlarged'
+    note = (
+      f'{name} has {image.width}x{image.height} pixels: cut to the square in '
+      f'the middle, {how} to {side}x{side}'
     )
-  return pictures.to_values(pixels.reshape(shape(model)), model)
+  shades = common.to_array(image, side, model.channels)
+  return pictures.to_values(shades, model), note
 
 
 def read_mask(path: str, model) -> np.ndarray:
@@ -146,7 +160,7 @@ def read_mask(path: str, model) -> np.ndarray:
   """
   if path.endswith('.npy'):
     return _load(path)
-  return mask_of(_open(path, 'RGB'), model, path)
+  return mask_of(np.asarray(_open(path, 'RGB')), model, path)
 
 
 def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
@@ -210,12 +224,13 @@ def _box(box, side: int, rank: int) -> tuple[slice, ...]:
   return tuple(slice(at, at + size) for at, size in parts)
 
 
-def _open(path: str, mode: str) -> np.ndarray:
+def _open(path: str, mode: str):
+  """An image file as a PIL image."""
   from fractal_jax.data import decode
 
   try:
     with paths.path(path).open('rb') as file:
-      return np.asarray(decode.load(file, path, mode))
+      return decode.load(file, path, mode)
   except decode.ImageError as e:
     raise InputError(str(e)) from e
   except OSError as e:
