@@ -135,6 +135,7 @@ def metric_writer(workdir: str, start: int):
 def tensorflow():
   """The module, kept off the accelerators that JAX uses; None if missing."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # read by its import
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else it says so
   try:
     import tensorflow as tf
   except ImportError:
