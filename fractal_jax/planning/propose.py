@@ -22,6 +22,7 @@ SIDES = (4, 8, 16, 32, 64, 128, 256)
 STATISTICS = 1000  # images for means and standard deviations
 SEEN = 64_000  # images, repeats counted, after which digits are well drawn
 PASSES = 40  # over the data at least, where there is time
+CPU_BATCH = 64  # as configs/digits.py has it
 MANY = 50_000  # images, from which on a run may take longer
 # FLOP/s in training: of a core, what the digits reach on two of them
 # (docs/data.md); of an accelerator, a share of its peak, which is a guess.
@@ -367,9 +368,8 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     sample_every=every, eval_every=every, optim_save_every=every,
   )  # fmt: skip
   choose('often enough to watch', optim_log_every=min(100, steps // 40))
-  parts = on.devices if on.kind != 'cpu' else 1
   batches = math.ceil(held / 256)
-  fitting = math.ceil(math.ceil(held / batches) / parts) * parts
+  fitting = math.ceil(held / batches / on.devices) * on.devices
   choose(f'{held} held-out images in {batches} part(s)', eval_batch=fitting)
   classes = c.model.classes
   columns = classes if classes <= 16 else 8
@@ -408,7 +408,8 @@ def _hours(on: Machine, train: int) -> float:
 def _batch(c, on: Machine, train: int) -> int:
   """Images per step that divide over the devices, and fit their memory."""
   if on.kind == 'cpu':
-    return 64 if train >= 64 else max(2, 2 ** int(math.log2(max(train, 2))))
+    power = lambda n: 2 ** int(math.log2(max(n, 2)))
+    return max(power(min(train, CPU_BATCH)), power(min(on.devices, CPU_BATCH)))
   batch = 128 * max(1, on.devices // (1 if on.devices < 8 else 2))
   while batch > on.devices:
     c.optim.batch = batch
