@@ -1,6 +1,7 @@
 """Configs that are chosen: they keep the rules, for any data and machine."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -40,8 +41,14 @@ def chosen(data, on, size, tmp_path):
   'on, size, side', [(CPU, None, 16), (CPU, 32, 32), (GPU, None, 32)]
 )
 def test_a_config_keeps_the_rules_and_fits_the_data(
-  data, on, size, side, tmp_path
+  data, on, size, side, tmp_path, monkeypatch
 ):
+  # What memory a step takes is tested elsewhere, and takes long to count.
+  room = 0.75 * 80 * 2**30
+  taken = lambda c, mesh, tpu: types.SimpleNamespace(
+    total=room * c.optim.batch / 70
+  )
+  monkeypatch.setattr(propose.memory, 'memory', taken)
   found = chosen(data, on, size, tmp_path)
   c = found.config
   config_lib.check(c)
@@ -56,6 +63,7 @@ def test_a_config_keeps_the_rules_and_fits_the_data(
     assert c.model.kinds[0] == 'ar' and c.model.dtype == 'float32'
   else:
     assert c.model.kinds[0] == 'mar' and c.model.dtype == 'bfloat16'
+    assert c.optim.batch == 64  # not 128, which would not fit
     assert len(c.sample.iterations) == len(c.model.sizes) - 1
 
 

@@ -243,7 +243,9 @@ def _data(choose, found: look.Look, write) -> None:
       'which image is in which split: a list to read, and to edit',
       data_list=write(found),
     )
-    choose('', data_train_split='train', data_val_split='validation')
+    choose(
+      'as the list says', data_train_split='train', data_val_split='validation'
+    )
   else:
     train, held = found.splits
     choose("the data's own splits", data_train_split=train, data_val_split=held)
