@@ -6,10 +6,15 @@ model = fractal_jax.Model.from_pretrained('user/name')  # of the Hub
 images = model.sample(num=16)
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from fractal_jax.api import Model
+
 __version__ = '0.1.0'
 
 
-def load(workdir: str, step: int | None = None):
+def load(workdir: str, step: int | None = None) -> 'Model':
   """The model of a run, for use from Python: see `fractal_jax.api.Model`.
 
   Args:

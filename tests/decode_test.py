@@ -280,9 +280,9 @@ def one_line(config) -> str:
 
 def test_folders_that_hold_too_little(tmp_path):
   config = color_config('folder', tmp_path, side=SIDE)
-  assert 'holds no folders' in one_line(config)
+  assert 'holds neither images' in one_line(config)
   write(tmp_path / 'loose.png', encoded(Image.fromarray(noise())))
-  assert 'holds no folders' in one_line(config)
+  assert 'holds one image, ' in one_line(config)
   (tmp_path / 'a').mkdir()
   assert 'a holds no images' in one_line(config)
   write(tmp_path / 'a' / 'x.png', encoded(Image.fromarray(noise())))

@@ -120,7 +120,8 @@ def write(image, mask, drawn, model):
     shown = np.concatenate([image[None], known[None], drawn])
     columns = int(np.ceil(np.sqrt(2 * len(shown))))
     shown = pictures.from_values(shown, model)
-    pictures.save(pictures.grid(shown, columns), FLAGS.out)
+    names = ['image', 'known', *(str(i + 1) for i in range(len(drawn)))]
+    pictures.save(pictures.grid(shown, columns, names), FLAGS.out)
 
 
 def check_mask_flags():

@@ -81,6 +81,8 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
     listing.write(list_path, found.rows)
     return paths.absolute(list_path)
 
+  # Before JAX starts, which counting parameters does.
+  common.use_cores(changes.get('optim.batch', propose.CPU_BATCH))
   show = lambda x: tqdm.tqdm(x, unit='image', disable=None, desc='looking')
   found = look.at(data, show)
   on = propose.machine()
@@ -155,9 +157,8 @@ def say_what_to_expect(config, workdir: str) -> None:
     return
   common.say('Timing a few steps ...')
   found = probe.probe(config)
-  o, side = config.optim, config.model.sizes[0]
-  steps = o.steps
-  every = config.sample.every
+  side, every = config.model.sizes[0], config.sample.every
+  steps = found.total
   lines = [
     'Expect, by the time of these steps:',
     f'  {found.images:.4g} images/s; {steps} steps in '
@@ -168,7 +169,7 @@ def say_what_to_expect(config, workdir: str) -> None:
       f'  samples in {workdir}/samples every {duration(every * found.step)}'
     )
   seen = RECOGNISED.get(side)
-  if seen and seen <= steps * o.batch:
+  if seen and seen <= steps * config.optim.batch:
     lines.append(
       f'  first recognisable samples after about '
       f'{duration(seen / found.images)}: our own run of emoji at {side}x{side} '

@@ -1,5 +1,6 @@
 """What the page looks like: its components, by name."""
 
+import math
 import pathlib
 
 import gradio as gr
@@ -36,7 +37,7 @@ class Layout:
       num_data: images of the validation split; 0: none are at hand.
       canvas: what the painter shows at first.
       runs: names of all that are served, this one included.
-      examples: pictures [H, W, 3] of some validation images, (picture, class).
+      examples: pictures [H, W, 3] of some validation images.
     """
     self.config, self.masks, self.classes = config, masks, classes
     self.num_data, self.canvas = num_data, canvas
@@ -175,12 +176,16 @@ class Layout:
       size='md',
       visible=not self.series,
     )
+    gr.Markdown(
+      'Or click one that the model was not trained on:',
+      visible=bool(self.examples),
+    )
     gallery = gr.Gallery(
-      [(picture, caption) for picture, caption in self.examples],
+      self.examples,
       format='png',
-      label='Or click an image that the model was not trained on',
+      show_label=False,
       columns=4,
-      height='auto',
+      height=110 * math.ceil(len(self.examples) / 4),
       allow_preview=False,
       interactive=False,
       buttons=[],

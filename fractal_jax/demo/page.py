@@ -336,20 +336,20 @@ class Page:
 
   def pick(self, event: gr.SelectData):
     """Takes the image of the gallery that was clicked."""
-    return self.take(event.index)
+    return self.take(self._shown_examples()[event.index])
 
-  def _examples(self) -> list[tuple[np.ndarray, str]]:
-    """Some images of the validation split as pictures, with their classes."""
-    if self.split is None:
+  def _shown_examples(self) -> list[int]:
+    """Numbers of the images of the gallery, evenly over the split."""
+    n = min(EXAMPLES, self.split.size) if self.split else 0
+    return [i * self.split.size // n for i in range(n)]
+
+  def _examples(self) -> list[np.ndarray]:
+    """The pictures of the gallery."""
+    images = [self.split.read(i)[0] for i in self._shown_examples()]
+    if not images:
       return []
-    found = map(self.split.read, range(min(EXAMPLES, self.split.size)))
-    images, labels = zip(*found)
     shots = pictures.from_values(np.stack(images), self.model.config.model)
-    words = dict(map(reversed, self.classes))
-    return [
-      (pictures.enlarged(shot, 128), words[label])
-      for shot, label in zip(shots, labels)
-    ]
+    return [pictures.enlarged(shot, 128) for shot in shots]
 
   def use(self, tab, drawn, which):
     """Takes one of the images that were drawn last to another tab."""

@@ -22,11 +22,13 @@ class Probe:
     compiling: seconds; the run finds the program in JAX's cache.
     step: seconds of a step, the batch read from the data.
     images: per second.
+    total: steps of the whole run.
   """
 
   compiling: float
   step: float
   images: float
+  total: int
 
 
 def probe(config) -> Probe:
@@ -35,7 +37,8 @@ def probe(config) -> Probe:
   source = pipeline.open_split(config, config.data.train_split)
   net = fractal.from_config(config.model)
   net = proof.tried(net, config.model.kernels)
-  tx = optimizer.create(config, optimizer.steps(config, source.size))
+  total = optimizer.steps(config, source.size)
+  tx = optimizer.create(config, total)
   state = train_state.create(net, tx, config, mesh=mesh)
   batches = pipeline.train_batches(config)
   step, took = None, []
@@ -51,5 +54,5 @@ def probe(config) -> Probe:
     took.append(time.monotonic() - began)
   seconds = sorted(took[1:])[STEPS // 2]
   return Probe(
-    max(0.0, took[0] - seconds), seconds, config.optim.batch / seconds
+    max(0.0, took[0] - seconds), seconds, config.optim.batch / seconds, total
   )

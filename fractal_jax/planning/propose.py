@@ -22,6 +22,8 @@ SIDES = (4, 8, 16, 32, 64, 128, 256)
 STATISTICS = 1000  # images for means and standard deviations
 SEEN = 64_000  # images, repeats counted, after which digits are well drawn
 PASSES = 40  # over the data at least, where there is time
+CPU_BATCH = 64  # as configs/digits.py has it
+MANY = 50_000  # images, from which on a run may take longer
 # FLOP/s in training: of a core, what the digits reach on two of them
 # (docs/data.md); of an accelerator, a share of its peak, which is a guess.
 CORE, SHARE = 1.5e10, 0.15
@@ -78,7 +80,13 @@ def machine() -> Machine:
 
 def _cpu(cores: int) -> Machine:
   return Machine(
-    'cpu', f'a CPU, {cores} cores', cores, 0, cores * CORE, 0.4, 16
+    'cpu',
+    f'a CPU, {cores} core{"s" * (cores > 1)}',
+    cores,
+    0,
+    cores * CORE,
+    0.4,
+    16,
   )
 
 
@@ -235,7 +243,9 @@ def _data(choose, found: look.Look, write) -> None:
       'which image is in which split: a list to read, and to edit',
       data_list=write(found),
     )
-    choose('', data_train_split='train', data_val_split='validation')
+    choose(
+      'as the list says', data_train_split='train', data_val_split='validation'
+    )
   else:
     train, held = found.splits
     choose("the data's own splits", data_train_split=train, data_val_split=held)
@@ -303,7 +313,7 @@ def _model(c, choose, on: Machine, train: int) -> None:
     widths, depths, heads = shape.of(above)
     c.model.update(widths=widths, depths=depths, heads=heads)
     seconds = wanted * cost.train_flops_per_image(c) / on.flops
-    if train >= shape.fewest and seconds <= 3600 * on.hours:
+    if train >= shape.fewest and seconds <= 3600 * _hours(on, train):
       break
   choose(
     f'{shape.why}: for {train:,} images, and {on.text}',
@@ -345,13 +355,14 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     optim_lr=float(f'{peak * 256 / batch:.2g}'),
   )
   flops = cost.train_flops_per_image(c)
-  time = 3600 * on.hours * on.flops / flops  # images in that time
+  hours = _hours(on, train)
+  time = 3600 * hours * on.flops / flops  # images in that time
   wanted = max(SEEN, PASSES * train)
   steps = _round(max(min(wanted, time) / batch, 100))
   passes = steps * batch / train
   why = f'{passes:.3g} passes over {train:,} images'
   if time < wanted:
-    why += f', what fits into about {on.hours * 60:.0f} minutes'
+    why += f', what fits into about {hours * 60:.0f} minutes'
   choose(f'{why}; more steps, better samples', optim_steps=steps)
   every = steps // 8
   choose(
@@ -359,9 +370,8 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     sample_every=every, eval_every=every, optim_save_every=every,
   )  # fmt: skip
   choose('often enough to watch', optim_log_every=min(100, steps // 40))
-  parts = on.devices if on.kind != 'cpu' else 1
   batches = math.ceil(held / 256)
-  fitting = math.ceil(math.ceil(held / batches) / parts) * parts
+  fitting = math.ceil(held / batches / on.devices) * on.devices
   choose(f'{held} held-out images in {batches} part(s)', eval_batch=fitting)
   classes = c.model.classes
   columns = classes if classes <= 16 else 8
@@ -392,10 +402,16 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
   )
 
 
+def _hours(on: Machine, train: int) -> float:
+  """How long a first run may take: longer where there are many images."""
+  return on.hours * max(1, train / MANY)
+
+
 def _batch(c, on: Machine, train: int) -> int:
   """Images per step that divide over the devices, and fit their memory."""
   if on.kind == 'cpu':
-    return 64 if train >= 64 else max(2, 2 ** int(math.log2(max(train, 2))))
+    power = lambda n: 2 ** int(math.log2(max(n, 2)))
+    return max(power(min(train, CPU_BATCH)), power(min(on.devices, CPU_BATCH)))
   batch = 128 * max(1, on.devices // (1 if on.devices < 8 else 2))
   while batch > on.devices:
     c.optim.batch = batch
