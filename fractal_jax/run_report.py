@@ -8,6 +8,7 @@ import base64
 import html
 import importlib.metadata
 import json
+import math
 import platform
 
 from fractal_jax import config_files, paths, report
@@ -26,7 +27,7 @@ td, th { padding: .1em 1.5em .1em 0; text-align: left; vertical-align: top }
 pre { overflow: auto; background: #f5f5f5; padding: 1em; font-size: 12px }
 """
 SHOWN = 8  # grids of samples, evenly over the run
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 240, 56, 12, 34  # of a chart
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 440, 220, 56, 12, 34  # of a chart
 COLOURS = ('#1f77b4', '#ff7f0e')
 PACKAGES = ('fractal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -195,9 +196,9 @@ def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
   """
   points = [point for curve in curves.values() for point in curve]
   right = max(max(step for step, _ in points), 1)
-  # The first values may be far above all others: they are cut off.
+  # The first of many values may be far above all others: they are cut off.
   values = sorted(value for _, value in points)
-  low, high = values[0], values[int(0.98 * (len(values) - 1))]
+  low, high = values[0], values[math.ceil(0.98 * (len(values) - 1))]
   if high <= low:
     low, high = low - abs(low) / 2 - 1e-9, high + abs(high) / 2 + 1e-9
   wide, tall = WIDTH - LEFT - 8, HEIGHT - TOP - BOTTOM
@@ -214,7 +215,12 @@ def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
     value = low + (high - low) * i / 4
     out.append(
       f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" stroke="#ddd"/>'
-      + text(LEFT - 6, y(value) + 4, 'end', f'{value:.3g}')
+      + text(
+        LEFT - 6,
+        y(value) + 4,
+        'end',
+        f'{value:.4g}' if value > 0.01 else f'{value:.1e}',
+      )
     )
   for i in range(5):
     step = right * i / 4
