@@ -207,6 +207,7 @@ def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
   text = lambda x, y, anchor, t: (
     f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{t}</text>'
   )
+  shown = lambda v: f'{v:.4g}' if v > 0.01 else f'{v:.1e}'
   out = [
     f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
     'font-size="11" font-family="system-ui, sans-serif" fill="#555">'
@@ -215,12 +216,7 @@ def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
     value = low + (high - low) * i / 4
     out.append(
       f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" stroke="#ddd"/>'
-      + text(
-        LEFT - 6,
-        y(value) + 4,
-        'end',
-        f'{value:.4g}' if value > 0.01 else f'{value:.1e}',
-      )
+      + text(LEFT - 6, y(value) + 4, 'end', shown(value))
     )
   for i in range(5):
     step = right * i / 4

@@ -59,9 +59,8 @@ def test_a_tenth_is_held_out_whatever_the_order(n, held):
 def test_groups_stay_together():
   rng = np.random.default_rng(0)
   groups = rng.integers(0, 60, 100)
-  out = listing.held_out(
-    groups, [f'{x:08x}' for x in rng.integers(0, 2**32, 100)]
-  )
+  digests = [f'{x:08x}' for x in rng.integers(0, 2**32, 100)]
+  out = listing.held_out(groups, digests)
   assert 5 <= out.sum() <= 10
   for group in set(groups.tolist()):
     assert len(set(out[groups == group])) == 1

@@ -73,19 +73,15 @@ def test_more_images_and_devices_make_larger_models(data, tmp_path):
   widths = []
   for on, train in ((CPU, 180), (GPU, 3000), (POD, 1_200_000)):
     c = found.config.copy_and_resolve_references()
-    reasons = {}
+    c.model.sizes = (64, 4, 1)
 
     def choose(why, c=c, **values):
       for name, value in values.items():
         section, _, key = name.partition('_')
         c[section][key] = value
 
-    with c.unlocked():
-      c.model.sizes = (64, 4, 1)
-      propose._model(c, choose, on, train)
-      propose._training(c, choose, on, train, 100)
+    propose._model(c, choose, on, train)
     config_lib.check(c)
-    assert c.optim.batch % on.devices == 0 and not reasons
     widths.append(c.model.widths[0])
   assert widths == sorted(widths) and widths[0] < widths[1] < widths[2]
 
@@ -97,7 +93,7 @@ def test_more_images_and_devices_make_larger_models(data, tmp_path):
     (8, (8, 4, 1)),
     (28, (28, 4, 1)),
     (64, (64, 4, 1)),
-    (96, (96, 8, 1)),
+    (96, (96, 6, 1)),
     (256, (256, 16, 4, 1)),
   ],
 )

@@ -22,6 +22,7 @@ SIDES = (4, 8, 16, 32, 64, 128, 256)
 STATISTICS = 1000  # images for means and standard deviations
 SEEN = 64_000  # images, repeats counted, after which digits are well drawn
 PASSES = 40  # over the data at least, where there is time
+MANY = 50_000  # images, from which on a run may take longer
 # FLOP/s in training: of a core, what the digits reach on two of them
 # (docs/data.md); of an accelerator, a share of its peak, which is a guess.
 CORE, SHARE = 1.5e10, 0.15
@@ -303,7 +304,7 @@ def _model(c, choose, on: Machine, train: int) -> None:
     widths, depths, heads = shape.of(above)
     c.model.update(widths=widths, depths=depths, heads=heads)
     seconds = wanted * cost.train_flops_per_image(c) / on.flops
-    if train >= shape.fewest and seconds <= 3600 * on.hours:
+    if train >= shape.fewest and seconds <= 3600 * _hours(on, train):
       break
   choose(
     f'{shape.why}: for {train:,} images, and {on.text}',
@@ -345,13 +346,14 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     optim_lr=float(f'{peak * 256 / batch:.2g}'),
   )
   flops = cost.train_flops_per_image(c)
-  time = 3600 * on.hours * on.flops / flops  # images in that time
+  hours = _hours(on, train)
+  time = 3600 * hours * on.flops / flops  # images in that time
   wanted = max(SEEN, PASSES * train)
   steps = _round(max(min(wanted, time) / batch, 100))
   passes = steps * batch / train
   why = f'{passes:.3g} passes over {train:,} images'
   if time < wanted:
-    why += f', what fits into about {on.hours * 60:.0f} minutes'
+    why += f', what fits into about {hours * 60:.0f} minutes'
   choose(f'{why}; more steps, better samples', optim_steps=steps)
   every = steps // 8
   choose(
@@ -390,6 +392,11 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     'writing',
     data_flip=True,
   )
+
+
+def _hours(on: Machine, train: int) -> float:
+  """How long a first run may take: longer where there are many images."""
+  return on.hours * max(1, train / MANY)
 
 
 def _batch(c, on: Machine, train: int) -> int:
