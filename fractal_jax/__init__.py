@@ -5,10 +5,15 @@ model = fractal_jax.load('runs/digits')
 images = model.sample(num=16)
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from fractal_jax.api import Model
+
 __version__ = '0.1.0'
 
 
-def load(workdir: str, step: int | None = None):
+def load(workdir: str, step: int | None = None) -> 'Model':
   """The model of a run, for use from Python: see `fractal_jax.api.Model`.
 
   Args:

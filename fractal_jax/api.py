@@ -8,10 +8,12 @@ pixels).
 from collections.abc import Iterator
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
@@ -58,13 +60,13 @@ class Model:
 
   def sample(
     self,
-    labels=None,
+    labels: ArrayLike | None = None,
     *,
     num: int | None = None,
     seed: int = 0,
     batch: int | None = None,
     movie: str | None = None,
-    **settings,
+    **settings: Any,
   ) -> np.ndarray:
     """Generates images.
 
@@ -101,8 +103,8 @@ class Model:
 
   def log_prob(
     self,
-    images,
-    labels=None,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
     *,
     passes: int | None = None,
     seed: int = 0,
@@ -143,15 +145,15 @@ class Model:
 
   def edit(
     self,
-    images,
-    mask,
-    labels=None,
+    images: ArrayLike,
+    mask: ArrayLike,
+    labels: ArrayLike | None = None,
     *,
     num: int = 1,
     candidates: int = 1,
     seed: int = 0,
     batch: int | None = None,
-    **settings,
+    **settings: Any,
   ) -> np.ndarray:
     """Generates what is under a mask, given the rest.
 
@@ -194,7 +196,7 @@ class Model:
 
   def explain(
     self,
-    image,
+    image: ArrayLike,
     label: int | None = None,
     *,
     passes: int = 64,
@@ -234,7 +236,7 @@ class Model:
     )
     return result_of(job)
 
-  def stream(self, job: str, *args, **how) -> Iterator[Progress]:
+  def stream(self, job: str, *args: Any, **how: Any) -> Iterator[Progress]:
     """Runs one of the methods above step by step, so that it can be watched.
 
       for progress in model.stream('sample', [3, 7], num=16):
@@ -265,7 +267,11 @@ class Model:
     )
 
 
-def load(workdir: str, step: int | None = None, config=None) -> Model:
+def load(
+  workdir: str,
+  step: int | None = None,
+  config: ml_collections.ConfigDict | None = None,
+) -> Model:
   """The model of a run.
 
   Args:
