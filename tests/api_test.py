@@ -1,14 +1,20 @@
 """The Python interface: jobs that are watched, and what a model looks like."""
 
 from importlib import metadata
+import inspect
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 import fractal_jax
+from fractal_jax import api
 from fractal_jax.inference import inputs
 from fractal_jax.models.types import NEVER
+from fractal_jax.training import checkpoint
 from tests import tiny
 from tests.edit_test import build
 
@@ -26,6 +32,45 @@ def test_a_model_is_shown_in_four_lines(model):
     '  images: 4x4, 2 channels of 5 values, 3 classes',
     '  mesh: data=1, fsdp=1, tensor=1',
   ]
+
+
+LOAD = """
+import sys
+import fractal_jax
+from fractal_jax import api
+print(fractal_jax.load(sys.argv[1]))
+heavy = {'matplotlib', 'sklearn', 'scipy.optimize', 'grain', 'tensorflow',
+  'gradio', 'tensorboard', 'tensorflow_datasets', 'imageio'} & set(sys.modules)
+sys.exit(str(heavy) if heavy else 0)
+"""
+
+
+def test_loading_is_quiet_and_imports_nothing_to_plot_or_read_data(
+  model, tmp_path
+):
+  workdir = str(tmp_path / 'run')
+  checkpoint.save_params(workdir, model.config, model.params)
+  done = subprocess.run(
+    [sys.executable, '-W', 'error::UserWarning', '-c', LOAD, workdir],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0 and done.stderr == '', done.stderr
+  assert done.stdout.startswith('fractal_jax Model: ')
+
+
+def test_the_package_says_that_it_is_typed():
+  folder = pathlib.Path(fractal_jax.__file__).parent
+  assert (folder / 'py.typed').exists()
+  for function in (fractal_jax.load, *map(model_method, api.JOBS)):
+    hints = function.__annotations__
+    names = inspect.signature(function).parameters
+    assert set(names) - {'self'} == set(hints) - {'return'}, function
+    assert 'return' in hints
+
+
+def model_method(name):
+  return getattr(api.Model, name)
 
 
 def test_the_version_is_the_installed_one():

@@ -6,6 +6,7 @@ Nothing here knows of the optimizer, or writes anything.
 import contextlib
 import json
 
+from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
@@ -133,7 +134,7 @@ def _read(folder: paths.Path, like):
 def metadata(folder: paths.Path) -> dict:
   """Shapes and types of a stored tree."""
   with reading(folder.parent):
-    with ocp.StandardCheckpointer() as reader:
+    with _quiet(), ocp.StandardCheckpointer() as reader:
       found = reader.metadata(folder).item_metadata
     if found is None:
       # Orbax does not say why.
@@ -142,6 +143,17 @@ def metadata(folder: paths.Path) -> dict:
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.tree
     )
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Without Orbax's warning that one item of a checkpoint is no checkpoint."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def read_sums(folder: paths.Path) -> dict | None:
