@@ -37,7 +37,6 @@ def test_a_model_is_shown_in_four_lines(model):
 LOAD = """
 import sys
 import fractal_jax
-from fractal_jax import api
 print(fractal_jax.load(sys.argv[1]))
 heavy = {'matplotlib', 'sklearn', 'scipy.optimize', 'grain', 'tensorflow',
   'gradio', 'tensorboard', 'tensorflow_datasets', 'imageio'} & set(sys.modules)
