@@ -112,7 +112,7 @@ class Model:
     return _load(found, mesh=mesh, dtype=dtype)
 
   def save_pretrained(
-    self, directory: str, *, dtype: str = 'float32', **card
+    self, directory: str, *, dtype: str = 'float32', **card: Any
   ) -> None:
     """Writes the model as a release: a folder that can be copied.
 
@@ -146,7 +146,7 @@ class Model:
     revision: str | None = None,
     token: str | None = None,
     message: str = hub.MESSAGE,
-    **release,
+    **release: Any,
   ) -> str:
     """Uploads the model to the Hugging Face Hub.
 

@@ -20,9 +20,10 @@ MODEL = r'/api/models/([^/]+/[^/]+)'
 class Refused(Exception):
   """An answer with an error status, and the Hub's code for it."""
 
-  def __init__(self, status: int, code: str = '', message: str = ''):
+  def __init__(self, status: int, code='', message='', **body):
     super().__init__(status, code, message)
-    self.status, self.code, self.message = status, code, message
+    self.status, self.body = status, body
+    self.code, self.message = code, message
 
 
 class Hub:
@@ -82,7 +83,7 @@ class Hub:
     self._may_write(token)
     repo = f'{what["organization"]}/{what["name"]}'
     if repo in self.repos:
-      raise Refused(409)
+      raise Refused(409, url=f'{self.url}/{repo}')
     private = what.get('private') or what.get('visibility') == 'private'
     self.add(repo, {}, private=bool(private))
     return {'url': f'{self.url}/{repo}'}
@@ -166,7 +167,7 @@ class Handler(server.BaseHTTPRequestHandler):
       headers = {'X-Error-Code': e.code, 'X-Error-Message': e.message}
       headers = {k: v for k, v in headers.items() if v}
       return self._send(
-        e.status, json.dumps({'error': e.code}).encode(), headers
+        e.status, json.dumps({'error': e.code, **e.body}).encode(), headers
       )
     if not isinstance(found, tuple):
       return self._send(200, json.dumps(found).encode(), {})

@@ -24,7 +24,7 @@ NAMES = ('ant', 'bee', 'cat')
 
 def configure(**changes):
   c = config.default()
-  c.model.update(tiny.model(*KIND, **changes))
+  c.model.update(tiny.model(*KIND, **changes).to_dict())
   c.data.update(dir='/home/me/digits', manual_dir='/home/me')
   c.optim.batch = 8
   return c
@@ -71,6 +71,8 @@ def test_a_release_is_the_same_model(model, release, monkeypatch):
     'README.md', 'classes.json', 'config.json', 'model.safetensors',
     'samples.png',
   }  # fmt: skip
+  # Who may read one file may read all.
+  assert len({p.stat().st_mode for p in release.iterdir()}) == 1
   monkeypatch.chdir(release.parent)
   found = fractal_jax.Model.from_pretrained('./mine')
   assert_equal(found.params, model.params)
@@ -173,7 +175,7 @@ def test_a_level_of_a_release_is_a_start(model, release, tmp_path):
   net = fractal.from_config(c.model)
   found = train.given_levels(net, c, mesh=model.mesh)
   assert_equal(found, {'level_1': model.params['level_1']})
-  c.model.update(tiny.model(*KIND, widths=(16, 8)))
+  c.model.update(tiny.model(*KIND, widths=(16, 8)).to_dict())
   c.model.update(init_from=str(release), init_levels=(1,))
   net = fractal.from_config(c.model)
   with pytest.raises(CheckpointError, match='misshapen: level_1/'):
@@ -183,7 +185,7 @@ def test_a_level_of_a_release_is_a_start(model, release, tmp_path):
 def test_nothing_is_trained_or_written_over(model, run, release):
   before = (release / 'config.json').read_bytes()
   with pytest.raises(CheckpointError, match='is a release.*model.init_from='):
-    train.train(configure(), str(release))
+    checkpoint.check_config(configure(), str(release))
   assert (release / 'config.json').read_bytes() == before
   with pytest.raises(ReleaseError, match='work directory of a run'):
     model.save_pretrained(run)
@@ -347,22 +349,21 @@ def call(command, *arguments):
     job.run()
 
 
+def published_weights(folder):
+  """Published weights, parameters, and c.py: the config they belong to."""
+  c = configure(channels=3, num_values=256)
+  checkpoint.save_config(c, folder)
+  (folder / 'c.py').write_text(
+    'from fractal_jax.training import checkpoint\n'
+    f'get_config = lambda: checkpoint.load_config({str(folder)!r})\n'
+  )
+  _, params = tiny.build(*KIND, channels=3, num_values=256)
+  return convert.to_published(params, c.model), params
+
+
 @pytest.fixture
 def published(tmp_path):
-  """Published weights, and the config that they belong to."""
-  c = configure(channels=3, num_values=256)
-  (tmp_path / 'c.json').write_text(checkpoint.config_text(c))
-  (tmp_path / 'c.py').write_text(
-    'import pathlib\n'
-    'from fractal_jax.training import checkpoint\n'
-    'def get_config():\n'
-    '  folder = pathlib.Path(__file__).parent / "run"\n'
-    '  return checkpoint.load_config(folder)\n'
-  )
-  (tmp_path / 'run').mkdir()
-  (tmp_path / 'c.json').rename(tmp_path / 'run' / 'config.json')
-  _, params = tiny.build(*KIND, channels=3, num_values=256)
-  state = convert.to_published(params, c.model)
+  state, params = published_weights(tmp_path)
   convert.write(str(tmp_path / 'w.safetensors'), state)
   return tmp_path, state, params
 

@@ -40,18 +40,18 @@ def distributed_flags():
   )
 
 
-def run_flags(default: str | None = None):
+def run_flags(required: bool = True):
   """The run that a command is about."""
   flags.DEFINE_string(
     'workdir',
-    default,
+    None,
     'A run, by its folder; or a model of the Hugging Face Hub, by its name '
     '(user/name); or one that comes with this package (digits_ar).',
   )
   flags.DEFINE_integer(
     'step', None, 'The step whose checkpoint to use; the latest if unset.'
   )
-  if default is None:
+  if required:
     flags.mark_flag_as_required('workdir')
 
 

@@ -1,6 +1,6 @@
 """`convert`: published weights to a run or release and back; runs to releases.
 
-fractal-jax convert --config=fractalmar_in64 --pth=last.pth --out=mar
+fractal-jax convert --config=fractalmar_in64 --pth=a.pth --out=mar
 fractal-jax convert --workdir=mar --out=back.safetensors
 """
 

@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 
-from fractal_jax import paths
 from fractal_jax.release import ReleaseError, card, weights
 from fractal_jax.release.folder import FILES
 
@@ -52,9 +51,8 @@ def folder(
     ReleaseError: the repository can't be downloaded, and is not in the cache.
   """
   name = os.fspath(name)
-  if (SHIPPED / name).is_dir() and name in shipped():
-    if not paths.path(name).exists():
-      return str(SHIPPED / name)
+  if name in shipped() and not os.path.exists(name):
+    return str(SHIPPED / name)
   repo, asked = _repository(name)
   if repo is None:
     return name
@@ -77,7 +75,7 @@ def pull(
 ) -> str:
   """Downloads a repository of the Hub to a folder, or to the cache.
 
-  What is there of an earlier attempt is not downloaded again.
+  Files that an earlier attempt has brought are not downloaded again.
 
   Returns:
     The folder.
