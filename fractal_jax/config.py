@@ -28,6 +28,7 @@ from fractal_jax.checks import (
 )
 from fractal_jax.errors import UserError
 from fractal_jax.models import layers, masking, rules, shared
+from fractal_jax.series import quantiser
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,6 +109,13 @@ MODEL = {
     whole(least=2),
     'values that a channel can take: 0 to num_values - 1',
     '8 bits',
+  ),
+  'unknown': Key(
+    False,
+    Flag(),
+    'whether series may have values that are not known: ~v is read as v, and '
+    'costs no bits (rank 1 alone)',
+    'images have none',
   ),
   'mean': Key(
     IMAGENET_MEAN,
@@ -215,7 +223,8 @@ DATA = {
   'name': Key(
     'digits',
     Text(empty=False),
-    'data set: digits, emoji, folder, npz, imagenet2012, or any name of TFDS',
+    'data set: digits, emoji, folder, npz, series, imagenet2012, or any name '
+    'of TFDS',
     'comes with scikit-learn, nothing to download',
   ),
   'dir': Key('', Text(), 'TFDS data_dir, or the folder or file to read'),
@@ -237,6 +246,48 @@ DATA = {
     whole(least=0),
     'pixels by which training shifts images at most, edges repeated',
     'published',
+  ),
+  'stride': Key(
+    1, whole(least=1), 'rows between two windows of a series', 'every window'
+  ),
+  'rows': Key(
+    0,
+    whole(least=0),
+    'rows of each series, its first, that training and validation may use; 0: '
+    'as the file says (`train` of an .npz), or all',
+  ),
+  'held_out': Key(
+    0.1,
+    Number(least=0, below=1),
+    'share of these rows, the last ones, that is the validation split',
+    'a tenth, as with other data sets',
+  ),
+  'one_class': Key(
+    False,
+    Flag(),
+    'whether all files of series are one class with bins in common, not a '
+    'class each',
+    'sensors have ranges of their own',
+  ),
+  'bins': Key(
+    'uniform',
+    Choice(quantiser.KINDS),
+    "what the bins of series cover: the range of the training part ('uniform') "
+    "or 10 mean deviations around its median ('scaled', for data with spikes)",
+    'most sensors have no spikes in normal operation',
+  ),
+  'margin': Key(
+    0.5,
+    Number(least=0),
+    'share of that range that is added at each end',
+    'what is new often lies outside of what was seen',
+  ),
+  'noise': Key(
+    0.0,
+    Number(least=0),
+    'standard deviation, in bins, of noise that training adds to the values '
+    'of series: a model knows no order of values that it has seldom seen',
+    'none; configs/series.py has two bins',
   ),
   'threads': Key(
     16,

@@ -5,7 +5,7 @@ A source is one split of one data set, read at random:
 `fractal_jax.data.pipeline.SOURCES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 
@@ -24,7 +24,8 @@ class DataError(UserError, ValueError):
 
 def image_dtype(model) -> type:
   """The integer type of images: the smallest that holds a model's values."""
-  return np.uint8 if model.num_values <= 256 else np.int32
+  small = model.num_values <= 256 and not model.unknown
+  return np.uint8 if small else np.int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Source:
     values: the values are 0 .. values - 1.
     check: raises DataError for whatever can be found without decoding.
     skipped: which files are left out and why, a sentence; '' if none are.
+    files: texts by name that a run keeps in its work directory.
   """
 
   size: int
@@ -47,6 +49,7 @@ class Source:
   values: int
   check: Callable[[], None] = lambda: None
   skipped: str = ''
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def nearest(name: str, names) -> str:

@@ -10,7 +10,7 @@ Sources and grain are imported when they are used, TensorFlow never: TFDS data
 sets are prepared by another process (`fractal_jax.data.prepared`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import math
@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from fractal_jax.data import arrays, common, folder, prepared
+from fractal_jax.data import arrays, common, folder, prepared, series
 from fractal_jax.data.common import DataError, Source
 
 # How each data set is opened: (config, split) -> Source. Any other name is
@@ -29,6 +29,7 @@ SOURCES = {
   'folder': folder.folder,
   'imagenet2012': prepared.imagenet2012,
   'npz': arrays.npz,
+  'series': series.series,
 }
 
 
@@ -43,6 +44,7 @@ class Info:
     num_train: examples of data.train_split.
     num_val: examples of data.val_split.
     skipped: which files are left out and why, a sentence; '' if none are.
+    files: texts by name that a run keeps in its work directory.
   """
 
   shape: tuple[int, ...]
@@ -51,6 +53,7 @@ class Info:
   num_train: int
   num_val: int
   skipped: str = ''
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def info(config) -> Info:
@@ -75,6 +78,7 @@ def info(config) -> Info:
     skipped='; '.join(
       filter(None, dict.fromkeys((train.skipped, val.skipped)))
     ),
+    files=train.files,
   )
 
 
@@ -136,7 +140,12 @@ class TrainBatches:
 
 
 def train_batches(
-  config, *, process_index: int = 0, process_count: int = 1, start: int = 0
+  config,
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
+  start: int = 0,
+  source: Source | None = None,
 ) -> TrainBatches:
   """Endless training batches of this host, reshuffled every epoch.
 
@@ -145,6 +154,7 @@ def train_batches(
     process_index: this host, h.
     process_count: number of hosts; each gets b = optim.batch / hosts rows.
     start: the step to begin with.
+    source: data at hand, in place of the split data.train_split.
 
   Returns:
     An iterator over dict(image uint8 or int32 [b, S, S, C] or [b, S, C],
@@ -158,7 +168,7 @@ def train_batches(
   """
   d, batch = config.data, config.optim.batch
   rows = _rows('optim.batch', batch, process_count)
-  source = open_split(config, d.train_split)
+  source = open_split(config, d.train_split) if source is None else source
   seed = config.seed % 2**32
 
   @functools.lru_cache(2)  # a batch can lie in two epochs
@@ -264,8 +274,12 @@ def _rows(name: str, batch: int, process_count: int) -> int:
 
 
 def _augment(config, image: np.ndarray, rng: np.random.Generator):
-  """Random flip (images only) and shift of an image [S, S, C] or [S, C]."""
+  """Noise (series only), flip (images only) and shift of [S, S, C] or [S, C]."""
   d, rank = config.data, config.model.rank
+  if d.noise and rank == 1:  # what is not known stays as it is
+    moved = np.rint(image + rng.normal(0, d.noise, image.shape))
+    moved = moved.clip(0, config.model.num_values - 1)
+    image = np.where(image < 0, image, moved)
   if d.flip and rank == 2 and rng.integers(2):
     image = image[:, ::-1]
   if d.shift:

@@ -68,6 +68,7 @@ class Fractal(nn.Module):
   classes: int
   label_dropout: float  # the share of labels that training drops
   colour: Colour = Colour()
+  unknown: bool = False  # whether values may be marked: ~v, read as v
 
   @property
   def kinds(self) -> list[type]:
@@ -111,7 +112,7 @@ class Fractal(nn.Module):
     Args:
       params: the parameters by level, without their logical axes.
       images: [B, S, (S,) C], values 0 .. V - 1 (of RGB, whatever the colour
-        space of the model).
+        space of the model); with `unknown`, ~v of what is not known.
       labels: [B], -1 for "no class".
       draws: the random draws of masked levels, and of dropped labels.
       masks: masks to use in place of random ones, one entry per level (None at
@@ -138,8 +139,27 @@ class Fractal(nn.Module):
       images, labels, draws, masks, keep, train=train
     )
     nats = self.levels[-1](rows.conds, values_of(rows), train=train)
-    pixels = Scores(nats, rows.weight, rows.image, rows.site)
-    return Result(self.named(pixels), tuple(guides), dropped)
+    pixels = self.named(Scores(nats, rows.weight, rows.image, rows.site))
+    if self.unknown:  # in series a site is a place
+      known = images[pixels.image, pixels.site] >= 0
+      pixels = pixels.replace(nats=jnp.where(known, pixels.nats, 0))
+    return Result(pixels, tuple(guides), dropped)
+
+  @nn.nowrap  # pure
+  def predictive(
+    self, params: dict, images: Array, labels: Array, draws: Draws
+  ) -> tuple[Rows, Array]:
+    """The rows that reach the pixel level, and their logits [N, C, V].
+
+    Channels are those of the data, in its order; arguments as of `score`.
+    """
+
+    def run(self):
+      rows, _, _ = self.down(images, labels, draws, train=False)
+      logits = self.levels[-1].logits(rows.conds, values_of(rows))
+      return rows, self.colour.unordered(logits, 1)
+
+    return self.apply({'params': shared.expand(params, self.specs)}, method=run)
 
   def pixel_logits(self, images, labels, draws, masks=None) -> Array:
     """Logits [N, C, V] of the pixels that reach the pixel level."""
@@ -149,6 +169,8 @@ class Fractal(nn.Module):
 
   def down(self, images, labels, draws, masks=None, keep=None, *, train):
     """Images down to the rows of the pixel level; guides' Scores; dropped."""
+    if self.unknown:
+      images = jnp.where(images < 0, ~images, images)
     rows = self.rows(self.colour.encode(images), labels, draws, train)
     guides, dropped = [], jnp.zeros((), jnp.int32)
     for i, level in enumerate(self.levels[:-1]):
@@ -293,7 +315,11 @@ class Labels(nn.Module):
 def from_config(model) -> Fractal:
   """The model of a config's section `model`."""
   return Fractal(
-    specs(model), model.classes, model.label_dropout, colour.from_config(model)
+    specs(model),
+    model.classes,
+    model.label_dropout,
+    colour.from_config(model),
+    model.unknown,
   )
 
 

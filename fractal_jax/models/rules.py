@@ -82,6 +82,11 @@ def value_problems(model) -> list[str]:
     for level in model.init_levels
     if level > last
   ]
+  if model.unknown and (model.rank != 1 or model.guide):
+    out.append(
+      'model.unknown=True is for series: it needs model.rank=1 and '
+      'model.guide=False'
+    )
   if bool(model.init_from) != bool(model.init_levels):
     out.append(
       'model.init_from and model.init_levels go together: set both or neither'

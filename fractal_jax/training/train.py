@@ -107,6 +107,8 @@ def train(
     checkpoint.save_config(config, workdir)
     if jax.process_index() == 0:
       classes.save(workdir, info.class_names)
+      for name, text in info.files.items():
+        paths.write_text(paths.path(workdir) / name, text)
 
     # ------------------------------------------------- what watches the steps
     stop = stack.enter_context(processes.stop_requests())

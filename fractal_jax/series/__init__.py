@@ -1,0 +1,1 @@
+"""Series: tables of sensors, from a file to scores, forecasts and reports."""

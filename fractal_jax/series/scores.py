@@ -1,0 +1,308 @@
+"""How surprising each point of a series is, to a model of windows.
+
+A window of S rows goes through the model once, and each of its values gets its
+own predictive distribution over V bins, given the rows before it and the
+channels before it in the same row (ar levels), or given a random part of the
+window (masked levels; a mean over masks). Axis letters: T rows, C channels,
+S rows of a window, B windows, N rows of all windows.
+"""
+
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fractal_jax import cpu, sharding
+from fractal_jax.errors import UserError
+from fractal_jax.inference import inputs
+from fractal_jax.inference.progress import Job, Progress
+from fractal_jax.models import fractal, masking
+from fractal_jax.models.types import Array, Draws
+from fractal_jax.series.quantiser import Quantiser
+
+KINDS = ('z2', 'bits', 'excess', 'tail')
+
+
+class ScoreError(UserError, ValueError):
+  """Scores that a model can't give."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PointScores:
+  """What the model says of every value; [T, C] each, NaN where not known.
+
+  Attributes:
+    bits: -log2 of the probability of the value's bin. For ar levels their sum
+      over a window is its exact -log2 p.
+    z2: the squared distance of the value, unclipped, from the predictive mean,
+      over the predictive variance; 1 on average where the model is right.
+    entropy: bits that the model expected.
+    pit: the share of the predictive distribution below the value, its own bin
+      counted by half: uniform on [0, 1] where the model is calibrated.
+    mean, deviation: predictive mean and standard deviation, in the unit of the
+      data.
+    clipped: values outside of all bins, by channel [C].
+  """
+
+  bits: np.ndarray
+  z2: np.ndarray
+  entropy: np.ndarray
+  pit: np.ndarray
+  mean: np.ndarray
+  deviation: np.ndarray
+  clipped: np.ndarray
+
+  def by_channel(self, kind: str) -> np.ndarray:
+    """[T, C]: one of KINDS, larger where more surprising.
+
+    'excess' is bits less the bits that were expected; 'tail' is -log2 of the
+    two-sided tail probability of the PIT.
+    """
+    if kind == 'excess':
+      return self.bits - self.entropy
+    if kind == 'tail':
+      pit = np.clip(self.pit, 1e-9, 1 - 1e-9)
+      return -np.log2(2 * np.minimum(pit, 1 - pit))
+    return getattr(self, kind)
+
+  def of_rows(self, kind: str, smooth: int = 1, causal: bool = False):
+    """[T]: the mean over the channels known, then over `smooth` rows."""
+    return smoothed(mean_over(self.by_channel(kind)), smooth, causal)
+
+  def by_level(self, sizes) -> list[np.ndarray]:
+    """Bits of the patches that each level cuts, [T] each, outermost first.
+
+    Each row has the mean bits per value of the patch that it lies in, so that
+    levels compare: a burst shows at level 0, a spike at the last one.
+    """
+    rows = mean_over(self.bits)
+    return [_blocks(rows, size) for size in sizes[1:]]
+
+
+def mean_over(x: np.ndarray) -> np.ndarray:
+  """The mean over what is known of the last axis; NaN where nothing is."""
+  known = ~np.isnan(x)
+  count = known.sum(-1)
+  total = np.where(known, x, 0).sum(-1)
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _blocks(x: np.ndarray, size: int) -> np.ndarray:
+  padded = np.pad(x, (0, -len(x) % size), constant_values=np.nan)
+  means = mean_over(padded.reshape(-1, size))
+  return means.repeat(size)[: len(x)]
+
+
+def smoothed(x: np.ndarray, rows: int, causal: bool = False) -> np.ndarray:
+  """The mean over so many rows [T]: around each, or up to it; NaN left out.
+
+  At the ends over those that there are. With `causal` a row's mean is a
+  function of that row and earlier ones alone.
+  """
+  known = ~np.isnan(x)
+  sums = np.concatenate([[0.0], np.cumsum(np.where(known, x, 0))])
+  counts = np.concatenate([[0], np.cumsum(known)])
+  t = np.arange(len(x))
+  last = t + 1 if causal else np.minimum(t + (rows - rows // 2), len(x))
+  first = np.maximum(t + 1 - rows if causal else t - rows // 2, 0)
+  count = counts[last] - counts[first]
+  total = sums[last] - sums[first]
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+# The model's part.
+
+
+@struct.dataclass
+class Windows:
+  """Windows of a series that are scored at a time."""
+
+  bins: Array  # [B, S, C] int32, ~v where not known
+  place: Array  # [B, S, C] on the scale of bins, unclipped; 0 where not known
+  label: Array  # [B] class, -1 for "no class"
+  index: Array  # [B] number of the window
+
+
+def score(
+  net: fractal.Fractal,
+  params,
+  quantiser: Quantiser,
+  values: np.ndarray,
+  label: int = 0,
+  *,
+  causal: bool = False,
+  passes: int = 16,
+  seed: int = 0,
+  batch: int = 64,
+  mesh=None,
+) -> Job:
+  """Scores every value of a series.
+
+  Args:
+    net: a model of rank 1 with `unknown`.
+    params: its parameters.
+    quantiser: of the data that it was trained on.
+    values: [T, C]; NaN is not known: it is read as the last number before it,
+      and not scored.
+    label: the class.
+    causal: refuse a model whose scores depend on later rows.
+    passes: random masks a window, for masked levels.
+    seed: of the masks.
+    batch: windows at a time.
+    mesh: the mesh; one of the first device where None.
+
+  Yields:
+    Progress after each batch.
+
+  Returns:
+    PointScores. Each value is predicted from at least 3/4 of a window: with
+    ar levels from the rows before, with masked ones from both sides. Before
+    the first row stands its copy.
+
+  Raises:
+    ScoreError: the model is of no series, masked where `causal`, or of other
+      channels.
+  """
+  side, channels = net.specs[0].side, net.specs[0].channels
+  if net.specs[0].rank != 1 or not net.unknown:
+    raise ScoreError(
+      'this model was not trained on series: it needs model.rank=1 and '
+      'model.unknown=True'
+    )
+  if causal and not net.exact:
+    raise ScoreError(
+      'causal scores look at the past alone, but this model has masked levels, '
+      "which look at both sides: train one of model.kinds=('ar', ..., 'pixel')"
+    )
+  if values.ndim != 2 or values.shape[1] != channels:
+    raise ScoreError(
+      f'values of shape {values.shape}: this model takes [T, {channels}], '
+      f'channels {", ".join(quantiser.channels)}'
+    )
+  inputs.check_counts(passes=passes, batch=batch)
+  mesh = sharding.single_device_mesh() if mesh is None else mesh
+  passes = 1 if net.exact else passes
+  step = max(side // 4, 1)
+  before = side - step if net.exact else (side - step) // 2
+  windows = -(-len(values) // step)
+  bins = quantiser.read(values, label)
+  place = np.nan_to_num(quantiser.place(values, label))
+  pad = (before, windows * step + side - step - before - len(values))
+  bins = np.concatenate(
+    [np.full((pad[0], channels), 1) * _marked(bins[:1]), bins]
+    + [np.full((pad[1], channels), 1) * _marked(bins[-1:])]
+  ).astype(np.int32)
+  place = np.pad(place, (pad, (0, 0)))
+  cut = lambda x: np.lib.stride_tricks.sliding_window_view(
+    x, side, axis=0
+  )[::step].swapaxes(1, 2)  # [windows, S, C]
+  bins, place = cut(bins), cut(place)
+  batch = sharding.padded_batch(min(batch, windows), mesh)
+  out = []
+  for start in range(0, windows, batch):
+    index = np.arange(start, start + batch)
+    at = np.minimum(index, windows - 1)
+    rows = Windows(
+      np.ascontiguousarray(bins[at]),
+      place[at].astype(np.float32),
+      np.full(batch, label, np.int32),
+      index.astype(np.int32),
+    )
+    with jax.set_mesh(mesh):
+      rows = sharding.place(rows, mesh)
+      found = statistics()(net, params, rows, passes, seed, mesh)
+    out.append(jax.device_get(found)[:, before : before + step])
+    yield Progress('scoring', min(start + batch, windows), windows)
+  found = np.concatenate(out).reshape(-1, channels, STATISTICS)
+  found = found[: len(values)].astype(np.float64)
+  found[np.isnan(values)] = np.nan
+  nats, mean, variance, entropy, pit = np.moveaxis(found, -1, 0)
+  _, width = quantiser.of(label)
+  distance = quantiser.place(values, label) - mean
+  return PointScores(
+    bits=nats / np.log(2),
+    z2=distance**2 / variance,
+    entropy=entropy / np.log(2),
+    pit=pit,
+    mean=quantiser.decode(mean, label),
+    deviation=np.sqrt(variance) * width,
+    clipped=quantiser.outside(values, label).sum(0),
+  )
+
+
+STATISTICS = 5  # nats, mean, variance, entropy, pit
+
+
+def _marked(bins: np.ndarray) -> np.ndarray:
+  """Bins, all marked as not known."""
+  return np.where(bins < 0, bins, ~bins)
+
+
+@functools.cache
+def statistics():
+  """`_statistics`, compiled; made when first used, see likelihood.scorer."""
+  return jax.jit(
+    _statistics,
+    static_argnums=(0, 3, 5),
+    compiler_options=cpu.forward_options(),
+  )
+
+
+def _statistics(net, params, windows: Windows, passes: int, seed, mesh) -> Array:
+  """Of the predictive distributions at all values, [B, S, C, STATISTICS].
+
+  Every device scores its own windows. Masked models: means over the passes in
+  which a value was masked, weighted as in the likelihood.
+  """
+
+  def on_device(params, windows, seed):
+    totals = 0.0
+    for number in range(passes):
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      totals += _one_pass(net, params, windows, key)
+    weight = totals[..., -1:]
+    # A value that no pass masked: its nats are 0 in the mean, as they should;
+    # the rest is not known, and taken as what is expected of it.
+    nats = totals[..., :1] / passes
+    rest = totals[..., 1:-1] / jnp.maximum(weight, 1e-9)
+    return jnp.concatenate([nats, rest], -1)
+
+  over = jax.P(sharding.BATCH)
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(jax.P(), over, jax.P()),
+    out_specs=over,
+    check_vma=False,
+  )(params, windows, seed)
+
+
+def _one_pass(net, params, windows: Windows, key) -> Array:
+  """Weighted statistics and their weights, [B, S, C, STATISTICS + 1]."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(windows.index)
+  shift = jax.random.bits(key, (), jnp.uint32)
+  draws = Draws(keys, masking.strata(shift, windows.index), law='uniform')
+  rows, logits = net.predictive(params, windows.bins, windows.label, draws)
+  log_p = jax.nn.log_softmax(logits)  # [N, C, V]
+  p = jnp.exp(log_p)
+  bins = jnp.where(windows.bins < 0, ~windows.bins, windows.bins)
+  at = bins[rows.image, rows.site][..., None]  # [N, C, 1]
+  value = jnp.arange(logits.shape[-1], dtype=jnp.float32)
+  mean = (p * value).sum(-1)
+  variance = (p * (value - mean[..., None]) ** 2).sum(-1) + 1 / 12
+  own = jnp.take_along_axis(p, at, -1)[..., 0]
+  below = jnp.where(value < at, p, 0).sum(-1)
+  found = [
+    -jnp.take_along_axis(log_p, at, -1)[..., 0],
+    mean,
+    variance,
+    -(p * log_p).sum(-1),
+    below + own / 2,
+    jnp.ones_like(mean),
+  ]
+  found = jnp.stack(found, -1) * rows.weight[:, None, None]
+  out = jnp.zeros(bins.shape + (len(found[0, 0]),))
+  return out.at[rows.image, rows.site].add(found)

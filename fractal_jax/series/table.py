@@ -1,0 +1,293 @@
+"""Tables of sensors: CSV, Parquet and .npz files to rows of numbers.
+
+What is empty or NaN is not known, and stays NaN. Where a time column shows
+that rows are missing, rows of NaN take their place, so that a window of so many
+rows is always as long.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+
+import numpy as np
+
+from fractal_jax import paths
+from fractal_jax.data.common import DataError
+
+ENDINGS = ('.csv', '.npz', '.parquet')
+TIMES = re.compile(r'(date)?_?time_?(stamp)?|date|ds|timestamps?', re.I)
+LABELS = re.compile(r'labels?|is_?anomaly|anomaly', re.I)
+EXTRA = "pip install 'fractal_jax[series]'"
+FILLED = 10  # missing rows are filled in up to so many times the rows there are
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """One series.
+
+  Attributes:
+    name: of the file, without its ending.
+    values: float64 [T, C], NaN where not known.
+    channels: [C] names.
+    times: datetime64 or float64 [T], or None where there is no time column.
+    row: [rows of the file] where each of them lies in `values`.
+    labels: bool [T], True where anomalous, or None.
+    train: the first so many of the T rows are normal; None if not said.
+    notes: what was found and done, a sentence each.
+  """
+
+  name: str
+  values: np.ndarray
+  channels: tuple[str, ...]
+  times: np.ndarray | None = None
+  row: np.ndarray | None = None
+  labels: np.ndarray | None = None
+  train: int | None = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def per_week(self) -> float | None:
+    """Rows in a week; None without a time column of dates."""
+    if self.times is None or self.times.dtype.kind != 'M' or len(self.times) < 2:
+      return None
+    step = np.median(np.diff(self.times).astype('timedelta64[ns]').astype(float))
+    return 7 * 86400e9 / step
+
+
+def files(name: str) -> list[paths.Path]:
+  """The files that data.dir means: a file, a folder, or FOLDER/*.npz.
+
+  Raises:
+    DataError: there are none, or a folder mixes kinds of files.
+  """
+  if not name:
+    raise DataError(
+      "data.dir='' names no series: set it to a .csv, .parquet or .npz file, "
+      'or to a folder of them'
+    )
+  found = paths.path(name)
+  if '*' in found.name:
+    some = sorted(found.parent.glob(found.name))
+  elif found.is_dir():
+    some = [paths.path(path) for path, is_file in paths.entries(found) if is_file]
+    some = [path for path in some if path.suffix.lower() in ENDINGS]
+    kinds = sorted({path.suffix.lower() for path in some})
+    if len(kinds) > 1:
+      raise DataError(
+        f'{name} has files of several kinds ({", ".join(kinds)}): name one '
+        f'kind, as in {name}/*{kinds[0]}'
+      )
+  else:
+    some = [found] if found.is_file() else []
+  if not some:
+    raise DataError(
+      f'{name}: there is no such file, or no {", ".join(ENDINGS)} in it'
+    )
+  return some
+
+
+def read(path, columns: Sequence[str] = ()) -> Table:
+  """Reads one file; see the top of this file.
+
+  Args:
+    path: a .csv with a header, a .parquet, or an .npz of `values` [T, C] and
+      perhaps `labels` [T], `train` and `timestamps` [T].
+    columns: names of the channels; all columns of numbers where empty.
+
+  Raises:
+    DataError: names the row (as the file counts them: the header is row 1)
+      and the column that can't be used, and why.
+  """
+  path = paths.path(path)
+  if not path.is_file():
+    raise DataError(f'{path}: there is no such file')
+  ending = path.suffix.lower()
+  if ending not in ENDINGS:
+    raise DataError(f'{path} must be one of {", ".join(ENDINGS)}')
+  found = _npz(path) if ending == '.npz' else _frame(path, ending, columns)
+  if len(found.values) < 2 or not found.values.shape[1]:
+    raise DataError(
+      f'{path}: {len(found.values)} rows of {found.values.shape[1]} channels: '
+      'a series has two rows or more, and a column of numbers'
+    )
+  infinite = np.argwhere(np.isinf(found.values))
+  if len(infinite):
+    row, column = infinite[0]
+    raise DataError(
+      f"{path}, row {row + 2 - (ending == '.npz')}, column "
+      f"'{found.channels[column]}': infinite; leave the cell empty"
+    )
+  return _spaced(found)
+
+
+def from_array(values, name: str = 'series', channels=()) -> Table:
+  """The Table of an array or DataFrame [T, C] or [T]."""
+  names = channels or getattr(values, 'columns', ())
+  values = np.asarray(values, np.float64)
+  values = values[:, None] if values.ndim == 1 else values
+  names = tuple(map(str, names)) or tuple(map(str, range(values.shape[1])))
+  return Table(name, values, names, row=np.arange(len(values)))
+
+
+def _npz(path) -> Table:
+  try:
+    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
+      data = {name: file[name] for name in file.files}
+  except Exception as e:  # zipfile, numpy and the system each have their own
+    raise DataError(f'{path} is no .npz file of plain arrays: {e}') from e
+  values = data.get('values')
+  if values is None or values.ndim not in (1, 2) or values.dtype.kind not in 'fiu':
+    shown = 'no `values`' if values is None else f'`values` {values.shape}'
+    raise DataError(f'{path} has {shown}: write numbers `values` [T, C]')
+  values = values.reshape(len(values), -1).astype(np.float64)
+  for name in ('labels', 'timestamps'):
+    if name in data and data[name].shape != values.shape[:1]:
+      raise DataError(
+        f'{path}: `{name}` has shape {data[name].shape}, `values` has '
+        f'{len(values)} rows'
+      )
+  names = data.get('channels', np.arange(values.shape[1])).astype(str)
+  labels, train = data.get('labels'), data.get('train')
+  return Table(
+    path.stem,
+    values,
+    tuple(names.tolist()),
+    data.get('timestamps'),
+    np.arange(len(values)),
+    None if labels is None else labels > 0,
+    None if train is None else int(train),
+  )
+
+
+def _frame(path, ending: str, columns: Sequence[str]) -> Table:
+  """A CSV or Parquet file."""
+  try:
+    import pandas as pd
+  except ImportError as e:
+    raise DataError(f'{path} needs pandas: {EXTRA}') from e
+  try:
+    with paths.local(path) as copy:
+      if ending == '.csv':
+        frame = pd.read_csv(copy, dtype=str, skipinitialspace=True)
+      else:
+        frame = pd.read_parquet(copy)
+  except ImportError as e:
+    raise DataError(f'{path} needs pyarrow: {EXTRA}') from e
+  except Exception as e:  # pandas and what it reads with have many
+    text = ' '.join(str(e).split())
+    raise DataError(f'{path} cannot be read as {ending[1:]}: {text}') from e
+  lacking = [name for name in columns if name not in frame]
+  if lacking:
+    raise DataError(
+      f"{path} has no column '{lacking[0]}': it has {', '.join(frame)}"
+    )
+  frame.columns = [str(name).strip() for name in frame.columns]
+  time = next((c for c in frame if TIMES.fullmatch(c)), None)
+  if time is None and _dates(pd, frame.iloc[:, 0]) is not None:
+    time = frame.columns[0]
+  label = next((c for c in frame if LABELS.fullmatch(c)), None)
+  names = list(columns) or [c for c in frame if c not in (time, label)]
+  numbers = lambda name: _numbers(pd, path, frame[name])
+  values = [numbers(name) for name in names]
+  times = None if time is None else _times(pd, path, frame[time])
+  return Table(
+    path.stem,
+    np.stack(values, 1) if values else np.zeros((len(frame), 0)),
+    tuple(names),
+    times,
+    np.arange(len(frame)),
+    None if label is None else np.nan_to_num(numbers(label)) > 0,
+  )
+
+
+def _numbers(pd, path, column) -> np.ndarray:
+  """A column as float64; NaN where it is empty."""
+  found = pd.to_numeric(column, errors='coerce').astype(float)
+  wrong = np.flatnonzero(found.isna() & column.notna())
+  if len(wrong):
+    cell = str(column.iloc[wrong[0]])
+    raise DataError(
+      f"{path}, row {wrong[0] + 2}, column '{column.name}': {cell!r} is no "
+      'number; leave the cell empty if it is not known, or leave the column '
+      'out with --columns'
+    )
+  return found.to_numpy(np.float64)
+
+
+def _dates(pd, column):
+  """A column of texts as dates; None if its first are numbers or no dates."""
+  first = column.dropna().head(5)
+  if not len(first) or pd.to_numeric(first, errors='coerce').notna().any():
+    return None
+  if pd.to_datetime(first, errors='coerce', utc=True).isna().any():
+    return None
+  return pd.to_datetime(column, errors='coerce', utc=True, format='mixed')
+
+
+def _times(pd, path, column) -> np.ndarray:
+  """A time column, ascending; DataError names the row that is not."""
+  dates = _dates(pd, column)
+  found = pd.to_numeric(column, errors='coerce') if dates is None else dates
+  wrong = np.flatnonzero(found.isna())
+  if len(wrong):
+    raise DataError(
+      f"{path}, row {wrong[0] + 2}, column '{column.name}': "
+      f'{column.iloc[wrong[0]]!r} is no time; every row needs one'
+    )
+  if dates is None:
+    found = found.to_numpy(np.float64)
+  else:
+    found = found.dt.tz_localize(None).to_numpy('datetime64[ns]')
+  back = np.flatnonzero(np.diff(found) <= np.zeros(1, np.diff(found).dtype))
+  if len(back):
+    raise DataError(
+      f"{path}, row {back[0] + 3}, column '{column.name}': "
+      f'{column.iloc[back[0] + 1]} does not come after '
+      f'{column.iloc[back[0]]}, the row before; sort the rows, and leave '
+      'each time once'
+    )
+  return found
+
+
+def _spaced(found: Table) -> Table:
+  """A table with rows of NaN where its times say that rows are missing."""
+  if found.times is None or len(found.values) < 3:
+    return found
+  steps = np.diff(found.times).astype(np.float64)
+  step = np.median(steps)
+  counts = np.round(steps / step)
+  if step <= 0 or (np.abs(steps / step - counts) > 0.1).mean() > 0.05:
+    note = 'the time between rows varies: rows are taken as evenly spaced'
+    return dataclasses.replace(found, notes=(*found.notes, note))
+  counts = np.maximum(counts, 1).astype(np.int64)
+  row = np.concatenate([[0], np.cumsum(counts)])
+  missing = row[-1] + 1 - len(row)
+  if not missing:
+    return found
+  gaps = int((counts > 1).sum())
+  longest = int(counts.max()) - 1
+  note = f'{missing} rows are missing in {gaps} gap(s), the longest of {longest}'
+  if row[-1] >= FILLED * len(row):
+    note += ': too many to fill in, so rows are taken as evenly spaced'
+    return dataclasses.replace(found, notes=(*found.notes, note))
+  note += ': taken as not known'
+  values = np.full((row[-1] + 1, found.values.shape[1]), np.nan)
+  values[row] = found.values
+  labels = found.labels
+  if labels is not None:
+    labels = np.zeros(len(values), bool)
+    labels[row] = found.labels
+  times = found.times[0] + (np.arange(len(values)) * step).astype(
+    'timedelta64[ns]' if found.times.dtype.kind == 'M' else np.float64
+  )
+  times[row] = found.times
+  train = None if found.train is None else int(row[found.train - 1]) + 1
+  return dataclasses.replace(
+    found,
+    values=values,
+    times=times,
+    row=row,
+    labels=labels,
+    train=train,
+    notes=(*found.notes, note),
+  )
