@@ -29,4 +29,8 @@ def __getattr__(name: str):
     from importlib import metadata
 
     return metadata.version('fractal_jax')
+  if name == 'FractalDetector':  # needs scikit-learn and JAX
+    from fractal_jax.series import detector
+
+    return detector.FractalDetector
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -19,6 +19,7 @@ from fractal_jax.inference import edit, explain, inputs, sample, score
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
 from fractal_jax.models.kernels import proof
+from fractal_jax.series import forecast, quantiser
 from fractal_jax.training import checkpoint, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
@@ -38,6 +39,7 @@ class Model:
   net: fractal.Fractal
   params: dict
   mesh: jax.sharding.Mesh
+  quantiser: quantiser.Quantiser | None = None  # of models of series
 
   def __repr__(self) -> str:
     m = self.config.model
@@ -234,6 +236,77 @@ class Model:
     )
     return result_of(job)
 
+  def forecast(
+    self,
+    context,
+    horizon: int,
+    *,
+    quantiles=forecast.QUANTILES,
+    num: int = 100,
+    label: int = 0,
+    seed: int = 0,
+    **settings,
+  ) -> forecast.Drawn:
+    """What comes after a series, as samples and quantiles.
+
+    Args:
+      context: [T, C], in the unit of the data; the model sees its last rows,
+        no more than a window. NaN is not known, and drawn as well.
+      horizon: rows.
+      quantiles: of each value.
+      num: continuations that are drawn.
+      label: the class, where the model was trained on several series.
+      seed: of the draws.
+      **settings: batch, and those of `sample`.
+
+    Returns:
+      A `forecast.Drawn`: samples [num, horizon, C], quantiles [quantiles,
+      horizon, C].
+
+    Raises:
+      forecast.ForecastError: no model of series, or values it can't take.
+    """
+    job = forecast.forecast(
+      self,
+      context,
+      horizon,
+      quantiles=quantiles,
+      num=num,
+      label=label,
+      seed=seed,
+      **settings,
+    )
+    return result_of(job)
+
+  def impute(
+    self,
+    x,
+    *,
+    quantiles=forecast.QUANTILES,
+    num: int = 20,
+    label: int = 0,
+    seed: int = 0,
+    **settings,
+  ) -> forecast.Drawn:
+    """What may stand where a series is NaN, as samples and quantiles.
+
+    Masked (mar) levels see both sides of a gap, ar levels the earlier one.
+
+    Args:
+      x: [T, C], in the unit of the data. What is known comes back unchanged.
+      quantiles, num, label, seed, **settings: as in `forecast`.
+
+    Returns:
+      A `forecast.Drawn`: samples [num, T, C], quantiles [quantiles, T, C].
+
+    Raises:
+      forecast.ForecastError: no model of series, or values it can't take.
+    """
+    job = forecast.impute(
+      self, x, quantiles=quantiles, num=num, label=label, seed=seed, **settings
+    )
+    return result_of(job)
+
   def stream(self, job: str, *args, **how) -> Iterator[Progress]:
     """Runs one of the methods above step by step, so that it can be watched.
 
@@ -284,4 +357,4 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
   mesh = sharding.any_mesh(config)
   shardings = train_state.param_shardings(net, mesh)
   params = restore.restore_params(workdir, step, shardings)
-  return Model(config, net, params, mesh)
+  return Model(config, net, params, mesh, quantiser.load(workdir))

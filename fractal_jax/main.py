@@ -41,6 +41,9 @@ COMMANDS = {
   'sweep': 'the same over guidance and temperature',
   'reference': 'statistics of a data set, for evaluate',
   'convert': 'published weights to a run, and back',
+  'anomaly': 'alarms and a report of a table of sensors',
+  'forecast': 'what comes after a table of sensors',
+  'impute': 'what may stand in its empty cells',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }

@@ -1,0 +1,164 @@
+"""`anomaly`: from a table of sensors to alarms and a report."""
+
+from absl import flags
+
+from fractal_jax import paths
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """The command's flags."""
+  series_flags()
+  flags.DEFINE_string('out', 'anomaly', 'A folder for scores.csv, report.html.')
+  flags.DEFINE_integer(
+    'smooth', 200, 'Rows that scores are averaged over.', lower_bound=1
+  )
+  flags.DEFINE_enum(
+    'score',
+    'z2',
+    ['z2', 'bits', 'excess', 'tail'],
+    'Squared standardised residuals, bits, bits less those expected, or tail '
+    'probabilities.',
+  )
+  flags.DEFINE_bool(
+    'causal', False, 'Scores look at earlier rows alone, as in a stream.'
+  )
+  flags.DEFINE_float(
+    'false_alarms',
+    0.01,
+    'The share of normal rows, of those held out, that may be above the '
+    'threshold.',
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_float(
+    'threshold', None, 'Rows with a larger score are alarms; chosen if unset.'
+  )
+
+
+def series_flags():
+  """The data, and the model: fitted here, or of a run."""
+  flags.DEFINE_string('data', None, 'A .csv with a header, .parquet or .npz.')
+  flags.mark_flag_as_required('data')
+  flags.DEFINE_list(
+    'columns', [], 'The channels; all columns of numbers if unset.'
+  )
+  flags.DEFINE_integer(
+    'train',
+    None,
+    'The first so many rows are normal, and fitted to. If unset as the file '
+    'says, or all rows.',
+    lower_bound=1,
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'A run on series: nothing is fitted, it scores the data.'
+  )
+  flags.DEFINE_string(
+    'label', None, 'Which class of --workdir the data is, if it has several.'
+  )
+  flags.DEFINE_integer(
+    'window', 64, 'Rows that the model sees at a time.', lower_bound=16
+  )
+  flags.DEFINE_enum(
+    'kind', 'ar', ['ar', 'mar'], 'Of the levels: mar sees both sides of a gap.'
+  )
+  flags.DEFINE_integer(
+    'steps', None, 'Of training; by the size of the data if unset.',
+    lower_bound=1,
+  )  # fmt: skip
+  flags.DEFINE_integer('seed', 0, 'The same seed gives the same results.')
+
+
+def the_table():
+  """--data, and how many of its rows, the first, are normal."""
+  from fractal_jax.series import table
+
+  one = table.read(FLAGS.data, [c.strip() for c in FLAGS.columns])
+  for note in one.notes:
+    common.say(f'{one.name}: {note}')
+  train = FLAGS.train or one.train or len(one.values)
+  if train > len(one.values):
+    raise common.UsageError(
+      f'--train={train}: {FLAGS.data} has {len(one.values)} rows'
+    )
+  return one, train
+
+
+def the_detector(one, train: int, **parameters):
+  """The detector of --workdir, or one fitted to the first rows.
+
+  Args:
+    one: the Table.
+    train: rows.
+    **parameters: of the FractalDetector.
+  """
+  from fractal_jax.series import runs
+  from fractal_jax.series.detector import FractalDetector
+  from fractal_jax.training import restore
+
+  if FLAGS.workdir:
+    for name in ('window', 'kind', 'steps'):
+      if FLAGS[name].present:
+        raise common.UsageError(
+          f'--{name} is for fitting a model: leave it out with --workdir'
+        )
+    return runs.load(FLAGS.workdir, FLAGS.label, **given(parameters))
+  workdir = str(paths.path(FLAGS.out) / 'run')
+  if restore.steps(workdir):
+    raise common.UsageError(
+      f'{workdir} holds a model already: use it by --workdir={workdir}, or '
+      'choose another --out'
+    )
+  detector = FractalDetector(
+    window=FLAGS.window,
+    kind=FLAGS.kind,
+    steps=FLAGS.steps,
+    seed=FLAGS.seed,
+    **parameters,
+  )
+  common.use_cores(64)
+  common.follow(detector.fitting(one.values[:train]))
+  runs.save(workdir, detector, one.name)
+  common.say(f'model: {paths.absolute(workdir)}')
+  return detector
+
+
+def given(parameters: dict) -> dict:
+  """The parameters whose flags the user has set."""
+  return {k: v for k, v in parameters.items() if FLAGS[k].present}
+
+
+def run():
+  """Fits, scores and reports."""
+  from fractal_jax.series import analysis, report
+
+  paths.check_folder(FLAGS.out, '--out')
+  one, train = the_table()
+  names = ('smooth', 'score', 'causal', 'false_alarms')
+  parameters = {name: FLAGS[name].value for name in names}
+  detector = the_detector(one, train, **parameters)
+  points = common.follow(detector.scoring(one.values))
+  threshold = FLAGS.threshold
+  if threshold is None and not hasattr(detector, 'threshold_'):
+    threshold = from_normal(detector, points, train)
+  found = analysis.analyse(
+    one, detector, points, 0 if FLAGS.workdir else train, threshold
+  )
+  path = report.write(found, FLAGS.out)
+  common.say(report.summary(found))
+  common.say(f'report: {paths.absolute(path)}')
+
+
+def from_normal(detector, points, train: int) -> float:
+  """A threshold for a run that keeps none: from the rows said to be normal."""
+  import numpy as np
+
+  if not FLAGS.train:
+    raise common.UsageError(
+      f'{FLAGS.workdir} has no threshold for such scores: give --threshold, or '
+      '--train: how many rows of the data, the first, are normal'
+    )
+  rows = points.of_rows(detector.score, detector.smooth, detector.causal)
+  return float(np.nanquantile(rows[:train], 1 - detector.false_alarms))

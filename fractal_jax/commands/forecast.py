@@ -1,0 +1,101 @@
+"""`forecast`: what comes after the last row of a table."""
+
+from absl import flags
+
+from fractal_jax import paths
+from fractal_jax.commands import anomaly, common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """The command's flags."""
+  anomaly.series_flags()
+  flags.DEFINE_integer('horizon', 32, 'Rows to forecast.', lower_bound=1)
+  drawing_flags(100)
+  flags.DEFINE_string(
+    'out', 'forecast', 'A folder for forecast.csv and forecast.png.'
+  )
+
+
+def drawing_flags(num: int):
+  """How many draws, and what is said of them."""
+  flags.DEFINE_list(
+    'quantiles', ['0.1', '0.5', '0.9'], 'Which quantiles of the draws to write.'
+  )
+  flags.DEFINE_integer('num', num, 'How many draws.', lower_bound=1)
+  common.batch_flag()
+
+
+def quantiles() -> tuple[float, ...]:
+  """--quantiles, ascending."""
+  try:
+    return tuple(sorted(float(x) for x in FLAGS.quantiles))
+  except ValueError as e:
+    raise common.UsageError(
+      f'--quantiles={",".join(FLAGS.quantiles)} must be numbers with commas '
+      'between'
+    ) from e
+
+
+def run():
+  """Fits where it must, draws, and writes."""
+  from fractal_jax.series import forecast, plots
+
+  paths.check_folder(FLAGS.out, '--out')
+  levels = quantiles()
+  one, train = anomaly.the_table()
+  detector = anomaly.the_detector(one, train)
+  job = forecast.forecast(
+    detector.model_,
+    one.values,
+    FLAGS.horizon,
+    quantiles=levels,
+    num=FLAGS.num,
+    label=detector.label_,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch,
+  )
+  found = common.follow(job)
+  times = following(one, FLAGS.horizon)
+  write(found, one.channels, times, len(one.values), 'forecast.csv')
+  shown = one.values[-4 * detector.config_.model.sizes[0] :]
+  shot = plots.drawn(shown, len(shown), found, one.channels)
+  with paths.whole(paths.path(FLAGS.out) / 'forecast.png') as file:
+    file.write(shot)
+  common.say(f'{FLAGS.horizon} rows: {paths.absolute(FLAGS.out)}/forecast.csv')
+
+
+def following(one, rows: int):
+  """The times of the rows after a table's; None where it has none."""
+  import numpy as np
+
+  if one.times is None:
+    return None
+  step = np.median(np.diff(one.times).astype(np.float64))
+  kind = 'timedelta64[ns]' if one.times.dtype.kind == 'M' else np.float64
+  return one.times[-1] + (np.arange(1, rows + 1) * step).astype(kind)
+
+
+def write(found, channels, times, first: int, name: str) -> None:
+  """Writes quantiles, a line a row, as CHANNEL_q0.1 and so on.
+
+  Args:
+    found: a `forecast.Drawn`.
+    channels: their names.
+    times: of its rows, or None.
+    first: the number of its first row in the table, from 0.
+    name: of the file in --out.
+  """
+  import csv
+  import io
+
+  file = io.StringIO()
+  out = csv.writer(file, lineterminator='\n')
+  head = ['row'] if times is None else ['row', 'time']
+  columns = [f'{c}_q{q:g}' for c in channels for q in found.levels]
+  out.writerow([*head, *columns])
+  for t in range(found.quantiles.shape[1]):
+    line = [first + t + 2] + ([] if times is None else [str(times[t])])
+    out.writerow(line + [f'{x:.8g}' for x in found.quantiles[:, t].T.ravel()])
+  paths.write_text(paths.path(FLAGS.out) / name, file.getvalue())

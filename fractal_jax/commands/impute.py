@@ -1,0 +1,51 @@
+"""`impute`: what may stand in the empty cells of a table."""
+
+from absl import flags
+
+from fractal_jax import paths
+from fractal_jax.commands import anomaly, common, forecast
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """The command's flags."""
+  anomaly.series_flags()
+  forecast.drawing_flags(20)
+  flags.DEFINE_string(
+    'out', 'impute', 'A folder for imputed.csv and imputed.png.'
+  )
+
+
+def run():
+  """Fits where it must, draws, and writes."""
+  import numpy as np
+
+  from fractal_jax.series import forecast as lib
+  from fractal_jax.series import plots
+
+  paths.check_folder(FLAGS.out, '--out')
+  levels = forecast.quantiles()
+  one, train = anomaly.the_table()
+  gaps = np.isnan(one.values)
+  if not gaps.any():
+    raise common.UsageError(f'--data={FLAGS.data}: every value is known')
+  detector = anomaly.the_detector(one, train)
+  job = lib.impute(
+    detector.model_,
+    one.values,
+    quantiles=levels,
+    num=FLAGS.num,
+    label=detector.label_,
+    seed=FLAGS.seed,
+    batch=FLAGS.batch,
+  )
+  found = common.follow(job)
+  forecast.write(found, one.channels, one.times, 0, 'imputed.csv')
+  first = max(int(gaps.any(1).argmax()) - 128, 0)  # around the first gap
+  part = slice(first, first + 512)
+  shown = lib.Drawn(found.samples[:, part], found.quantiles[:, part], levels)
+  shot = plots.drawn(one.values[part], 0, shown, one.channels)
+  with paths.whole(paths.path(FLAGS.out) / 'imputed.png') as file:
+    file.write(shot)
+  common.say(f'{gaps.sum()} values: {paths.absolute(FLAGS.out)}/imputed.csv')

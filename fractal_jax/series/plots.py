@@ -1,0 +1,203 @@
+"""Pictures of series, as PNGs: curves, heat maps, calibration, forecasts."""
+
+import io
+
+import numpy as np
+
+from fractal_jax.series.analysis import Analysis
+from fractal_jax.series.scores import mean_over
+
+COLUMNS = 1500  # of a picture: longer series are drawn by their extremes
+MOST = 12  # channels that are drawn
+INK, ALARM, BLUE, GREY = '#222222', '#d62728', '#1f77b4', '#999999'
+
+
+def _axes(rows: int, height: float, **how):
+  """A figure without a window: (figure, its axes in a list)."""
+  from matplotlib import figure
+
+  shown = figure.Figure(figsize=(11, height), layout='constrained')
+  axes = shown.subplots(rows, 1, squeeze=False, **how)[:, 0]
+  for one in axes:
+    one.spines[['top', 'right']].set_visible(False)
+    one.tick_params(labelsize=8)
+  return shown, axes
+
+
+def png(shown) -> bytes:
+  """A figure as the bytes of a PNG."""
+  file = io.BytesIO()
+  shown.savefig(file, format='png', dpi=90)
+  return file.getvalue()
+
+
+def extremes(x: np.ndarray, columns: int = COLUMNS):
+  """Rows and values of a curve [T] with at most 2 * columns points.
+
+  Of each stretch of rows the least and the largest value stay, so that no spike
+  is lost; NaN where all of a stretch is.
+  """
+  n = len(x)
+  if n <= 2 * columns:
+    return np.arange(n), x
+  edges = np.linspace(0, n, columns + 1).astype(int)
+  at = []
+  for a, b in zip(edges[:-1], edges[1:]):
+    part = x[a:b]
+    if np.isnan(part).all():
+      at.append([a, a])
+    else:
+      at.append(sorted((a + np.nanargmin(part), a + np.nanargmax(part))))
+  at = np.array(at).ravel()
+  return at, x[at]
+
+
+def _time_axis(axis, found: Analysis) -> None:
+  """Times, in place of rows, below an axis."""
+  if found.table.times is not None:
+    inside = lambda x: int(np.clip(x, 0, len(found.rows) - 1))
+    axis.xaxis.set_major_formatter(
+      lambda x, _: found.when(inside(x)).replace('T', '\n')
+    )
+  else:
+    axis.set_xlabel('row', fontsize=8)
+
+
+def series(found: Analysis) -> bytes:
+  """The channels, the scores of rows, and the alarms behind them."""
+  values, names = found.table.values, found.table.channels
+  shown = _ranked_channels(found)[:MOST]
+  figure, axes = _axes(len(shown) + 1, 1.1 * len(shown) + 1.8, sharex=True)
+  for axis, c in zip(axes, shown):
+    axis.plot(*extremes(values[:, c]), color=INK, linewidth=0.7)
+    axis.set_ylabel(names[c], fontsize=8)
+  axis = axes[-1]
+  axis.plot(*extremes(found.rows), color=BLUE, linewidth=0.8)
+  axis.axhline(found.threshold, color=ALARM, linewidth=0.8, linestyle='--')
+  axis.set_ylabel(f'score ({found.detector.score})', fontsize=8)
+  top = np.nanmax(found.rows)
+  if top > 50 * max(found.threshold, 1e-9):
+    axis.set_yscale('symlog', linthresh=found.threshold)
+  for axis in axes:
+    for alarm in found.alarms:
+      axis.axvspan(alarm.first, alarm.last + 1, color=ALARM, alpha=0.15, lw=0)
+    if found.learnt is not None:
+      axis.axvspan(*found.learnt.rows, color=GREY, alpha=0.15, lw=0)
+    if found.table.labels is not None:
+      _mark(axis, found.table.labels)
+  axes[-1].set_xlim(0, len(values))
+  _time_axis(axes[-1], found)
+  return png(figure)
+
+
+def _mark(axis, labels: np.ndarray) -> None:
+  """A green line below rows that the file says are anomalous."""
+  rows = np.flatnonzero(labels)
+  place = axis.get_xaxis_transform()
+  axis.scatter(
+    rows, np.zeros(len(rows)), 4, color='#2ca02c', marker='s', transform=place
+  )
+
+
+def _ranked_channels(found: Analysis) -> list[int]:
+  """Channels in their order; where they are many, those with most bits."""
+  number = len(found.table.channels)
+  if number <= MOST:
+    return list(range(number))
+  excess = np.nanmax(found.points.by_channel(found.detector.score), 0)
+  return sorted(np.argsort(-np.nan_to_num(excess))[:MOST].tolist())
+
+
+def heat(found: Analysis) -> bytes:
+  """Bits by channel and time; of each stretch of rows the mean."""
+  bits = found.points.bits
+  width = min(len(bits), COLUMNS)
+  edges = np.linspace(0, len(bits), width + 1).astype(int)
+  stretch = [mean_over(bits[a:b].T) for a, b in zip(edges[:-1], edges[1:])]
+  names = found.table.channels
+  figure, (axis,) = _axes(1, 1.2 + 0.25 * min(len(names), 40))
+  picture = axis.imshow(
+    np.array(stretch).T,
+    aspect='auto',
+    cmap='magma',
+    interpolation='nearest',
+    extent=(0, len(bits), len(names) - 0.5, -0.5),
+  )
+  if len(names) <= 40:
+    axis.set_yticks(range(len(names)), names)
+  figure.colorbar(picture, ax=axis, label='bits a value')
+  _time_axis(axis, found)
+  return png(figure)
+
+
+def levels(found: Analysis) -> bytes:
+  """The bits of the patches that each level cuts."""
+  sizes = found.detector.config_.model.sizes
+  curves = found.points.by_level(sizes)
+  figure, axes = _axes(len(curves), 1.2 * len(curves) + 0.6, sharex=True)
+  for level, (axis, curve) in enumerate(zip(axes, curves)):
+    axis.plot(*extremes(curve), color=BLUE, linewidth=0.7)
+    rows = 'rows' if sizes[level + 1] > 1 else 'row'
+    axis.set_ylabel(f'level {level}:\n{sizes[level + 1]} {rows}', fontsize=8)
+  axes[-1].set_xlim(0, len(found.rows))
+  _time_axis(axes[-1], found)
+  return png(figure)
+
+
+def calibration(found: Analysis) -> bytes:
+  """The histogram of the PIT on rows held out: flat where calibrated."""
+  pit = found.learnt.pit
+  figure, (axis,) = _axes(1, 2.4)
+  counts, edges = np.histogram(pit, 20, (0, 1))
+  axis.bar(edges[:-1], counts / len(pit) * 20, 0.05, align='edge', color=BLUE)
+  axis.axhline(1, color=ALARM, linewidth=1)
+  axis.set_xlabel('share of the prediction below the value', fontsize=8)
+  axis.set_ylabel('density', fontsize=8)
+  return png(figure)
+
+
+def zooms(found: Analysis) -> bytes | None:
+  """The surprising segments, with what was predicted around them."""
+  if not found.segments:
+    return None
+  figure, axes = _axes(len(found.segments), 1.25 * len(found.segments))
+  side = found.detector.window
+  for axis, segment in zip(axes, found.segments):
+    c = found.table.channels.index(segment.channel)
+    rows = np.arange(
+      max(segment.first - side, 0), min(segment.last + side, len(found.rows))
+    )
+    mean, spread = found.points.mean[rows, c], found.points.deviation[rows, c]
+    axis.fill_between(
+      rows, mean - 2 * spread, mean + 2 * spread, color=BLUE, alpha=0.25, lw=0
+    )
+    axis.plot(rows, found.table.values[rows, c], color=INK, linewidth=0.9)
+    axis.axvspan(segment.first, segment.last + 1, color=ALARM, alpha=0.15, lw=0)
+    axis.set_ylabel(segment.channel, fontsize=8)
+    axis.set_title(found.when(segment.first), fontsize=8, loc='left')
+    axis.set_xlim(rows[0], rows[-1])
+  return png(figure)
+
+
+def drawn(values: np.ndarray, first: int, found, channels) -> bytes:
+  """A forecast or filled gaps, as bands of quantiles behind the curves.
+
+  Args:
+    values: [T, C] what is known.
+    first: the row of `values` where what is drawn begins.
+    found: a `forecast.Drawn` whose rows begin there.
+    channels: [C] names.
+  """
+  number = min(len(channels), MOST)
+  figure, axes = _axes(number, 1.7 * number + 0.5, sharex=True)
+  rows = first + np.arange(found.quantiles.shape[1])
+  middle = len(found.levels) // 2
+  for c, axis in enumerate(axes):
+    for i in range(middle):
+      low, high = found.quantiles[i, :, c], found.quantiles[-1 - i, :, c]
+      axis.fill_between(rows, low, high, color=BLUE, alpha=0.25, lw=0)
+    axis.plot(rows, found.quantiles[middle, :, c], color=BLUE, linewidth=1)
+    axis.plot(np.arange(len(values)), values[:, c], color=INK, linewidth=0.8)
+    axis.set_ylabel(channels[c], fontsize=8)
+  axes[-1].set_xlabel('row', fontsize=8)
+  return png(figure)
