@@ -60,7 +60,9 @@ def _neighbourhood(first: int, window: int, around: int, n: int):
     return first - half, first + half
   if first + half >= n:
     return n - around, n
-  return (0, around) if first + window < around else (first - half, first + half)
+  return (
+    (0, around) if first + window < around else (first - half, first + half)
+  )
 
 
 def sub_pca(values: np.ndarray, train: int) -> np.ndarray:

@@ -14,6 +14,7 @@ OPTIONS = {
   'digits': ('ar', 'mar'),
   'mini': ('ar', 'mar'),
   'one_level_in64': ('ar', 'mar'),
+  'series': ('ar', 'mar'),
   'two_level_in64': ('ar', 'mar'),
 }
 

@@ -274,7 +274,7 @@ def _rows(name: str, batch: int, process_count: int) -> int:
 
 
 def _augment(config, image: np.ndarray, rng: np.random.Generator):
-  """Noise (series only), flip (images only) and shift of [S, S, C] or [S, C]."""
+  """Noise (of series), flip (of images), shift of [S, S, C] or [S, C]."""
   d, rank = config.data, config.model.rank
   if d.noise and rank == 1:  # what is not known stays as it is
     moved = np.rint(image + rng.normal(0, d.noise, image.shape))

@@ -162,8 +162,8 @@ def _doubts(table, detector, points, learnt, weekly) -> Sequence[str]:
       )
     if known[:, c].mean() < 0.9:
       yield (
-        f"{1 - known[:, c].mean():.0%} of '{name}' is not known: the model reads "
-        'the last number before.'
+        f"{1 - known[:, c].mean():.0%} of '{name}' is not known: the model "
+        'reads the last number before.'
       )
     some = values[known[:, c], c]
     if some.size and np.ptp(some) == 0:

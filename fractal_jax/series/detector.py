@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.series import fit, scores, table
+from fractal_jax.series import fit, scores, settings, table
 
 
 class DetectorError(UserError, ValueError):
@@ -188,7 +188,7 @@ class FractalDetector(BaseEstimator):
         f'window={self.window} needs twice as many rows to train on, after '
         f'held_out={self.held_out}'
       )
-    config = fit.settings(
+    config = settings.settings(
       trained,
       X.shape[1],
       window=self.window,

@@ -13,71 +13,11 @@ from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train, train_state
 
 
-def settings(
-  rows: int,
-  channels: int = 1,
-  *,
-  window: int = 64,
-  classes: int = 1,
-  kind: str = 'ar',
-  levels: int = 3,
-  bins: int = 256,
-  steps: int | None = None,
-  seed: int = 0,
-):
-  """The config of a small model, chosen from the size of the data.
-
-  Args:
-    rows: of the training part.
-    channels: C.
-    window: S, a multiple of 8.
-    classes: of series.
-    kind: of the levels above pixels, 'ar' or 'mar'.
-    levels: 3: windows, patches of 8 rows, values; 2: without the patches.
-    bins: V.
-    steps: of training; by default so many that 20,000 rows take minutes.
-    seed: of the run.
-
-  Raises:
-    ConfigError: a window that patches do not fill, and the like.
-  """
-  c = config_lib.default()
-  m = c.model
-  m.sizes = (window, 8, 1) if levels == 3 else (window, 1)
-  m.kinds = (kind,) * (levels - 1) + ('pixel',)
-  m.widths = (96, 64, 48) if levels == 3 else (96, 48)
-  # With several channels the pixel level must look back at its condition.
-  m.depths = ((3, 2) if levels == 3 else (3,)) + (0 if channels == 1 else 1,)
-  m.heads = (4,) * levels
-  m.num_conds = 3
-  m.rank, m.channels, m.num_values = 1, channels, bins
-  m.unknown = True
-  # Bins that cover the range and half of it at either end.
-  m.mean, m.std = (0.5,) * channels, (0.15,) * channels
-  m.channel_weights = (1.0,) * channels
-  m.classes = classes
-  m.mask_law = 'uniform'
-  m.remat, m.unroll = 'none', 3
-
-  c.data.name = 'series'
-  c.data.flip = False
-  c.data.noise = 2.0 * bins / 256
-  c.optim.batch = 64
-  c.optim.steps = steps or min(max(300, rows // 10), 1000)
-  c.optim.lr = 8e-3  # a peak of 2e-3 at this batch
-  c.optim.save_every = c.optim.steps
-  c.eval.every = c.optim.steps
-  c.sample.every = 0
-  c.seed = seed
-  config_lib.check(c)
-  return c
-
-
 def fit(config, source: Source, limit: float | None = None) -> Job:
   """Trains a model on windows at hand: `train.train` without a work directory.
 
   Args:
-    config: see `settings`.
+    config: see settings.settings.
     source: of windows.
     limit: seconds after which training ends, all the same; None: never.
 

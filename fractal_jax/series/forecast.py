@@ -101,18 +101,17 @@ def impute(
   total, number = int((~known).sum()), 0
   while not known.all():
     starts = _gap_windows(known, side)
-    cut = lambda x, axis: np.stack(
-      [x.take(range(s, s + side), axis) for s in starts], axis
-    )
-    windows = cut(bins, 1).reshape((-1, side) + bins.shape[2:])
-    masks = np.broadcast_to(cut(~known, 0), (num, len(starts), side, bins.shape[2]))
-    masks = masks.reshape(windows.shape)
+    at = np.array(starts)[:, None] + np.arange(side)
+    windows = bins[:, at].reshape((-1, side) + bins.shape[2:])
+    masks = np.repeat((~known)[at][None], num, 0).reshape(windows.shape)
     new = _edit(model, windows, masks, label, seed + number, settings)
     new = new.reshape((num, len(starts), side) + bins.shape[2:])
     for i, s in enumerate(starts):
       until = s + side
       if until < len(known) and not known[until - 1].all():
-        until -= side // 4  # the gap goes on: its end is drawn with what follows
+        until -= (
+          side // 4
+        )  # the gap goes on: its end is drawn with what follows
       part = ~known[s:until]
       where = slice(s, until)
       bins[:, where] = np.where(part, new[:, i, : until - s], bins[:, where])

@@ -32,7 +32,9 @@ class Prediction:
     # On the side of the nearer tail, where differences are exact.
     a, b = np.where(a > 0, -b, a), np.where(a > 0, -a, b)
     log_b, log_a = special.log_ndtr(b), special.log_ndtr(a)
-    return -(log_b + np.log1p(-np.exp(np.minimum(log_a - log_b, -1e-12)))) / np.log(2)
+    return -(
+      log_b + np.log1p(-np.exp(np.minimum(log_a - log_b, -1e-12)))
+    ) / np.log(2)
 
 
 def predict(values: np.ndarray, train: int, order: int) -> Prediction:
@@ -43,7 +45,9 @@ def predict(values: np.ndarray, train: int, order: int) -> Prediction:
   not known is read as the last number before it.
   """
   known = ~np.isnan(values)
-  last = np.maximum.accumulate(np.where(known, np.arange(len(values))[:, None], 0))
+  last = np.maximum.accumulate(
+    np.where(known, np.arange(len(values))[:, None], 0)
+  )
   filled = np.nan_to_num(np.take_along_axis(values, last, 0))
   centre, spread = filled[:train].mean(0), filled[:train].std(0)
   spread = np.where(spread > 0, spread, 1.0)
@@ -60,7 +64,9 @@ def predict(values: np.ndarray, train: int, order: int) -> Prediction:
     past = np.lib.stride_tricks.sliding_window_view(padded, order, axis=0)
     past = past[:-1].reshape(len(x), -1)  # [T, group * order]
     first = min(order, train // 2)
-    model = linear_model.Ridge(alpha=1.0).fit(past[first:train], own[first:train])
+    model = linear_model.Ridge(alpha=1.0).fit(
+      past[first:train], own[first:train]
+    )
     mean[:, group] = model.predict(past).reshape(own.shape)
     residual = np.where(known[:, group], own - mean[:, group], np.nan)
     deviation[group] = np.nanstd(residual[first:train], 0)

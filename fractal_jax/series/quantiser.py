@@ -152,8 +152,12 @@ def load(workdir) -> Quantiser | None:
     return None
   try:
     found = json.loads(text)
-    arrays = {k: tuple(map(tuple, found[k])) for k in ('low', 'width', 'median')}
-    return Quantiser(int(found['bins']), **arrays, channels=tuple(found['channels']))
+    arrays = {
+      k: tuple(map(tuple, found[k])) for k in ('low', 'width', 'median')
+    }
+    return Quantiser(
+      int(found['bins']), **arrays, channels=tuple(found['channels'])
+    )
   except (KeyError, TypeError, ValueError) as e:
     raise QuantiserError(
       f'{path} is no quantiser ({type(e).__name__}: {e}): take it from a copy '

@@ -34,7 +34,9 @@ def vus_pr(scores: np.ndarray, labels: np.ndarray, window: int) -> float:
     true = flagged @ soft  # [K]
     # As many as are found or labelled: the mean of that with the labelled.
     wanted = (positives + (true - hits + positives)) / 2
-    tops = np.array([scores[a : b + 1].max() for a, b in _joined(runs, w, len(scores))])
+    tops = np.array(
+      [scores[a : b + 1].max() for a, b in _joined(runs, w, len(scores))]
+    )
     found = (tops >= thresholds[:, None]).mean(1)  # share of the anomalies
     recall = np.minimum(true / wanted, 1) * found
     areas.append(np.diff(recall, prepend=0) @ (true / number))

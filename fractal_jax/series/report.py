@@ -72,10 +72,6 @@ def summary(found: Analysis) -> str:
 def page(found: Analysis) -> str:
   """The page: pictures inside, no other files, no scripts."""
   name = html.escape(found.table.name)
-  figure = lambda shot, text: (
-    f'<p>{text}</p><img alt="" src="data:image/png;base64,'
-    f'{base64.b64encode(shot).decode()}">'
-  )
   rows = ''.join(f'<p>{html.escape(x)}</p>' for x in summary(found).split('\n'))
   doubts = ''.join(f'<li>{html.escape(text)}</li>' for text in found.doubts)
   return f"""<!doctype html>
@@ -93,14 +89,25 @@ def page(found: Analysis) -> str:
 {_segments(found)}
 <h2>Where the bits are</h2>
 {figure(plots.heat(found), 'Bits of each channel over time.')}
-{figure(plots.levels(found), 'Bits a value, by the patches that each level of '
-  'the model cuts: a burst shows in the wide ones, a spike in the narrow.')}
+{
+    figure(
+      plots.levels(found),
+      'Bits a value, by the patches that each level of '
+      'the model cuts: a burst shows in the wide ones, a spike in the narrow.',
+    )
+  }
 <h2>What was learnt</h2>
 {_learnt(found)}
 <h2>How</h2>
 {_how(found)}
 </html>
 """
+
+
+def figure(shot: bytes, text: str) -> str:
+  """A PNG in the page, and what it shows."""
+  data = base64.b64encode(shot).decode()
+  return f'<p>{text}</p><img alt="" src="data:image/png;base64,{data}">'
 
 
 def _series_text(found: Analysis) -> str:
@@ -117,7 +124,12 @@ def _alarms(found: Analysis) -> str:
   if not ranked:
     return '<p>None.</p>'
   rows = [
-    (found.when(a.first), found.when(a.last), a.last - a.first + 1, f'{a.peak:.4g}')
+    (
+      found.when(a.first),
+      found.when(a.last),
+      a.last - a.first + 1,
+      f'{a.peak:.4g}',
+    )
     for a in ranked
   ]
   text = ''
@@ -139,12 +151,11 @@ def _segments(found: Analysis) -> str:
   ]
   head = ('from', 'to', 'channel', 'mean score', 'bits more than expected')
   shot = plots.zooms(found)
-  picture = '' if shot is None else (
-    '<p>Black: the most surprising channel. Blue: what was predicted, two '
-    'standard deviations either way, each row from those before.</p>'
-    f'<img alt="" src="data:image/png;base64,{base64.b64encode(shot).decode()}">'
+  text = (
+    'Black: the most surprising channel. Blue: what was predicted, two standard '
+    'deviations either way, each row from those before.'
   )
-  return table(head, rows) + picture
+  return table(head, rows) + (figure(shot, text) if shot else '')
 
 
 def _learnt(found: Analysis) -> str:
@@ -161,13 +172,12 @@ def _learnt(found: Analysis) -> str:
     ('mean squared standardised residual (1 is right)', f'{learnt.z2:.2f}'),
     ('rows', f'{end - first}'),
   ]
-  shot = base64.b64encode(plots.calibration(found)).decode()
-  return (
-    table(('on rows held out', ''), rows)
-    + '<p>Calibration: where values fall in what was predicted. Flat is right; '
-    'a hump says that predictions are too wide, high ends that they are too '
-    'narrow.</p>'
-    + f'<img alt="" src="data:image/png;base64,{shot}">'
+  text = (
+    'Calibration: where values fall in what was predicted. Flat is right; a hump '
+    'says that predictions are too wide, high ends that they are too narrow.'
+  )
+  return table(('on rows held out', ''), rows) + figure(
+    plots.calibration(found), text
   )
 
 

@@ -58,9 +58,7 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   """
   model = api.load(workdir)
   if model.quantiser is None:
-    raise RunError(
-      f'{workdir} has no {quantiser.FILE}: it is no run on series'
-    )
+    raise RunError(f'{workdir} has no {quantiser.FILE}: it is no run on series')
   path = paths.path(workdir) / FILE
   kept = json.loads(path.read_text()) if path.exists() else {}
   m = model.config.model

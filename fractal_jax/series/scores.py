@@ -196,9 +196,9 @@ def score(
     + [np.full((pad[1], channels), 1) * _marked(bins[-1:])]
   ).astype(np.int32)
   place = np.pad(place, (pad, (0, 0)))
-  cut = lambda x: np.lib.stride_tricks.sliding_window_view(
-    x, side, axis=0
-  )[::step].swapaxes(1, 2)  # [windows, S, C]
+  cut = lambda x: np.lib.stride_tricks.sliding_window_view(x, side, axis=0)[
+    ::step
+  ].swapaxes(1, 2)  # [windows, S, C]
   bins, place = cut(bins), cut(place)
   batch = sharding.padded_batch(min(batch, windows), mesh)
   out = []
@@ -251,7 +251,9 @@ def statistics():
   )
 
 
-def _statistics(net, params, windows: Windows, passes: int, seed, mesh) -> Array:
+def _statistics(
+  net, params, windows: Windows, passes: int, seed, mesh
+) -> Array:
   """Of the predictive distributions at all values, [B, S, C, STATISTICS].
 
   Every device scores its own windows. Masked models: means over the passes in

@@ -48,9 +48,13 @@ class Table:
   @property
   def per_week(self) -> float | None:
     """Rows in a week; None without a time column of dates."""
-    if self.times is None or self.times.dtype.kind != 'M' or len(self.times) < 2:
+    if (
+      self.times is None or self.times.dtype.kind != 'M' or len(self.times) < 2
+    ):
       return None
-    step = np.median(np.diff(self.times).astype('timedelta64[ns]').astype(float))
+    step = np.median(
+      np.diff(self.times).astype('timedelta64[ns]').astype(float)
+    )
     return 7 * 86400e9 / step
 
 
@@ -69,7 +73,9 @@ def files(name: str) -> list[paths.Path]:
   if '*' in found.name:
     some = sorted(found.parent.glob(found.name))
   elif found.is_dir():
-    some = [paths.path(path) for path, is_file in paths.entries(found) if is_file]
+    some = [
+      paths.path(path) for path, is_file in paths.entries(found) if is_file
+    ]
     some = [path for path in some if path.suffix.lower() in ENDINGS]
     kinds = sorted({path.suffix.lower() for path in some})
     if len(kinds) > 1:
@@ -114,7 +120,7 @@ def read(path, columns: Sequence[str] = ()) -> Table:
   if len(infinite):
     row, column = infinite[0]
     raise DataError(
-      f"{path}, row {row + 2 - (ending == '.npz')}, column "
+      f'{path}, row {row + 2 - (ending == ".npz")}, column '
       f"'{found.channels[column]}': infinite; leave the cell empty"
     )
   return _spaced(found)
@@ -136,7 +142,11 @@ def _npz(path) -> Table:
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(f'{path} is no .npz file of plain arrays: {e}') from e
   values = data.get('values')
-  if values is None or values.ndim not in (1, 2) or values.dtype.kind not in 'fiu':
+  if (
+    values is None
+    or values.ndim not in (1, 2)
+    or values.dtype.kind not in 'fiu'
+  ):
     shown = 'no `values`' if values is None else f'`values` {values.shape}'
     raise DataError(f'{path} has {shown}: write numbers `values` [T, C]')
   values = values.reshape(len(values), -1).astype(np.float64)
@@ -266,7 +276,9 @@ def _spaced(found: Table) -> Table:
     return found
   gaps = int((counts > 1).sum())
   longest = int(counts.max()) - 1
-  note = f'{missing} rows are missing in {gaps} gap(s), the longest of {longest}'
+  note = (
+    f'{missing} rows are missing in {gaps} gap(s), the longest of {longest}'
+  )
   if row[-1] >= FILLED * len(row):
     note += ': too many to fill in, so rows are taken as evenly spaced'
     return dataclasses.replace(found, notes=(*found.notes, note))
