@@ -152,8 +152,8 @@ def _segments(found: Analysis) -> str:
   head = ('from', 'to', 'channel', 'mean score', 'bits more than expected')
   shot = plots.zooms(found)
   text = (
-    'Black: the most surprising channel. Blue: what was predicted, two standard '
-    'deviations either way, each row from those before.'
+    'Black: the most surprising channel. Blue: what was predicted, two '
+    'standard deviations either way, each row from those before.'
   )
   return table(head, rows) + (figure(shot, text) if shot else '')
 
@@ -173,8 +173,9 @@ def _learnt(found: Analysis) -> str:
     ('rows', f'{end - first}'),
   ]
   text = (
-    'Calibration: where values fall in what was predicted. Flat is right; a hump '
-    'says that predictions are too wide, high ends that they are too narrow.'
+    'Calibration: where values fall in what was predicted. Flat is right; a '
+    'hump says that predictions are too wide, high ends that they are too '
+    'narrow.'
   )
   return table(('on rows held out', ''), rows) + figure(
     plots.calibration(found), text

@@ -1,0 +1,115 @@
+"""Tables of sensors: what is read, what is refused and how it is said."""
+
+import numpy as np
+import pytest
+
+from fractal_jax.data.common import DataError
+from fractal_jax.series import table
+
+DAYS = [f'2024-01-{day:02d}' for day in range(1, 11)]
+
+
+def write(path, text):
+  path.write_text(text)
+  return str(path)
+
+
+def lines(times, values):
+  return ''.join(f'{t},{v}\n' for t, v in zip(times, values))
+
+
+def test_csv(tmp_path):
+  text = 'Timestamp, a ,b,label\n2024-01-01 00:00,1,-2.5,0\n'
+  text += '2024-01-01 00:05,,3e2,1\n2024-01-01 00:10,NaN,0,0\n'
+  found = table.read(write(tmp_path / 'line.csv', text))
+  assert found.name == 'line' and found.channels == ('a', 'b')
+  np.testing.assert_array_equal(found.values[:, 0], [1, np.nan, np.nan])
+  np.testing.assert_array_equal(found.values[:, 1], [-2.5, 300, 0])
+  assert found.labels.tolist() == [False, True, False]
+  assert found.per_week == pytest.approx(7 * 24 * 12)
+  assert table.read(tmp_path / 'line.csv', ['b']).channels == ('b',)
+
+
+def test_a_time_column_of_any_name_and_a_table_without(tmp_path):
+  text = 'when,a\n' + lines(DAYS[:4], range(4))
+  assert table.read(write(tmp_path / 'a.csv', text)).times is not None
+  found = table.read(write(tmp_path / 'b.csv', 'a,b\n1,2\n3,4\n'))
+  assert found.times is None and found.per_week is None
+  assert found.channels == ('a', 'b')
+
+
+def test_missing_rows_are_not_known(tmp_path):
+  times = DAYS[:4] + DAYS[6:]
+  text = 'date,a\n' + lines(times, range(8))
+  found = table.read(write(tmp_path / 'a.csv', text))
+  assert len(found.values) == 10 and np.isnan(found.values[4:6]).all()
+  np.testing.assert_array_equal(found.values[found.row, 0], np.arange(8))
+  assert '2 rows are missing in 1 gap' in found.notes[0]
+  assert str(found.times[5]).startswith('2024-01-06')
+
+
+def test_uneven_times_are_said(tmp_path):
+  text = 'time,a\n' + lines([0, 1, 2.5, 3, 4.4, 5, 6.2, 7], range(8))
+  found = table.read(write(tmp_path / 'a.csv', text))
+  assert len(found.values) == 8 and 'varies' in found.notes[0]
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('a,b\n1,2\n3,bad\n', ['row 3', "column 'b'", "'bad'"]),
+    ('time,a\n2,1\n1,1\n', ['row 3', "'time'", 'come after']),
+    ('time,a\n1,1\n1,1\n', ['row 3', 'come after']),
+    ('time,a\n1,1\n,1\n', ['row 3', 'no time']),
+    ('a\n1\ninf\n', ['row 3', "'a'", 'infinite']),
+    ('a,b\n1,2\n', ['two rows']),
+    ('time\n1\n2\n', ['0 channels']),
+    ('a,b\n1,2,3\n4,5,6,7\n', ['csv']),
+    ('', ['cannot be read']),
+  ],
+)
+def test_what_is_refused(text, words, tmp_path):
+  with pytest.raises(DataError) as e:
+    table.read(write(tmp_path / 'a.csv', text))
+  for word in ['a.csv', *words]:
+    assert word in str(e.value)
+
+
+def test_parquet_says_the_same_as_csv(tmp_path):
+  pd = pytest.importorskip('pandas')
+  frame = pd.DataFrame({'time': pd.to_datetime(DAYS), 'a': np.arange(10.0)})
+  frame.loc[3, 'a'] = np.nan
+  frame.to_parquet(tmp_path / 'a.parquet')
+  frame.to_csv(tmp_path / 'a.csv', index=False)
+  one, other = (table.read(tmp_path / f'a.{x}') for x in ('parquet', 'csv'))
+  np.testing.assert_array_equal(one.values, other.values)
+  np.testing.assert_array_equal(one.times, other.times)
+
+
+def test_npz(tmp_path):
+  values = np.arange(6.0).reshape(3, 2)
+  np.savez(tmp_path / 'a.npz', values=values, labels=[0, 1, 0], train=2)
+  found = table.read(tmp_path / 'a.npz')
+  assert found.train == 2 and found.labels.tolist() == [False, True, False]
+  np.testing.assert_array_equal(found.values, values)
+  np.savez(tmp_path / 'b.npz', values=values, labels=[0, 1])
+  with pytest.raises(DataError, match='labels'):
+    table.read(tmp_path / 'b.npz')
+  np.savez(tmp_path / 'c.npz', other=values)
+  with pytest.raises(DataError, match='values'):
+    table.read(tmp_path / 'c.npz')
+
+
+def test_files(tmp_path):
+  for name in ('b.csv', 'a.csv', 'c.npz', 'notes.txt'):
+    write(tmp_path / name, 'x\n')
+  names = lambda pattern: [p.name for p in table.files(str(pattern))]
+  assert names(tmp_path / '*.csv') == ['a.csv', 'b.csv']
+  assert names(tmp_path / 'c.npz') == ['c.npz']
+  with pytest.raises(DataError, match='several kinds'):
+    table.files(str(tmp_path))
+  (tmp_path / 'c.npz').unlink()
+  assert names(tmp_path) == ['a.csv', 'b.csv']
+  for wrong in ('', str(tmp_path / 'none.csv'), str(tmp_path / '*.parquet')):
+    with pytest.raises(DataError):
+      table.files(wrong)
