@@ -45,7 +45,12 @@ def to_values(shades: np.ndarray, model) -> np.ndarray:
 
 
 def hidden(values: np.ndarray, mask: np.ndarray, model) -> np.ndarray:
-  """Values [..., S, (S,) C] with grey where the mask is True."""
+  """Values [..., S, (S,) C] with grey where the mask is True.
+
+  Of a series, -1, which leaves a gap in its curve.
+  """
+  if model.rank == 1:
+    return np.where(mask, -1, np.asarray(values).astype(int))
   return np.where(mask, round(GREY * (model.num_values - 1) / 255), values)
 
 
@@ -64,13 +69,21 @@ def _from_shades(shades: np.ndarray, model) -> np.ndarray:
 
 
 def _curves(series: np.ndarray, height: int = 64) -> np.ndarray:
-  """A picture [height, S, 3] of shades [S, C]."""
-  out = np.full((height, len(series), 3), 255, np.uint8)
+  """A picture [height, S, 3] of shades [S, C]; a gap where they are below 0.
+
+  Short series are drawn wide, so that each step can be seen.
+  """
+  wide = max(1, 4 * height // len(series))
+  out = np.full((height, len(series) * wide, 3), 255, np.uint8)
   rows = ((255 - series) * ((height - 1) / 255)).round().astype(int)
   for c in range(series.shape[1]):
     for t, row in enumerate(rows[:, c]):
-      low, high = sorted((rows[max(t - 1, 0), c], row))
-      out[low : high + 1, t] = COLOURS[c % len(COLOURS)]
+      before = rows[max(t - 1, 0), c]
+      if row < height:
+        low, high = sorted((before if before < height else row, row))
+        at = t * wide
+        out[low : high + 1, at] = COLOURS[c % len(COLOURS)]
+        out[row, at : at + wide] = COLOURS[c % len(COLOURS)]
   return out
 
 
@@ -78,14 +91,26 @@ def heat(values: np.ndarray, size: int = 256) -> np.ndarray:
   """A map [w] or [h, w] of numbers >= 0 as a picture: 0 is black.
 
   The largest number is the brightest colour. Each number becomes a square of
-  whole pixels, so that the picture is about `size` wide.
+  whole pixels, so that the picture is about `size` wide. A map [w], of a
+  series, is drawn as bars: the largest number is the highest one.
   """
   import matplotlib
 
-  x = np.atleast_2d(values)
+  x = np.asarray(values)
+  if x.ndim == 1:
+    return _bars(x, size)
   top = max(float(x.max()), 1e-9)
   shades = matplotlib.colormaps['magma'](np.clip(x / top, 0, 1))[..., :3]
   return enlarged(np.round(shades * 255).astype(np.uint8), size)
+
+
+def _bars(values: np.ndarray, size: int, height: int = 64) -> np.ndarray:
+  """A picture [height, about size, 3] of bars as high as numbers [w] >= 0."""
+  top = max(float(values.max()), 1e-9)
+  high = np.round(np.clip(values / top, 0, 1) * height)
+  filled = np.arange(height, 0, -1)[:, None] <= high  # [height, w]
+  picture = np.where(filled[..., None], COLOURS[0], 255).astype(np.uint8)
+  return picture.repeat(max(1, size // len(values)), 1)
 
 
 def enlarged(picture: np.ndarray, size: int) -> np.ndarray:
@@ -167,9 +192,9 @@ def so_far(drawn: Drawn, model) -> np.ndarray:
 def _before(t: int, drawn: Drawn, model, begun: list) -> np.ndarray:
   """Pictures [n, H, W, 3] of what was drawn before time t."""
   shades = _shades(drawn.values, model)
-  # Channels of a pixel not drawn yet are grey in that channel alone.
-  grey = np.full(shades.shape, GREY)
-  if model.rank == 2:  # a series is a curve: one height for all
+  if model.rank == 1:  # a curve has gaps where nothing is drawn yet
+    grey = -1
+  else:  # channels of a pixel not drawn yet are grey in that channel alone
     grey = GREY // 2 + GREY * sum(x < t for x in begun) / (2 * len(begun))
   return _from_shades(np.where(drawn.when < t, shades, grey), model)
 

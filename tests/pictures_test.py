@@ -101,8 +101,12 @@ def test_pictures_span_black_to_white():
   np.testing.assert_array_equal(pictures.from_values(values, rgb), values)
   series = tiny.model(('ar', 'pixel'), (4, 1), rank=1, channels=2)
   lines = pictures.from_values(np.zeros((3, 4, 2), int), series)
-  assert lines.shape == (3, 64, 4, 3)
-  assert (lines[:, -1] != 255).any() and (lines[:, 0] == 255).all()
+  assert lines.shape == (3, 64, 256, 3)  # four steps, drawn wide
+  assert (lines[:, -1] != 255).any(-1).all() and (lines[:, 0] == 255).all()
+  mask = np.array([False, True, False, False])[:, None]
+  gap = pictures.hidden(np.zeros((3, 4, 2), int), mask, series)
+  drawn = (pictures.from_values(gap, series) != 255).any((1, 3))
+  np.testing.assert_array_equal(drawn[0], np.repeat(~mask[:, 0], 64))
 
 
 def test_grid_keeps_every_picture_whole():
@@ -132,3 +136,10 @@ def test_heat_maps_are_dark_where_cheap():
   light = picture[16::32, 16::32].astype(int).sum(-1).ravel()
   assert light[0] < 12 and (np.diff(light) > 0).all()
   assert (pictures.heat(np.zeros((2, 2))) == picture[0, 0]).all()
+
+
+def test_maps_of_series_are_bars():
+  picture = pictures.heat(np.array([0.0, 1.0, 2.0, 4.0]), 64)
+  assert picture.shape == (64, 64, 3)
+  heights = (picture != 255).any(-1).sum(0)[::16]
+  np.testing.assert_array_equal(heights, [0, 16, 32, 64])
