@@ -57,19 +57,53 @@ def read(data: str) -> list[table.Table]:
 
 
 def fit(arguments) -> None:
-  """Trains one variant with one seed, and writes scores of every point."""
-  from fractal_jax.data import series
-  from fractal_jax.inference.progress import result_of, stream
-  from fractal_jax.series import fit as fit_lib
-  from fractal_jax.series import settings
+  """Trains one variant with one seed, and writes scores of every point.
+
+  A run that is stopped by SIGTERM goes on when it is called again.
+  """
+  from fractal_jax.inference.progress import result_of
 
   cpu.use_cores(BATCH)
   tables = read(arguments.data)
+  runs = pathlib.Path(arguments.runs)
+  workdir = runs / f'{arguments.variant}_{arguments.seed}'
+  begun = time.monotonic()
+  digits = arguments.variant == 'digits'
+  fitted = (fit_digits if digits else fit_run)(arguments, tables, workdir)
+  seconds = time.monotonic() - begun
+  out = {'steps': arguments.steps}
+  for label, one in enumerate(tables):
+    values = one.values
+    if digits:
+      values = digits_of(fitted.quantiser, values, label)
+    found = result_of(
+      scores.score(
+        fitted.net,
+        fitted.params,
+        fitted.quantiser,
+        values,
+        label,
+        mesh=fitted.mesh,
+      )
+    )
+    for kind in KINDS:
+      x = found.by_channel(kind)
+      out[f'{one.name}/{kind}'] = x.sum(1) if kind == 'bits' else x.mean(1)
+  np.savez_compressed(f'{workdir}.npz', **out)
+  print(
+    f'{workdir}.npz: fitted in {seconds:.0f} s (since the last stop), scored in '
+    f'{time.monotonic() - begun - seconds:.0f} s'
+  )
+
+
+def config_of(arguments, tables):
+  """The config of a variant."""
+  from fractal_jax.series import settings
+
   changes = dict(VARIANTS[arguments.variant])
   digits = changes.pop('digits', False)
-  normal = sum(one.train for one in tables)
   config = settings.settings(
-    normal,
+    sum(one.train for one in tables),
     2 if digits else 1,
     classes=len(tables),
     bins=16 if digits else 256,
@@ -79,41 +113,23 @@ def fit(arguments) -> None:
   )
   config.optim.batch = BATCH
   config.optim.lr = 4e-3  # a peak of 2e-3 at this batch, too
+  config.optim.save_every = 10_000  # at the end, and where it is stopped
+  config.eval.every = 0
+  config.data.dir = f'{arguments.data}/*.npz'
   config.data.held_out = 0.0
-  if digits:
-    config.data.noise = 0.0  # it is in the digits already
-    source, quantiser = in_digits(config, tables, arguments.seed)
-  else:
-    quantiser = series.fit(config, tables)
-    source = series.source(config, tables, 'train', quantiser)
-  begun = time.monotonic()
-  for progress in stream(fit_lib.fit(config, source)):
-    if progress.done % 100 == 0 or progress.done == 1:
-      seconds = time.monotonic() - begun
-      print(f'{progress.doing} {progress.done} {seconds:.0f} s', flush=True)
-  net, params, mesh = progress.result
-  seconds = time.monotonic() - begun
-  out = {'seconds': seconds, 'steps': arguments.steps}
-  begun = time.monotonic()
-  for label, one in enumerate(tables):
-    job = scores.score(
-      *(net, params, quantiser),
-      digits_of(quantiser, one.values, label) if digits else one.values,
-      label,
-      mesh=mesh,
-    )
-    found = result_of(job)
-    for kind in KINDS:
-      x = found.by_channel(kind)
-      out[f'{one.name}/{kind}'] = x.sum(1) if kind == 'bits' else x.mean(1)
-  runs = pathlib.Path(arguments.runs)
-  runs.mkdir(parents=True, exist_ok=True)
-  path = runs / f'{arguments.variant}_{arguments.seed}.npz'
-  np.savez_compressed(path, **out)
-  print(
-    f'{path}: fitted in {seconds:.0f} s, scored in '
-    f'{time.monotonic() - begun:.0f} s'
-  )
+  return config
+
+
+def fit_run(arguments, tables, workdir):
+  """The model of `fractal-jax train` in a work directory."""
+  from fractal_jax import api
+  from fractal_jax.training import processes, train
+
+  try:
+    train.train(config_of(arguments, tables), str(workdir))
+  except processes.Preempted as e:
+    sys.exit(f'{e}: call it again to go on')
+  return api.load(str(workdir))
 
 
 # Values of 256 as two digits of 16: a channel for each.
@@ -147,11 +163,17 @@ def digits_of(quantiser: Digits, values: np.ndarray, label: int) -> np.ndarray:
   return np.concatenate(np.divmod(bins, 16), 1).astype(float)
 
 
-def in_digits(config, tables, seed: int):
-  """A source of windows in digits; noise of two bins moves both."""
+def fit_digits(arguments, tables, workdir):
+  """A model of digits; noise of two bins moves both."""
+  from fractal_jax import api
   from fractal_jax.data import common
+  from fractal_jax.inference.progress import result_of
+  from fractal_jax.series import fit as fit_lib
   from fractal_jax.series import quantiser as quantiser_lib
 
+  del workdir
+  config = config_of(arguments, tables)
+  config.data.noise = 0.0  # it is added to the values, before they are cut
   parts = [one.values[: one.train] for one in tables]
   whole = quantiser_lib.fit(parts, 256)
   bins = [whole.encode(x, label) for label, x in enumerate(parts)]
@@ -161,7 +183,7 @@ def in_digits(config, tables, seed: int):
     for label, x in enumerate(bins)
     for first in range(len(x) - side + 1)
   ]
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(arguments.seed)
 
   def window(i: int):
     label, first = starts[i]
@@ -170,7 +192,9 @@ def in_digits(config, tables, seed: int):
     return np.concatenate(np.divmod(x, 16), 1), label
 
   names = tuple(one.name for one in tables)
-  return common.Source(len(starts), window, names, 16), Digits(whole)
+  source = common.Source(len(starts), window, names, 16)
+  found = result_of(fit_lib.fit(config, source))
+  return api.Model(config, *found, Digits(whole))
 
 
 # Tables.
@@ -214,7 +238,7 @@ def ours(tables, runs: str) -> dict[tuple, list[dict]]:
   for path in sorted(pathlib.Path(runs).glob('*_[0-9]*.npz')):
     variant = path.stem.rsplit('_', 1)[0]
     file = np.load(path)
-    print(f'{path.name}: {file["steps"]} steps in {file["seconds"]:.0f} s')
+    print(f'{path.name}: {file["steps"]} steps')
     for kind in KINDS[: 1 if variant == 'digits' else None]:
       found = {t.name: file[f'{t.name}/{kind}'] for t in tables}
       out.setdefault((variant, kind), []).append(measured(tables, found))

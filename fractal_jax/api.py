@@ -19,7 +19,8 @@ from fractal_jax.inference import edit, explain, inputs, sample, score
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
 from fractal_jax.models.kernels import proof
-from fractal_jax.series import forecast, quantiser
+from fractal_jax.series import forecast as series_forecast
+from fractal_jax.series import quantiser as series_quantiser
 from fractal_jax.training import checkpoint, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
@@ -39,7 +40,7 @@ class Model:
   net: fractal.Fractal
   params: dict
   mesh: jax.sharding.Mesh
-  quantiser: quantiser.Quantiser | None = None  # of models of series
+  quantiser: series_quantiser.Quantiser | None = None  # of models of series
 
   def __repr__(self) -> str:
     m = self.config.model
@@ -241,12 +242,12 @@ class Model:
     context,
     horizon: int,
     *,
-    quantiles=forecast.QUANTILES,
+    quantiles=series_forecast.QUANTILES,
     num: int = 100,
     label: int = 0,
     seed: int = 0,
     **settings,
-  ) -> forecast.Drawn:
+  ) -> series_forecast.Drawn:
     """What comes after a series, as samples and quantiles.
 
     Args:
@@ -266,7 +267,7 @@ class Model:
     Raises:
       forecast.ForecastError: no model of series, or values it can't take.
     """
-    job = forecast.forecast(
+    job = series_forecast.forecast(
       self,
       context,
       horizon,
@@ -282,12 +283,12 @@ class Model:
     self,
     x,
     *,
-    quantiles=forecast.QUANTILES,
+    quantiles=series_forecast.QUANTILES,
     num: int = 20,
     label: int = 0,
     seed: int = 0,
     **settings,
-  ) -> forecast.Drawn:
+  ) -> series_forecast.Drawn:
     """What may stand where a series is NaN, as samples and quantiles.
 
     Masked (mar) levels see both sides of a gap, ar levels the earlier one.
@@ -302,7 +303,7 @@ class Model:
     Raises:
       forecast.ForecastError: no model of series, or values it can't take.
     """
-    job = forecast.impute(
+    job = series_forecast.impute(
       self, x, quantiles=quantiles, num=num, label=label, seed=seed, **settings
     )
     return result_of(job)
@@ -357,4 +358,4 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
   mesh = sharding.any_mesh(config)
   shardings = train_state.param_shardings(net, mesh)
   params = restore.restore_params(workdir, step, shardings)
-  return Model(config, net, params, mesh, quantiser.load(workdir))
+  return Model(config, net, params, mesh, series_quantiser.load(workdir))

@@ -226,6 +226,8 @@ def _numbers(pd, path, column) -> np.ndarray:
 
 def _dates(pd, column):
   """A column of texts as dates; None if its first are numbers or no dates."""
+  if column.dtype.kind == 'M':
+    return pd.to_datetime(column, utc=True)
   first = column.dropna().head(5)
   if not len(first) or pd.to_numeric(first, errors='coerce').notna().any():
     return None
