@@ -91,8 +91,8 @@ def fit(arguments) -> None:
       out[f'{one.name}/{kind}'] = x.sum(1) if kind == 'bits' else x.mean(1)
   np.savez_compressed(f'{workdir}.npz', **out)
   print(
-    f'{workdir}.npz: fitted in {seconds:.0f} s (since the last stop), scored in '
-    f'{time.monotonic() - begun - seconds:.0f} s'
+    f'{workdir}.npz: fitted in {seconds:.0f} s (since the last stop), scored '
+    f'in {time.monotonic() - begun - seconds:.0f} s'
   )
 
 

@@ -259,7 +259,8 @@ DATA = {
   'held_out': Key(
     0.1,
     Number(least=0, below=1),
-    'share of these rows, the last ones, that is the validation split',
+    'share of these rows, the last ones, that is the validation split; 0: it '
+    'is the training split',
     'a tenth, as with other data sets',
   ),
   'one_class': Key(

@@ -107,7 +107,7 @@ def part(config, one: Table, split: str) -> np.ndarray:
   rows = config.data.rows or one.train or len(one.values)
   rows = min(rows, len(one.values))
   held_out = int(rows * config.data.held_out)
-  if split == 'train':
+  if split == 'train' or not held_out:
     return one.values[: rows - held_out]
   return one.values[rows - held_out : rows]
 
