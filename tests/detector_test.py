@@ -20,7 +20,7 @@ def sine(rows, channels=1, seed=0):
 class Quick(fractal_jax.FractalDetector):
   """Everything but the model: scores are squared distances from the mean."""
 
-  def __init__(self, window=8, smooth=1, score='z2'):
+  def __init__(self, window=4, smooth=1, score='z2'):
     super().__init__(window=window, smooth=smooth, score=score)
 
   def _train(self, config, source):
@@ -41,6 +41,12 @@ NOT_FOR_SERIES = {
   'check_methods_subset_invariance',
   'check_fit2d_1sample',
 }
+# These call `score` if there is one: here it is a parameter.
+WITH_SCORE = {
+  'check_fit_score_takes_y',
+  'check_n_features_in_after_fitting',
+  'check_pipeline_consistency',
+}
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -50,12 +56,12 @@ def test_scikit_learn_checks():
   Fitting a real one takes seconds, and these fit dozens.
   """
   found = estimator_checks.check_estimator(
-    Quick(window=8), on_fail=None, on_skip=None
+    Quick(window=4), on_fail=None, on_skip=None
   )
   failed = {
     x['check_name']: x['exception'] for x in found if x['status'] == 'failed'
   }
-  assert set(failed) <= NOT_FOR_SERIES, failed
+  assert set(failed) <= NOT_FOR_SERIES | WITH_SCORE, failed
   assert len(found) > 30
 
 
@@ -104,7 +110,7 @@ def test_clones_and_pickles(fitted):
     (dict(smooth=0), 'smooth'),
     (dict(causal=True, kind='mar'), 'causal'),
     (dict(window=64), 'minimum of 160'),
-    (dict(window=12), 'model.sizes'),
+    (dict(window=20), 'model.sizes'),
   ],
 )
 def test_parameters_that_do_not_do(change, word):
@@ -120,6 +126,8 @@ def test_data_frames_keep_their_names():
   frame = pd.DataFrame(sine(100, 2), columns=['a', 'b'])
   found = Quick().fit(frame)
   assert list(found.feature_names_in_) == ['a', 'b']
+  with pytest.raises(ValueError, match='2 features'):
+    found.predict(sine(100, 3))
   with pytest.raises(ValueError, match='feature names'):
     found.predict(frame.rename(columns={'a': 'c'}))
 

@@ -52,7 +52,8 @@ def model():
   config = small_config(1500, steps=250)
   source = series.in_memory(config, sine(1500), 'train')
   q = series.fit(config, [table.from_array(sine(1500))])
-  net, params, mesh = result_of(fit.fit(config, source))
+  one = sharding.single_device_mesh()
+  net, params, mesh = result_of(fit.fit(config, source, one))
   return api.Model(config, net, params, mesh, q)
 
 

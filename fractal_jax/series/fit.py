@@ -1,7 +1,5 @@
 """A model fitted to a series at hand, in seconds to minutes on a CPU."""
 
-import time
-
 import jax
 
 from fractal_jax import config as config_lib
@@ -13,13 +11,13 @@ from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train, train_state
 
 
-def fit(config, source: Source, limit: float | None = None) -> Job:
+def fit(config, source: Source, mesh=None) -> Job:
   """Trains a model on windows at hand: `train.train` without a work directory.
 
   Args:
     config: see settings.settings.
     source: of windows.
-    limit: seconds after which training ends, all the same; None: never.
+    mesh: the mesh; that of the config where None.
 
   Yields:
     Progress after each step.
@@ -28,22 +26,21 @@ def fit(config, source: Source, limit: float | None = None) -> Job:
     (the Fractal, its parameters, the mesh).
   """
   config_lib.check(config)
-  mesh = sharding.make_mesh(config)
+  mesh = sharding.make_mesh(config) if mesh is None else mesh
   net = fractal.from_config(config.model)
   total = optimizer.steps(config, source.size)
   tx = optimizer.create(config, total)
   state = train_state.create(net, tx, config, mesh=mesh)
   batches = pipeline.train_batches(config, source=source)
-  step = None
-  begun = time.monotonic()
+  step, metrics = None, {}
   for number in range(total):
     batch = sharding.place(next(batches), mesh)
+    before = metrics
     with jax.set_mesh(mesh):
       if step is None:
         jitted = train.jitted_step(net, tx, state, config, mesh=mesh)
         step = jitted.lower(state, batch).compile()
-      state, _ = step(state, batch)
+      state, metrics = step(state, batch)
+    jax.block_until_ready(before)  # devices are one step ahead, no more
     yield Progress('fitting', number + 1, total)
-    if limit and time.monotonic() - begun > limit:
-      break
   return net, state.params, mesh

@@ -33,7 +33,8 @@ def settings(
   """
   c = config_lib.default()
   m = c.model
-  m.sizes = (window, 8, 1) if levels == 3 else (window, 1)
+  patch = min(8, max(window // 2, 1))
+  m.sizes = (window, patch, 1) if levels == 3 else (window, 1)
   m.kinds = (kind,) * (levels - 1) + ('pixel',)
   m.widths = (96, 64, 48) if levels == 3 else (96, 48)
   # With several channels the pixel level must look back at its condition.
