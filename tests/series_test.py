@@ -151,9 +151,7 @@ def test_bits_of_a_window_sum_to_its_log_prob():
   wanted = result_of(
     score.log_prob(net, params, _with(config, c), images, labels)
   )
-  windows = scores.Windows(
-    images, images.astype(np.float32), labels, np.arange(2)
-  )
+  windows = scores.Windows(images, labels, np.arange(2))
   mesh = sharding.single_device_mesh()
   with jax.set_mesh(mesh):
     found = scores.statistics()(net, params, windows, 1, 0, mesh)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import cpu, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -98,6 +98,7 @@ def the_detector(one, train: int, **parameters):
   from fractal_jax.series.detector import FractalDetector
   from fractal_jax.training import restore
 
+  cpu.use_cores(64)
   if FLAGS.workdir:
     for name in ('window', 'kind', 'steps'):
       if FLAGS[name].present:
@@ -118,7 +119,6 @@ def the_detector(one, train: int, **parameters):
     seed=FLAGS.seed,
     **parameters,
   )
-  common.use_cores(64)
   common.follow(detector.fitting(one.values[:train]))
   runs.save(workdir, detector, one.name)
   common.say(f'model: {paths.absolute(workdir)}')

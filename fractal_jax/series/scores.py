@@ -121,7 +121,6 @@ class Windows:
   """Windows of a series that are scored at a time."""
 
   bins: Array  # [B, S, C] int32, ~v where not known
-  place: Array  # [B, S, C] on the scale of bins, unclipped; 0 where not known
   label: Array  # [B] class, -1 for "no class"
   index: Array  # [B] number of the window
 
@@ -189,30 +188,28 @@ def score(
   before = side - step if net.exact else (side - step) // 2
   windows = -(-len(values) // step)
   bins = quantiser.read(values, label)
-  place = np.nan_to_num(quantiser.place(values, label))
-  pad = (before, windows * step + side - step - before - len(values))
+  after = windows * step + side - step - before - len(values)
   bins = np.concatenate(
-    [np.full((pad[0], channels), 1) * _marked(bins[:1]), bins]
-    + [np.full((pad[1], channels), 1) * _marked(bins[-1:])]
-  ).astype(np.int32)
-  place = np.pad(place, (pad, (0, 0)))
-  cut = lambda x: np.lib.stride_tricks.sliding_window_view(x, side, axis=0)[
-    ::step
-  ].swapaxes(1, 2)  # [windows, S, C]
-  bins, place = cut(bins), cut(place)
+    [
+      _marked(bins[:1]).repeat(before, 0),
+      bins,
+      _marked(bins[-1:]).repeat(after, 0),
+    ]
+  )
+  cut = np.lib.stride_tricks.sliding_window_view(bins, side, axis=0)
+  cut = cut[::step].swapaxes(1, 2)  # [windows, S, C]
   batch = sharding.padded_batch(min(batch, windows), mesh)
   out = []
   for start in range(0, windows, batch):
     index = np.arange(start, start + batch)
     at = np.minimum(index, windows - 1)
-    rows = Windows(
-      np.ascontiguousarray(bins[at]),
-      place[at].astype(np.float32),
-      np.full(batch, label, np.int32),
-      index.astype(np.int32),
-    )
+    rows = {
+      'bins': cut[at],
+      'label': np.full(batch, label, np.int32),
+      'index': index.astype(np.int32),
+    }
     with jax.set_mesh(mesh):
-      rows = sharding.place(rows, mesh)
+      rows = Windows(**sharding.place(rows, mesh))
       found = statistics()(net, params, rows, passes, seed, mesh)
     out.append(jax.device_get(found)[:, before : before + step])
     yield Progress('scoring', min(start + batch, windows), windows)
