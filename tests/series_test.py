@@ -10,6 +10,7 @@ import pytest
 from fractal_jax import api, sharding
 from fractal_jax.data import pipeline, series
 from fractal_jax.data.common import DataError
+from fractal_jax.errors import UserError
 from fractal_jax.inference import score
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import Draws
@@ -20,12 +21,13 @@ from fractal_jax.series import (
   linear,
   quantiser,
   report,
+  runs,
   scores,
   settings,
   table,
 )
 from fractal_jax.series.detector import FractalDetector
-from tests import tiny
+from tests import commandline, tiny
 
 PERIOD = 20
 
@@ -323,6 +325,96 @@ def test_gaps_are_filled_and_the_rest_is_kept(model):
 def test_what_is_refused(model, call, word):
   with pytest.raises((forecast.ForecastError, ValueError), match=word):
     call(model)
+
+
+# The commands.
+
+
+@pytest.fixture(scope='module')
+def run_of(model, tmp_path_factory):
+  """A work directory of the model, and a CSV with a gap and a jump."""
+  folder = tmp_path_factory.mktemp('run')
+  detector = FractalDetector(window=32, smooth=4, bins=64)
+  detector.config_, detector.quantiser_ = model.config, model.quantiser
+  detector.params_, detector.label_ = model.params, 0
+  detector.labels_ = np.zeros(100)
+  detector.held_out_scores_ = np.linspace(0, 3, 20)
+  runs.save(str(folder / 'run'), detector, 'sine')
+  values = sine(100, seed=7)
+  values[50:60] += 6
+  values[20:26] = np.nan
+  lines = [f'{i},{"" if np.isnan(x) else x}' for i, (x,) in enumerate(values)]
+  (folder / 'line.csv').write_text('\n'.join(['time,flow', *lines]) + '\n')
+  return folder
+
+
+@pytest.fixture
+def command(run_of, tmp_path, monkeypatch):
+  """Runs a command on the run and the CSV; returns its folder of results."""
+  one = sharding.single_device_mesh()
+  monkeypatch.setattr(sharding, 'any_mesh', lambda config: one)
+
+  def call(name, *flags, workdir=True):
+    given = [f'--data={run_of}/line.csv', f'--out={tmp_path}/out', *flags]
+    given += [f'--workdir={run_of}/run'] if workdir else []
+    with commandline.flags_of(name, *given) as job:
+      job.run()
+    return tmp_path / 'out'
+
+  return call
+
+
+def test_a_run_keeps_its_detector(run_of, model):
+  found = runs.load(str(run_of / 'run'))
+  assert (found.window, found.smooth) == (32, 4)
+  assert found.quantiser_ == model.quantiser
+  assert found.threshold_ == pytest.approx(3 * 0.99)
+  half = runs.load(str(run_of / 'run'), false_alarms=0.5)
+  assert half.threshold_ == pytest.approx(1.5)
+  assert not hasattr(runs.load(str(run_of / 'run'), smooth=9), 'threshold_')
+
+
+def test_anomaly(command, capsys):
+  out = command('anomaly')
+  with open(out / 'scores.csv') as file:
+    rows = list(csv.DictReader(file))
+  flagged = [i for i, row in enumerate(rows) if row['alarm'] == '1']
+  assert len(rows) == 100 and {*range(51, 54)} <= set(flagged)
+  assert (out / 'report.html').stat().st_size > 10_000
+  assert 'alarms' in capsys.readouterr().out
+
+
+def test_forecast_and_impute(command):
+  out = command('forecast', '--horizon=8', '--num=64')
+  with open(out / 'forecast.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['time'] for row in rows[:2]] == ['100.0', '101.0']
+  low, middle, high = (
+    [float(row[f'flow_q{q}']) for row in rows] for q in (0.1, 0.5, 0.9)
+  )
+  assert low < middle < high
+  assert (out / 'forecast.png').exists()
+  command('impute', '--num=8')
+  with open(out / 'imputed.csv') as file:
+    rows = list(csv.DictReader(file))
+  spread = [float(r['flow_q0.9']) - float(r['flow_q0.1']) for r in rows]
+  assert np.flatnonzero(spread).tolist() == list(range(20, 26))
+
+
+@pytest.mark.parametrize(
+  'name, flags, words',
+  [
+    ('anomaly', ['--window=16'], '--window'),
+    ('anomaly', ['--train=1000'], 'has 100 rows'),
+    ('anomaly', ['--smooth=9'], 'no threshold'),
+    ('anomaly', ['--columns=x'], "no column 'x'"),
+    ('forecast', ['--quantiles=a'], '--quantiles'),
+    ('impute', ['--label=4'], "no class '4'"),
+  ],
+)
+def test_what_commands_refuse(command, name, flags, words):
+  with pytest.raises(UserError, match=words):
+    command(name, *flags)
 
 
 # The linear model and the report.
