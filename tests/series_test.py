@@ -88,6 +88,20 @@ def test_windows_splits_and_classes(tmp_path):
   assert pipeline.open_split(c, 'train').class_names == ('series',)
 
 
+def test_a_run_goes_on_with_its_own_bins_alone(tmp_path):
+  np.savez(tmp_path / 's.npz', values=sine(100))
+  c = small_config(100)
+  c.data.dir = str(tmp_path)
+  files = pipeline.info(c).files
+  pipeline.check_files(tmp_path, files)  # a new run
+  for name, text in files.items():
+    (tmp_path / name).write_text(text)
+  pipeline.check_files(tmp_path, files)
+  c.data.margin = 0.1
+  with pytest.raises(DataError, match='quantiser.json'):
+    pipeline.check_files(tmp_path, pipeline.info(c).files)
+
+
 def test_noise_moves_what_is_known(tmp_path):
   values = sine(200)
   values[::3] = np.nan
