@@ -89,8 +89,8 @@ def test_windows_splits_and_classes(tmp_path):
 
 
 def test_a_run_goes_on_with_its_own_bins_alone(tmp_path):
-  np.savez(tmp_path / 's.npz', values=sine(100))
-  c = small_config(100)
+  np.savez(tmp_path / 's.npz', values=sine(400))
+  c = small_config(400)
   c.data.dir = str(tmp_path)
   files = pipeline.info(c).files
   pipeline.check_files(tmp_path, files)  # a new run
