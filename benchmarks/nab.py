@@ -112,7 +112,7 @@ def config_of(arguments, tables):
     **changes,
   )
   config.optim.batch = BATCH
-  config.optim.lr = 4e-3  # a peak of 2e-3 at this batch, too
+  config.optim.lr = 6e-3  # a peak of 3e-3 at this batch, too
   config.optim.save_every = 10_000  # at the end, and where it is stopped
   config.eval.every = 0
   config.data.dir = f'{arguments.data}/*.npz'
