@@ -44,7 +44,7 @@ def small_config(rows, channels=1, **how):
   c.model.widths = (32,) * len(c.model.sizes)
   c.model.depths = (1,) * len(c.model.sizes)
   c.model.heads = (2,) * len(c.model.sizes)
-  c.data.noise = 0.5
+  c.data.noise = 0.25
   c.optim.batch, c.optim.lr = 32, 6e-2  # a peak of 7.5e-3: it is small
   return c
 
@@ -52,7 +52,7 @@ def small_config(rows, channels=1, **how):
 @pytest.fixture(scope='module')
 def model():
   """An api.Model fitted to a sine."""
-  config = small_config(1500, steps=300)
+  config = small_config(1500, steps=500)
   source = series.in_memory(config, sine(1500), 'train')
   q = series.fit(config, [table.from_array(sine(1500))])
   one = sharding.single_device_mesh()
@@ -243,6 +243,21 @@ def test_each_value_is_predicted_from_three_quarters_of_a_window():
       moved[t - back] = 1 - moved[t - back]
       seen.append(run(moved)[t] != base[t])
     assert all(seen[:6]), (t, seen)
+
+
+@pytest.mark.parametrize('rows', [3, 32, 33, 100, 129])
+@pytest.mark.parametrize('both', [False, True])
+def test_cover(rows, both):
+  starts, which = scores.cover(rows, 32, both=both)
+  place = np.arange(rows) - starts[which]
+  assert which.max() == len(starts) - 1
+  assert (place >= 0).all() and (place < 32).all()
+  inside = np.arange(rows) if both else np.arange(32, rows)
+  if both:
+    inside = inside[16 : rows - 16]
+    assert (np.abs(place[inside] - 16) <= 4).all()
+  else:
+    assert (place[inside] >= 24).all()
 
 
 def test_smoothed():
