@@ -45,7 +45,7 @@ def small_config(rows, channels=1, **how):
   c.model.depths = (1,) * len(c.model.sizes)
   c.model.heads = (2,) * len(c.model.sizes)
   c.data.noise = 0.25
-  c.optim.batch, c.optim.lr = 32, 6e-2  # a peak of 7.5e-3: it is small
+  c.optim.lr = 6e-2  # a peak of 7.5e-3: the model is small
   return c
 
 
@@ -207,7 +207,8 @@ def test_nan_anywhere(kinds):
   values[[0, 5, 36], [0, 1, 1]] = np.nan
   values[10:20] = np.nan
   found = result_of(scores.score(net, params, q, values, passes=3))
-  for kind in scores.KINDS:
+  masked = 'mar' in kinds  # few passes: some values have bits, and no more
+  for kind in ['bits'] if masked else scores.KINDS:
     by_channel = found.by_channel(kind)
     np.testing.assert_array_equal(np.isnan(by_channel), np.isnan(values))
     rows = found.of_rows(kind, 3)

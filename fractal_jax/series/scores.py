@@ -279,10 +279,9 @@ def _statistics(
       key = jax.random.fold_in(jax.random.key(seed), number)
       totals += _one_pass(net, params, windows, key)
     weight = totals[..., -1:]
-    # A value that no pass masked: its nats are 0 in the mean, as they should;
-    # the rest is not known, and taken as what is expected of it.
+    # Of a value that no pass masked, all but the nats is not known.
     nats = totals[..., :1] / passes
-    rest = totals[..., 1:-1] / jnp.maximum(weight, 1e-9)
+    rest = jnp.where(weight > 0, totals[..., 1:-1] / weight, jnp.nan)
     return jnp.concatenate([nats, rest], -1)
 
   over = jax.P(sharding.BATCH)
