@@ -53,6 +53,7 @@ def settings(
   c.data.name = 'series'
   c.data.flip = False
   c.data.noise = 2.0 * bins / 256
+  c.data.threads = 2  # windows lie in memory
   c.optim.batch = 32
   c.optim.steps = steps or min(max(500, rows // 10), 1500)
   c.optim.lr = 2.4e-2  # a peak of 3e-3 at this batch, as for the digits
