@@ -274,10 +274,12 @@ def _statistics(
   """
 
   def on_device(params, windows, seed):
-    totals = 0.0
-    for number in range(passes):
+    def add(number, totals):
       key = jax.random.fold_in(jax.random.key(seed), number)
-      totals += _one_pass(net, params, windows, key)
+      return totals + _one_pass(net, params, windows, key)
+
+    totals = jnp.zeros(windows.bins.shape + (STATISTICS + 1,))
+    totals = jax.lax.fori_loop(0, passes, add, totals)
     weight = totals[..., -1:]
     # Of a value that no pass masked, all but the nats is not known.
     nats = totals[..., :1] / passes
@@ -318,5 +320,5 @@ def _one_pass(net, params, windows: Windows, key) -> Array:
     jnp.ones_like(mean),
   ]
   found = jnp.stack(found, -1) * rows.weight[:, None, None]
-  out = jnp.zeros(bins.shape + (len(found[0, 0]),))
+  out = jnp.zeros(bins.shape + found.shape[-1:])
   return out.at[rows.image, rows.site].add(found)
