@@ -11,7 +11,7 @@ from fractal_jax import api, sharding
 from fractal_jax.data import pipeline, series
 from fractal_jax.data.common import DataError
 from fractal_jax.errors import UserError
-from fractal_jax.inference import score
+from fractal_jax.inference import inputs, score
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import Draws
 from fractal_jax.series import (
@@ -338,6 +338,21 @@ def test_gaps_are_filled_and_the_rest_is_kept(model):
   off = found.quantiles[1] - values
   assert np.sqrt((off[~known] ** 2).mean()) < 2.5
   assert found.samples[:, 41].std() > 0
+
+
+def test_edits_draw_what_is_marked_as_not_known(model):
+  window = model.quantiser.read(sine(32, seed=11))
+  marked = window.copy()
+  marked[10:14] = ~marked[10:14]
+  nothing = np.zeros((32, 1), bool)
+  (drawn,) = model.edit(marked[None], nothing, num=64)
+  known = marked >= 0
+  assert (drawn[:, known] == marked[known]).all()
+  assert drawn.min() >= 0 and (drawn[:, ~known].std(0) > 0).all()
+  with pytest.raises(inputs.InputError, match='0 to 63'):
+    inputs.check_images(
+      marked[None], tiny.model(sizes=(32, 1), rank=1, num_values=64)
+    )
 
 
 @pytest.mark.parametrize(

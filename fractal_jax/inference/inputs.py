@@ -22,7 +22,10 @@ def shape(model) -> tuple[int, ...]:
 
 
 def check_images(images, model) -> np.ndarray:
-  """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1."""
+  """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1.
+
+  Of series with values that are not known (model.unknown) also ~v, below 0.
+  """
   images = np.asarray(images)
   if images.shape[1:] != shape(model):
     raise InputError(
@@ -34,8 +37,9 @@ def check_images(images, model) -> np.ndarray:
       f'images of type {images.dtype}: give whole numbers 0 to '
       f'{model.num_values - 1}'
     )
+  least = -model.num_values if model.unknown else 0
   if images.size and not (
-    0 <= images.min() and images.max() < model.num_values
+    least <= images.min() and images.max() < model.num_values
   ):
     raise InputError(
       f'images with values {images.min()} to {images.max()}: this model takes '
