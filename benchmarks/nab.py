@@ -17,8 +17,9 @@ table  VUS-PR and AUC-PR, mean over series: of what was fitted, of POLY and
 check  whether VUS-PR of POLY and Sub-PCA is what is published.
 
 The settings were frozen before any series was scored with them, and are one for
-all. They are those of a prototype (levels, widths, bins, noise, steps, batch,
-200 rows), which was looked at on these same series with two seeds.
+all: the defaults of `fractal-jax anomaly`. Levels, widths, bins, noise and the
+200 rows are those of a prototype, which was looked at on these same series with
+two seeds; steps, batch and learning rate were set apart from them.
 """
 
 import argparse
@@ -37,7 +38,6 @@ from fractal_jax import cpu  # noqa: E402
 from fractal_jax.series import ranking, scores, table  # noqa: E402
 
 SMOOTH = 200
-STEPS, BATCH = 1500, 128
 VARIANTS = {
   'ar': {},
   'flat': {'levels': 2},  # one level of 64 values, no patches
@@ -63,7 +63,7 @@ def fit(arguments) -> None:
   """
   from fractal_jax.inference.progress import result_of
 
-  cpu.use_cores(BATCH)
+  cpu.use_cores(32)
   tables = read(arguments.data)
   runs = pathlib.Path(arguments.runs)
   workdir = runs / f'{arguments.variant}_{arguments.seed}'
@@ -71,7 +71,7 @@ def fit(arguments) -> None:
   digits = arguments.variant == 'digits'
   fitted = (fit_digits if digits else fit_run)(arguments, tables, workdir)
   seconds = time.monotonic() - begun
-  out = {'steps': arguments.steps}
+  out = {'steps': config_of(arguments, tables).optim.steps}
   for label, one in enumerate(tables):
     values = one.values
     if digits:
@@ -111,8 +111,6 @@ def config_of(arguments, tables):
     seed=arguments.seed,
     **changes,
   )
-  config.optim.batch = BATCH
-  config.optim.lr = 4e-3  # a peak of 2e-3 at this batch, too
   config.optim.save_every = 10_000  # at the end, and where it is stopped
   config.eval.every = 0
   config.data.dir = f'{arguments.data}/*.npz'
@@ -342,7 +340,7 @@ def main() -> None:
   )
   parser.add_argument('--variant', default='ar', choices=VARIANTS)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--steps', type=int, default=STEPS)
+  parser.add_argument('--steps', type=int, help='the default: 1500')
   arguments = parser.parse_args()
   {'fit': fit, 'table': print_table, 'check': check}[arguments.what](arguments)
 

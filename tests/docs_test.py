@@ -129,6 +129,7 @@ def mistake(program: str, arguments: list[str]) -> str:
   named = [name_of(x) for x in given]
   said = [x for x in given if '=' in x and not re.search('=[A-Z]+$', x)]
   unsaid = {'workdir': 'DIR', 'out': 'ref.npz', 'config': CONFIG}
+  unsaid |= {'data': 'line.csv'}
   unsaid = {k: v for k, v in unsaid.items() if k not in map(name_of, said)}
   parsed = [f'--undefok={",".join(unsaid)}']
   parsed += [f'--{k}={v}' for k, v in unsaid.items()]

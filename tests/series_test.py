@@ -10,7 +10,8 @@ import pytest
 from fractal_jax import api, sharding
 from fractal_jax.data import pipeline, series
 from fractal_jax.data.common import DataError
-from fractal_jax.inference import score
+from fractal_jax.errors import UserError
+from fractal_jax.inference import inputs, score
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import Draws
 from fractal_jax.series import (
@@ -20,12 +21,13 @@ from fractal_jax.series import (
   linear,
   quantiser,
   report,
+  runs,
   scores,
   settings,
   table,
 )
 from fractal_jax.series.detector import FractalDetector
-from tests import tiny
+from tests import commandline, tiny
 
 PERIOD = 20
 
@@ -42,14 +44,15 @@ def small_config(rows, channels=1, **how):
   c.model.widths = (32,) * len(c.model.sizes)
   c.model.depths = (1,) * len(c.model.sizes)
   c.model.heads = (2,) * len(c.model.sizes)
-  c.data.noise = 0.5
+  c.data.noise = 0.25
+  c.optim.lr = 6e-2  # a peak of 7.5e-3: the model is small
   return c
 
 
 @pytest.fixture(scope='module')
 def model():
   """An api.Model fitted to a sine."""
-  config = small_config(1500, steps=250)
+  config = small_config(1500, steps=500)
   source = series.in_memory(config, sine(1500), 'train')
   q = series.fit(config, [table.from_array(sine(1500))])
   one = sharding.single_device_mesh()
@@ -84,6 +87,20 @@ def test_windows_splits_and_classes(tmp_path):
   np.testing.assert_array_equal(window, q.encode(2 * sine(80, 1)[2:34], 1))
   c.data.one_class = True
   assert pipeline.open_split(c, 'train').class_names == ('series',)
+
+
+def test_a_run_goes_on_with_its_own_bins_alone(tmp_path):
+  np.savez(tmp_path / 's.npz', values=sine(400))
+  c = small_config(400)
+  c.data.dir = str(tmp_path)
+  files = pipeline.info(c).files
+  pipeline.check_files(tmp_path, files)  # a new run
+  for name, text in files.items():
+    (tmp_path / name).write_text(text)
+  pipeline.check_files(tmp_path, files)
+  c.data.margin = 0.1
+  with pytest.raises(DataError, match='quantiser.json'):
+    pipeline.check_files(tmp_path, pipeline.info(c).files)
 
 
 def test_noise_moves_what_is_known(tmp_path):
@@ -190,7 +207,8 @@ def test_nan_anywhere(kinds):
   values[[0, 5, 36], [0, 1, 1]] = np.nan
   values[10:20] = np.nan
   found = result_of(scores.score(net, params, q, values, passes=3))
-  for kind in scores.KINDS:
+  masked = 'mar' in kinds  # few passes: some values have bits, and no more
+  for kind in ['bits'] if masked else scores.KINDS:
     by_channel = found.by_channel(kind)
     np.testing.assert_array_equal(np.isnan(by_channel), np.isnan(values))
     rows = found.of_rows(kind, 3)
@@ -228,6 +246,21 @@ def test_each_value_is_predicted_from_three_quarters_of_a_window():
     assert all(seen[:6]), (t, seen)
 
 
+@pytest.mark.parametrize('rows', [3, 32, 33, 100, 129])
+@pytest.mark.parametrize('both', [False, True])
+def test_cover(rows, both):
+  starts, which = scores.cover(rows, 32, both=both)
+  place = np.arange(rows) - starts[which]
+  assert which.max() == len(starts) - 1
+  assert (place >= 0).all() and (place < 32).all()
+  inside = np.arange(rows) if both else np.arange(32, rows)
+  if both:
+    inside = inside[16 : rows - 16]
+    assert (np.abs(place[inside] - 16) <= 4).all()
+  else:
+    assert (place[inside] >= 24).all()
+
+
 def test_smoothed():
   x = np.array([1.0, np.nan, 3.0, 5.0, 7.0])
   np.testing.assert_allclose(scores.smoothed(x, 1), x)
@@ -257,7 +290,7 @@ def test_planted_anomalies_rank_first(model, kind):
 def test_the_model_is_calibrated_and_better_than_no_model(model):
   values = sine(800, seed=9)
   found = scored(model, values)
-  assert 0.6 < found.z2.mean() < 1.4
+  assert 0.5 < found.z2.mean() < 1.4
   counts, _ = np.histogram(found.pit, 4, (0, 1))
   assert (counts > 800 / 4 * 0.6).all()
   spread = values.std() / model.quantiser.of(0)[1][0]
@@ -307,6 +340,21 @@ def test_gaps_are_filled_and_the_rest_is_kept(model):
   assert found.samples[:, 41].std() > 0
 
 
+def test_edits_draw_what_is_marked_as_not_known(model):
+  window = model.quantiser.read(sine(32, seed=11))
+  marked = window.copy()
+  marked[10:14] = ~marked[10:14]
+  nothing = np.zeros((32, 1), bool)
+  (drawn,) = model.edit(marked[None], nothing, num=64)
+  known = marked >= 0
+  assert (drawn[:, known] == marked[known]).all()
+  assert drawn.min() >= 0 and (drawn[:, ~known].std(0) > 0).all()
+  with pytest.raises(inputs.InputError, match='0 to 63'):
+    inputs.check_images(
+      marked[None], tiny.model(sizes=(32, 1), rank=1, num_values=64)
+    )
+
+
 @pytest.mark.parametrize(
   'call, word',
   [
@@ -323,6 +371,96 @@ def test_gaps_are_filled_and_the_rest_is_kept(model):
 def test_what_is_refused(model, call, word):
   with pytest.raises((forecast.ForecastError, ValueError), match=word):
     call(model)
+
+
+# The commands.
+
+
+@pytest.fixture(scope='module')
+def run_of(model, tmp_path_factory):
+  """A work directory of the model, and a CSV with a gap and a jump."""
+  folder = tmp_path_factory.mktemp('run')
+  detector = FractalDetector(window=32, smooth=4, bins=64)
+  detector.config_, detector.quantiser_ = model.config, model.quantiser
+  detector.params_, detector.label_ = model.params, 0
+  detector.labels_ = np.zeros(100)
+  detector.held_out_scores_ = np.linspace(0, 3, 20)
+  runs.save(str(folder / 'run'), detector, 'sine')
+  values = sine(100, seed=7)
+  values[50:60] += 6
+  values[20:26] = np.nan
+  lines = [f'{i},{"" if np.isnan(x) else x}' for i, (x,) in enumerate(values)]
+  (folder / 'line.csv').write_text('\n'.join(['time,flow', *lines]) + '\n')
+  return folder
+
+
+@pytest.fixture
+def command(run_of, tmp_path, monkeypatch):
+  """Runs a command on the run and the CSV; returns its folder of results."""
+  one = sharding.single_device_mesh()
+  monkeypatch.setattr(sharding, 'any_mesh', lambda config: one)
+
+  def call(name, *flags, workdir=True):
+    given = [f'--data={run_of}/line.csv', f'--out={tmp_path}/out', *flags]
+    given += [f'--workdir={run_of}/run'] if workdir else []
+    with commandline.flags_of(name, *given) as job:
+      job.run()
+    return tmp_path / 'out'
+
+  return call
+
+
+def test_a_run_keeps_its_detector(run_of, model):
+  found = runs.load(str(run_of / 'run'))
+  assert (found.window, found.smooth) == (32, 4)
+  assert found.quantiser_ == model.quantiser
+  assert found.threshold_ == pytest.approx(3 * 0.99)
+  half = runs.load(str(run_of / 'run'), false_alarms=0.5)
+  assert half.threshold_ == pytest.approx(1.5)
+  assert not hasattr(runs.load(str(run_of / 'run'), smooth=9), 'threshold_')
+
+
+def test_anomaly(command, capsys):
+  out = command('anomaly')
+  with open(out / 'scores.csv') as file:
+    rows = list(csv.DictReader(file))
+  flagged = [i for i, row in enumerate(rows) if row['alarm'] == '1']
+  assert len(rows) == 100 and {*range(51, 54)} <= set(flagged)
+  assert (out / 'report.html').stat().st_size > 10_000
+  assert 'alarms' in capsys.readouterr().out
+
+
+def test_forecast_and_impute(command):
+  out = command('forecast', '--horizon=8', '--num=64')
+  with open(out / 'forecast.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['time'] for row in rows[:2]] == ['100.0', '101.0']
+  low, middle, high = (
+    [float(row[f'flow_q{q}']) for row in rows] for q in (0.1, 0.5, 0.9)
+  )
+  assert low < middle < high
+  assert (out / 'forecast.png').exists()
+  command('impute', '--num=8')
+  with open(out / 'imputed.csv') as file:
+    rows = list(csv.DictReader(file))
+  spread = [float(r['flow_q0.9']) - float(r['flow_q0.1']) for r in rows]
+  assert np.flatnonzero(spread).tolist() == list(range(20, 26))
+
+
+@pytest.mark.parametrize(
+  'name, flags, words',
+  [
+    ('anomaly', ['--window=16'], '--window'),
+    ('anomaly', ['--train=1000'], 'has 100 rows'),
+    ('anomaly', ['--smooth=9'], 'no threshold'),
+    ('anomaly', ['--columns=x'], "no column 'x'"),
+    ('forecast', ['--quantiles=a'], '--quantiles'),
+    ('impute', ['--label=4'], "no class '4'"),
+  ],
+)
+def test_what_commands_refuse(command, name, flags, words):
+  with pytest.raises(UserError, match=words):
+    command(name, *flags)
 
 
 # The linear model and the report.

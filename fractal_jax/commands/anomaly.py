@@ -98,7 +98,7 @@ def the_detector(one, train: int, **parameters):
   from fractal_jax.series.detector import FractalDetector
   from fractal_jax.training import restore
 
-  cpu.use_cores(64)
+  cpu.use_cores(32)
   if FLAGS.workdir:
     for name in ('window', 'kind', 'steps'):
       if FLAGS[name].present:

@@ -60,7 +60,9 @@ def run():
   times = following(one, FLAGS.horizon)
   write(found, one.channels, times, len(one.values), 'forecast.csv')
   shown = one.values[-4 * detector.config_.model.sizes[0] :]
-  shot = plots.drawn(shown, len(shown), found, one.channels)
+  shot = plots.drawn(
+    shown, len(shown), found, one.channels, len(one.values) - len(shown)
+  )
   with paths.whole(paths.path(FLAGS.out) / 'forecast.png') as file:
     file.write(shot)
   common.say(f'{FLAGS.horizon} rows: {paths.absolute(FLAGS.out)}/forecast.csv')

@@ -45,7 +45,7 @@ def run():
   first = max(int(gaps.any(1).argmax()) - 128, 0)  # around the first gap
   part = slice(first, first + 512)
   shown = lib.Drawn(found.samples[:, part], found.quantiles[:, part], levels)
-  shot = plots.drawn(one.values[part], 0, shown, one.channels)
+  shot = plots.drawn(one.values[part], 0, shown, one.channels, first)
   with paths.whole(paths.path(FLAGS.out) / 'imputed.png') as file:
     file.write(shot)
   common.say(f'{gaps.sum()} values: {paths.absolute(FLAGS.out)}/imputed.csv')

@@ -18,6 +18,7 @@ import sys
 
 import numpy as np
 
+from fractal_jax import paths
 from fractal_jax.data import arrays, common, folder, prepared, series
 from fractal_jax.data.common import DataError, Source
 
@@ -80,6 +81,22 @@ def info(config) -> Info:
     ),
     files=train.files,
   )
+
+
+def check_files(workdir, files: Mapping[str, str]) -> None:
+  """Raises DataError where a run keeps other texts than its data now gives.
+
+  The bins of series, say: a model goes on only with those that it was trained
+  with.
+  """
+  for name, text in files.items():
+    path = paths.path(workdir) / name
+    if path.exists() and path.read_text() != text:
+      raise DataError(
+        f'{path} is not what the data gives now, so that the run cannot go on '
+        'with it: give it the data, and the data.rows, held_out, bins and '
+        'margin, that it was trained with, or take another --workdir.'
+      )
 
 
 def open_split(config, split: str) -> Source:

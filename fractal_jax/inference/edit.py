@@ -30,6 +30,9 @@ def edit(
   images = inputs.check_images(images, config.model)
   mask = inputs.check_mask(mask, images)
   inputs.check_planes(mask, config.model)
+  if config.model.unknown:  # what is not known is drawn, too
+    mask = mask | (images < 0)
+    images = np.where(images < 0, ~images, images)
   labels = inputs.labels_of(labels, len(images), config.model)
   repeat = lambda x: np.repeat(x, num * candidates, 0)
   how = dict(mesh=mesh, seed=seed, batch=batch)

@@ -29,7 +29,10 @@ def _array(x, name: str) -> np.ndarray:
 
 
 def check_images(images, model) -> np.ndarray:
-  """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1."""
+  """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1.
+
+  Of series with values that are not known (model.unknown) also ~v, below 0.
+  """
   images = _array(images, 'images')
   if images.shape[1:] != shape(model):
     raise InputError(
@@ -41,8 +44,9 @@ def check_images(images, model) -> np.ndarray:
       f'images of type {images.dtype}: give whole numbers 0 to '
       f'{model.num_values - 1}'
     )
+  least = -model.num_values if model.unknown else 0
   if images.size and not (
-    0 <= images.min() and images.max() < model.num_values
+    least <= images.min() and images.max() < model.num_values
   ):
     raise InputError(
       f'images with values {images.min()} to {images.max()}: this model takes '

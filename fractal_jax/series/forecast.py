@@ -107,11 +107,9 @@ def impute(
     new = _edit(model, windows, masks, label, seed + number, settings)
     new = new.reshape((num, len(starts), side) + bins.shape[2:])
     for i, s in enumerate(starts):
-      until = s + side
-      if until < len(known) and not known[until - 1].all():
-        until -= (
-          side // 4
-        )  # the gap goes on: its end is drawn with what follows
+      # Where the gap goes on, its end is drawn with what follows.
+      ends = s + side == len(known) or known[s + side - 1].all()
+      until = s + side - (0 if ends else side // 4)
       part = ~known[s:until]
       where = slice(s, until)
       bins[:, where] = np.where(part, new[:, i, : until - s], bins[:, where])
@@ -147,21 +145,26 @@ def _front(model, values: np.ndarray, label: int, rows: int):
 
 
 def _edit(model, bins, mask, label: int, seed: int, settings: dict):
-  """What is under a mask of windows, drawn once each: bins [n, S, C]."""
+  """What is under a mask of windows, drawn once each: bins [n, S, C].
+
+  Filled up to whole batches, so that one program serves any number.
+  """
   if not mask.any():
     return bins
+  batch = settings.get('batch') or model.config.sample.batch
+  whole = np.arange(-(-len(bins) // batch) * batch) % len(bins)
   job = edit.edit(
     model.net,
     model.params,
     model.config,
-    bins,
-    mask,
-    np.full(len(bins), label, np.int32),
+    bins[whole],
+    mask[whole],
+    label,
     mesh=model.mesh,
     seed=seed,
     **settings,
   )
-  return result_of(job)[:, 0].astype(np.int32)
+  return result_of(job)[: len(bins), 0].astype(np.int32)
 
 
 def _check(model, values, quantiles: Sequence[float], num: int) -> None:

@@ -179,7 +179,7 @@ def zooms(found: Analysis) -> bytes | None:
   return png(figure)
 
 
-def drawn(values: np.ndarray, first: int, found, channels) -> bytes:
+def drawn(values: np.ndarray, first: int, found, channels, offset=0) -> bytes:
   """A forecast or filled gaps, as bands of quantiles behind the curves.
 
   Args:
@@ -187,17 +187,19 @@ def drawn(values: np.ndarray, first: int, found, channels) -> bytes:
     first: the row of `values` where what is drawn begins.
     found: a `forecast.Drawn` whose rows begin there.
     channels: [C] names.
+    offset: the row of the table at which `values` begin.
   """
   number = min(len(channels), MOST)
   figure, axes = _axes(number, 1.7 * number + 0.5, sharex=True)
-  rows = first + np.arange(found.quantiles.shape[1])
+  rows = offset + first + np.arange(found.quantiles.shape[1])
+  known = offset + np.arange(len(values))
   middle = len(found.levels) // 2
   for c, axis in enumerate(axes):
     for i in range(middle):
       low, high = found.quantiles[i, :, c], found.quantiles[-1 - i, :, c]
       axis.fill_between(rows, low, high, color=BLUE, alpha=0.25, lw=0)
     axis.plot(rows, found.quantiles[middle, :, c], color=BLUE, linewidth=1)
-    axis.plot(np.arange(len(values)), values[:, c], color=INK, linewidth=0.8)
+    axis.plot(known, values[:, c], color=INK, linewidth=0.8)
     axis.set_ylabel(channels[c], fontsize=8)
   axes[-1].set_xlabel('row', fontsize=8)
   return png(figure)

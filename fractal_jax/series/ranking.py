@@ -22,22 +22,19 @@ def vus_pr(scores: np.ndarray, labels: np.ndarray, window: int) -> float:
   """
   labels = np.asarray(labels, bool)
   at = np.linspace(0, len(scores) - 1, THRESHOLDS).astype(int)
-  thresholds = np.sort(scores)[::-1][at]
-  flagged = (scores >= thresholds[:, None]).astype(np.float64)  # [K, T]
-  number = flagged.sum(1)
+  order = np.argsort(-scores, kind='stable')
+  thresholds = scores[order][at]
+  number = np.searchsorted(-scores[order], -thresholds, 'right')  # flagged
+  flagged = lambda weight: weight[order].cumsum()[number - 1]  # sums of these
   runs = _runs(labels)
-  positives = labels.sum()
-  hits = flagged @ labels
+  positives, hits = labels.sum(), flagged(labels)
   areas = []
   for w in range(window + 1):
-    soft = widened(labels, runs, w)
-    true = flagged @ soft  # [K]
+    true = flagged(widened(labels, runs, w))
     # As many as are found or labelled: the mean of that with the labelled.
     wanted = (positives + (true - hits + positives)) / 2
-    tops = np.array(
-      [scores[a : b + 1].max() for a, b in _joined(runs, w, len(scores))]
-    )
-    found = (tops >= thresholds[:, None]).mean(1)  # share of the anomalies
+    tops = [scores[a : b + 1].max() for a, b in _joined(runs, w, len(scores))]
+    found = (np.array(tops) >= thresholds[:, None]).mean(1)  # of the anomalies
     recall = np.minimum(true / wanted, 1) * found
     areas.append(np.diff(recall, prepend=0) @ (true / number))
   return float(np.mean(areas))

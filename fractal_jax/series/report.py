@@ -9,7 +9,7 @@ import numpy as np
 
 from fractal_jax import paths
 from fractal_jax.report import table
-from fractal_jax.series import plots
+from fractal_jax.series import plots, ranking
 from fractal_jax.series.analysis import Analysis
 
 STYLE = """
@@ -60,6 +60,14 @@ def summary(found: Analysis) -> str:
     number, low, high = found.weekly
     lines.append(
       f'expected false alarms a week: {number:.2g} ({low:.2g} to {high:.2g})'
+    )
+  labels = found.table.labels
+  if labels is not None and labels.any():
+    window = ranking.period(np.nan_to_num(found.table.values[:, 0]))
+    area = ranking.vus_pr(found.rows, labels, window)
+    lines.append(
+      f'against the labels of the file: VUS-PR {area:.3f} (of scores that say '
+      f'nothing, about {labels.mean():.3f})'
     )
   if found.learnt is not None:
     lines.append(

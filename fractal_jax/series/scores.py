@@ -158,8 +158,8 @@ def score(
 
   Returns:
     PointScores. Each value is predicted from at least 3/4 of a window: with
-    ar levels from the rows before, with masked ones from both sides. Before
-    the first row stands its copy.
+    ar levels from the rows before, with masked ones from both sides. The rows
+    of the first window are predicted from those that there are.
 
   Raises:
     ScoreError: the model is of no series, masked where `causal`, or of other
@@ -184,37 +184,26 @@ def score(
   inputs.check_counts(passes=passes, batch=batch)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
-  step = max(side // 4, 1)
-  before = side - step if net.exact else (side - step) // 2
-  windows = -(-len(values) // step)
+  starts, which = cover(len(values), side, both=not net.exact)
   bins = quantiser.read(values, label)
-  after = windows * step + side - step - before - len(values)
-  bins = np.concatenate(
-    [
-      _marked(bins[:1]).repeat(before, 0),
-      bins,
-      _marked(bins[-1:]).repeat(after, 0),
-    ]
-  )
-  cut = np.lib.stride_tricks.sliding_window_view(bins, side, axis=0)
-  cut = cut[::step].swapaxes(1, 2)  # [windows, S, C]
-  batch = sharding.padded_batch(min(batch, windows), mesh)
-  out = []
-  for start in range(0, windows, batch):
-    index = np.arange(start, start + batch)
-    at = np.minimum(index, windows - 1)
+  lacking = starts[-1] + side - len(bins)
+  bins = np.concatenate([bins, _marked(bins[-1:]).repeat(lacking, 0)])
+  batch = sharding.padded_batch(min(batch, len(starts)), mesh)
+  found = np.zeros(values.shape + (STATISTICS,))
+  for first in range(0, len(starts), batch):
+    index = np.arange(first, first + batch)
+    at = starts[np.minimum(index, len(starts) - 1)]
     rows = {
-      'bins': cut[at],
+      'bins': bins[at[:, None] + np.arange(side)],
       'label': np.full(batch, label, np.int32),
       'index': index.astype(np.int32),
     }
     with jax.set_mesh(mesh):
       rows = Windows(**sharding.place(rows, mesh))
-      found = statistics()(net, params, rows, passes, seed, mesh)
-    out.append(jax.device_get(found)[:, before : before + step])
-    yield Progress('scoring', min(start + batch, windows), windows)
-  found = np.concatenate(out).reshape(-1, channels, STATISTICS)
-  found = found[: len(values)].astype(np.float64)
+      some = jax.device_get(statistics()(net, params, rows, passes, seed, mesh))
+    here = np.flatnonzero((which >= first) & (which < first + batch))
+    found[here] = some[which[here] - first, here - starts[which[here]]]
+    yield Progress('scoring', min(first + batch, len(starts)), len(starts))
   found[np.isnan(values)] = np.nan
   nats, mean, variance, entropy, pit = np.moveaxis(found, -1, 0)
   _, width = quantiser.of(label)
@@ -231,6 +220,33 @@ def score(
 
 
 STATISTICS = 5  # nats, mean, variance, entropy, pit
+
+
+def cover(rows: int, side: int, *, both: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Windows that overlap, and in which of them each row is scored.
+
+  Args:
+    rows: T.
+    side: S.
+    both: whether rows are predicted from both sides. Then a row is scored where
+      it is nearest to the middle; else where it is among the last quarter, and
+      the windows do not depend on how many rows follow.
+
+  Returns:
+    First rows of the windows, ascending; the number of a window for each row
+    [T]. The last window may reach over the end.
+  """
+  step = max(side // 4, 1)
+  t = np.arange(rows)
+  if both:
+    last = max(rows - side, 0)
+    starts = np.unique(np.append(np.arange(0, last, step), last))
+    middles = starts + side / 2
+    which = np.searchsorted((middles[1:] + middles[:-1]) / 2, t)
+  else:
+    which = np.maximum(-(-(t - side + 1) // step), 0)
+    starts = step * np.arange(which[-1] + 1)
+  return starts, which
 
 
 def _marked(bins: np.ndarray) -> np.ndarray:
@@ -258,15 +274,16 @@ def _statistics(
   """
 
   def on_device(params, windows, seed):
-    totals = 0.0
-    for number in range(passes):
+    def add(number, totals):
       key = jax.random.fold_in(jax.random.key(seed), number)
-      totals += _one_pass(net, params, windows, key)
+      return totals + _one_pass(net, params, windows, key)
+
+    totals = jnp.zeros(windows.bins.shape + (STATISTICS + 1,))
+    totals = jax.lax.fori_loop(0, passes, add, totals)
     weight = totals[..., -1:]
-    # A value that no pass masked: its nats are 0 in the mean, as they should;
-    # the rest is not known, and taken as what is expected of it.
+    # Of a value that no pass masked, all but the nats is not known.
     nats = totals[..., :1] / passes
-    rest = totals[..., 1:-1] / jnp.maximum(weight, 1e-9)
+    rest = jnp.where(weight > 0, totals[..., 1:-1] / weight, jnp.nan)
     return jnp.concatenate([nats, rest], -1)
 
   over = jax.P(sharding.BATCH)
@@ -303,5 +320,5 @@ def _one_pass(net, params, windows: Windows, key) -> Array:
     jnp.ones_like(mean),
   ]
   found = jnp.stack(found, -1) * rows.weight[:, None, None]
-  out = jnp.zeros(bins.shape + (len(found[0, 0]),))
+  out = jnp.zeros(bins.shape + found.shape[-1:])
   return out.at[rows.image, rows.site].add(found)

@@ -53,9 +53,10 @@ def settings(
   c.data.name = 'series'
   c.data.flip = False
   c.data.noise = 2.0 * bins / 256
-  c.optim.batch = 64
-  c.optim.steps = steps or min(max(300, rows // 10), 1000)
-  c.optim.lr = 8e-3  # a peak of 2e-3 at this batch
+  c.data.threads = 2  # windows lie in memory
+  c.optim.batch = 32
+  c.optim.steps = steps or min(max(500, rows // 10), 1500)
+  c.optim.lr = 2.4e-2  # a peak of 3e-3 at this batch, as for the digits
   c.optim.save_every = c.optim.steps
   c.eval.every = c.optim.steps
   c.sample.every = 0

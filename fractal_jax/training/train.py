@@ -81,6 +81,8 @@ def train(
     if start is not None:
       resume.check(config, workdir)
     classes.check(config, workdir, info.class_names, start is not None)
+    if start is not None:
+      pipeline.check_files(workdir, info.files)
 
     # ---------------------------------------------- the model, what trains it
     total = optimizer.steps(config, info.num_train)
