@@ -338,14 +338,12 @@ class MARLevel(nn.Module):
       )
 
     # How many patches a step generates is known now. Each number would be a
-    # program of its own; a few sizes serve all. Programs multiply from level to
-    # level, so the outermost can afford more.
+    # program of its own; a few sizes serve all.
     steps = min(s.length, sampling.iterations[s.index])
     left = np.array(masking.unmask_counts(s.length, steps))
     still = np.concatenate([[s.length], left[:-1]])
     left, still = left[still > left], still[still > left]
-    most = 3 if s.index == 0 else 2
-    sizes = masking.static_sizes(list(still - left), most)
+    sizes = masking.static_sizes(list(still - left), masking.most_sizes(s))
     branches = [functools.partial(step, size) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
     branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))

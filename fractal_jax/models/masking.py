@@ -125,6 +125,14 @@ def unmask_counts(length: int, iterations: int) -> list[int]:
   return out + [0]
 
 
+def most_sizes(spec: Spec) -> int:
+  """How many sizes a level's steps may have, each a program of its own.
+
+  Programs multiply from level to level: the outermost can afford more.
+  """
+  return 3 if spec.index == 0 else 2
+
+
 def static_sizes(sizes: list[int], most: int) -> list[int]:
   """At most `most` sizes to which steps are padded, with the least padding.
 
