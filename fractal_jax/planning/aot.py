@@ -43,7 +43,7 @@ def devices(topology: str, dump: str | None = None) -> list:
     dump: a folder that gets the schedules of kernels, as estimate.py reads
       them. libtpu takes the first folder that it is given in a process.
   """
-  if importlib.util.find_spec('libtpu') is None:
+  if not importlib.util.find_spec('libtpu'):
     raise TopologyError(
       f'--topology={topology} needs libtpu, which compiles for TPUs that are '
       "not there: pip install 'fractal_jax[tpu-aot]'. Without it: --mesh and "

@@ -116,18 +116,18 @@ def report(compiler: Compiler, config, images: int) -> Iterator[str]:
     config.model.kernels = 'pallas'
   batch, devices = config.optim.batch, len(compiler.devices)
   found = compiler.training(config)
-  epoch = found.estimate.total / batch * images / 3600  # [2] hours
+  epoch = found.estimate.total / batch * images  # [2] seconds
   epochs = optimizer.steps(config, images) * batch / images
-  hours = lambda x: (
-    f'{pair(x, ",.3g")} hours, {pair(x * devices, ",.4g")} device-hours'
-  )
+  run = epoch * epochs / 3600
   yield '\n'.join(
     [
       f'Training on {devices} x {compiler.chip}, {found.images} images on '
       'each, as compiled; nothing was run.',
       *summary(found, compiler.chip),
-      f'An epoch of {images:,} images: {hours(epoch)}.',
-      f'All {epochs:.4g} epochs: {hours(epoch * epochs)}.',
+      f'An epoch of {images:,} images: {pair(epoch, ",.4g")} s, '
+      f'{pair(epoch * devices / 3600, ",.3g")} device-hours.',
+      f'All {epochs:.4g} epochs: {pair(run, ",.3g")} hours, '
+      f'{pair(run * devices, ",.4g")} device-hours.',
     ]
   )
   found = compiler.sampling(config)

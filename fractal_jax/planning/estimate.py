@@ -79,23 +79,21 @@ def of_program(
   kernels = kernel_calls(text, schedules)
   found = collections.defaultdict(lambda: np.zeros(2))
   network, unknown = 0.0, set()
-  for times, kind, line, given in operations(text, shares):
-    cycles = re.search(r'[^a-z_]"estimated_cycles":"(\d+)"', line)
-    kernel = kernels.get(NAMED.match(line).group(1))
-    if kind.removesuffix('-start') in COLLECTIVES:
-      network += times * network_bytes(kind, line, given)
-    if kernel:
-      kind = kernel.name
-      if kernel.cycles is None:
-        unknown.add(kernel.name)
-      per_call = (kernel.cycles or 0) * kernel.blocks / chip.clock
-      found[level_of(line), kind] += times * per_call
+  for op in operations(text, shares):
+    cycles = re.search(r'[^a-z_]"estimated_cycles":"(\d+)"', op.line)
+    kernel = kernels.get(NAMED.match(op.line).group(1))
+    if op.kind.removesuffix('-start') in COLLECTIVES:
+      network += op.times * network_bytes(op)
+    if kernel and kernel.cycles is None:
+      unknown.add(kernel.name)
+    elif kernel:
+      seconds = kernel.cycles * kernel.blocks / chip.clock
+      found[op.level, kernel.name] += op.times * seconds
     elif cycles:
-      seconds = np.full(2, times * int(cycles.group(1)) / chip.clock)
-      if kind != 'product':
-        at_speed = times * moved_bytes(line, given) / chip.hbm
-        seconds[1] = min(seconds[1], at_speed)
-      found[level_of(line), kind] += seconds
+      seconds = np.full(2, int(cycles.group(1)) / chip.clock)
+      if op.kind != 'product':
+        seconds[1] = min(seconds[1], moved_bytes(op) / chip.hbm)
+      found[op.level, op.kind] += op.times * seconds
   return Estimate(dict(found), network, tuple(sorted(unknown)))
 
 
@@ -120,12 +118,10 @@ def computations(text: str) -> dict[str, list[str]]:
   return found
 
 
-def bytes_of(text: str, *, hbm: bool) -> int:
-  """Bytes of the types in a text, as tiles pad them; hbm: of those in HBM."""
+def bytes_of(text: str) -> int:
+  """Bytes of the types in a text, as tiles pad them."""
   total = 0
   for dtype, dims, layout in TYPE.findall(text):
-    if hbm and re.search(r'S\([1-9]\)', layout):  # another memory
-      continue
     size = 1 if dtype == 'pred' else int(re.sub(r'\D', '', dtype)) // 8
     dims = [int(x) for x in dims.split(',') if x]
     order = [int(x) for x in layout.split(':')[0].split(',') if x.isdigit()]
@@ -156,18 +152,24 @@ def called(line: str, key: str) -> str:
   return re.search(rf'{key}=%?([\w.\-]+)', line).group(1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """An operation that runs."""
+
+  times: float
+  level: str  # of which it is
+  kind: str  # what XLA calls it, or 'product'
+  line: str
+  operands: list[str]  # their types
+
+
 def operations(
   text: str, shares: dict[int, Sequence[float]] | None = None
-) -> Iterator[tuple[float, str, str, list[str]]]:
-  """Yields (times, kind, line, operands' types) of all that runs.
-
-  Args:
-    text: the program.
-    shares: {number of branches: how often each is taken}; else all alike.
-  """
+) -> Iterator[Operation]:
+  """All operations that run; the arguments are those of `of_program`."""
   comps = computations(text)
 
-  def walk(name, times):
+  def walk(name, times, above):
     types = {}
     for line in comps.get(name, []):
       named = NAMED.match(line)
@@ -176,24 +178,25 @@ def operations(
       if not op:
         continue
       types[named.group(1)] = rest[: op.start()]
-      kind = op.group(1)
+      kind, level = op.group(1), level_of(line) or above
       if kind == 'while':
-        yield from walk(called(line, 'body'), times * trips(line, comps))
+        yield from walk(called(line, 'body'), times * trips(line, comps), level)
       elif kind == 'call':
-        yield from walk(called(line, 'to_apply'), times)
+        yield from walk(called(line, 'to_apply'), times, level)
       elif kind == 'conditional':
         names = branches(line)
         share = (shares or {}).get(len(names), [1 / len(names)] * len(names))
         for branch, part in zip(names, share):
-          yield from walk(branch, times * part)
+          yield from walk(branch, times * part, level)
       else:
         args = rest[op.end() :].split(')')[0]
         given = [types.get(x, '') for x in re.findall(r'%([\w.\-]+)', args)]
         fused = kind == 'fusion' and comps.get(called(line, 'calls'), [])
-        product = re.search(r' (convolution|dot)\(', '\n'.join(fused or [line]))
-        yield times, 'product' if product else kind, line, given
+        inside = '\n'.join(fused or [line])
+        kind = 'product' if re.search(r' (convolution|dot)\(', inside) else kind
+        yield Operation(times, level, kind, line, given)
 
-  yield from walk('', 1)
+  yield from walk('', 1, 'elsewhere')
 
 
 def branches(line: str) -> list[str]:
@@ -204,29 +207,28 @@ def branches(line: str) -> list[str]:
   return [called(line, f'{x}_computation') for x in ('true', 'false')]
 
 
-def moved_bytes(line: str, given: list[str]) -> int:
-  """About how many bytes of HBM an operation reads and writes.
+def moved_bytes(op: Operation) -> int:
+  """About how many bytes an operation reads and writes, in whatever memory.
 
   A fusion that only slices an operand does not read all of it: no operand
   counts for more than the result.
   """
-  out = bytes_of(results(line), hbm=True)
-  sizes = [bytes_of(x, hbm=True) for x in given]
-  if 'dynamic-update-slice' in line:
+  out = bytes_of(results(op.line))
+  sizes = [bytes_of(x) for x in op.operands]
+  if 'dynamic-update-slice' in op.line:
     return 2 * min(sizes, default=0)
-  if 'slice' in line or 'gather' in line:
+  if 'slice' in op.line or 'gather' in op.line:
     sizes = [min(x, out) for x in sizes]
   return out + sum(sizes)
 
 
-def network_bytes(kind: str, line: str, given: list[str]) -> int:
+def network_bytes(op: Operation) -> int:
   """About how many bytes a collective brings to each of many devices."""
-  whole, own = (
-    bytes_of(x, hbm=False) for x in (results(line), ' '.join(given))
-  )
-  if kind.endswith('-start'):  # gives its operands back, too
+  whole = bytes_of(results(op.line))
+  own = bytes_of(' '.join(op.operands))
+  if op.kind.endswith('-start'):  # gives its operands back, too
     whole -= own
-  return max(whole, own) * (2 if 'all-reduce' in kind else 1)
+  return max(whole, own) * (2 if 'all-reduce' in op.kind else 1)
 
 
 def results(line: str) -> str:
@@ -236,10 +238,10 @@ def results(line: str) -> str:
 
 
 def level_of(line: str) -> str:
-  """Which level an operation is of."""
+  """Which level an operation is of; '' where its name does not say."""
   name = re.search(r'op_name="([^"]*)"', line)
   levels = re.findall(r'level_(\d)', name.group(1)) if name else []
-  return f'level {levels[-1]}' if levels else 'elsewhere'
+  return f'level {levels[-1]}' if levels else ''
 
 
 # Kernels.
