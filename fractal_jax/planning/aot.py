@@ -17,7 +17,7 @@ from fractal_jax import sharding
 from fractal_jax.errors import UserError
 from fractal_jax.inference import sample
 from fractal_jax.models import fractal, masking
-from fractal_jax.planning import memory
+from fractal_jax.planning import cost, memory
 from fractal_jax.training import optimizer, train, train_state
 
 # What TPU machines tell libtpu; elsewhere it would ask the network for it.
@@ -134,8 +134,8 @@ def compiled(lowered, options: dict | None = None) -> jax.stages.Compiled:
 def branch_shares(config) -> dict[int, np.ndarray]:
   """How often a masked level's step is of each size, by how many there are."""
   net, out = fractal.from_config(config.model), {}
-  iterations = sample.settings(config)[0].iterations
-  for spec, kind, steps in zip(net.specs, net.kinds, iterations):
+  iterations = cost.sample_iterations(net.specs, config.sample.iterations)
+  for spec, kind, steps in zip(net.specs[:-1], net.kinds, iterations):
     if kind.MASKS:
       left = masking.unmask_counts(spec.length, min(spec.length, steps))
       sizes = -np.diff(left, prepend=spec.length)
