@@ -16,8 +16,8 @@ import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-from fractal_jax import sharding  # noqa: E402
-from fractal_jax.planning import memory  # noqa: E402
+from fractal_jax import sharding
+from fractal_jax.planning import memory
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / 'docs' / 'mesh.md'

@@ -150,9 +150,9 @@ def summary(found: Compiled, chip: str, top: int = 12) -> list[str]:
     f'GiB on each: arguments {gib(analysis.argument_size_in_bytes)}, '
     f'temporaries {gib(analysis.temp_size_in_bytes)}, in all {gib(total)} of '
     f'{size} ({total / GIB / size:.0%}).',
-    f'Compiled in {found.took:.0f} s. An estimate of its seconds by cycles, and '
-    'with what',
-    'is no product at the speed of HBM:',
+    f'Compiled in {found.took:.0f} s. Its seconds are an estimate: by cycles, '
+    'and with',
+    'what is no product at the speed of HBM.',
     *cost.aligned(rows_of(spent, top)),
     *(f'Not counted: {name}, no schedule was found.' for name in spent.unknown),
     f'In all {pair(spent.total, ".3f")} s: '
