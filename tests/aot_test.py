@@ -1,6 +1,7 @@
 """Programs for devices that are not there. No libtpu is needed here."""
 
 import importlib.util
+import re
 
 import jax
 import numpy as np
@@ -69,3 +70,15 @@ def test_steps_are_shared_out_by_size():
   assert spec.length == 16
   c.model.kinds = ('ar', 'pixel')
   assert not aot.branch_shares(c)
+
+
+def test_a_profile_names_levels_and_halves():
+  c = small(dropout=0.1)
+  mesh = sharding.make_mesh(c, jax.devices()[:1])
+  text = aot.training_step(c, mesh).as_text(debug_info=True)
+  for level in ('level_0', 'level_1'):
+    for half in ('attention', 'mlp'):
+      assert re.search(rf'loc\("[^"]*{level}/[^"]*/{half}/', text), (
+        level,
+        half,
+      )

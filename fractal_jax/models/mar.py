@@ -343,7 +343,7 @@ class MARLevel(nn.Module):
     left = np.array(masking.unmask_counts(s.length, steps))
     still = np.concatenate([[s.length], left[:-1]])
     left, still = left[still > left], still[still > left]
-    sizes = masking.static_sizes(list(still - left), masking.most_sizes(s))
+    sizes = masking.step_sizes(list(still - left), outermost=s.index == 0)
     branches = [functools.partial(step, size) for size in sizes]
     branch = np.searchsorted(sizes, still - left)
     branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))

@@ -140,7 +140,7 @@ def branch_shares(config) -> dict[int, np.ndarray]:
       left = masking.unmask_counts(spec.length, min(spec.length, steps))
       sizes = -np.diff(left, prepend=spec.length)
       sizes = sizes[sizes > 0]
-      kinds = masking.static_sizes(list(sizes), masking.most_sizes(spec))
+      kinds = masking.step_sizes(list(sizes), outermost=spec.index == 0)
       taken = np.bincount(np.searchsorted(kinds, sizes), minlength=len(kinds))
       out.setdefault(len(kinds), taken / len(sizes))
   return out

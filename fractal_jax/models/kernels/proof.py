@@ -105,7 +105,8 @@ def failure(trial: Trial) -> str:
   try:
     got = run(trial.kernel, trial.how.dtype)
   except Exception as e:  # whatever the compiler or the chip may raise
-    return f'fails with {type(e).__name__}: {str(e).strip().splitlines()[0]}'
+    said = str(e).strip().partition('\n')[0]
+    return f'fails with {type(e).__name__}: {said}'
   near = run(trial.xla, trial.how.dtype)
   with jax.default_matmul_precision('highest'):
     exact = run(trial.xla, F32)
