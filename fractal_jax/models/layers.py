@@ -222,7 +222,6 @@ class ViTBlock(nn.Module):
     self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
     self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
 
-  @jax.named_scope('mlp')  # for profiles
   def mlp(self, x, train):
     x = gelu(self.fc1(x))
     x = self.fc2(self.drop1(x, deterministic=not train))
@@ -276,7 +275,6 @@ class LlamaBlock(nn.Module):
     self.w2 = dense(self.width, axes[::-1], self.dtype, bias=False)
     self.drop = Dropout(self.dropout)
 
-  @jax.named_scope('mlp')  # for profiles
   def mlp(self, x, train):
     x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
