@@ -5,11 +5,14 @@
   python benchmarks/tpu_static.py --config=configs/fractalmar_in64.py \\
     --topology=v5e:2x2 --sample
 
+  python benchmarks/tpu_static.py --topology=v5e:2x2 --products
+
 It is what `fractal-jax cost --topology` says of the training step, or with
 --sample of generating config.sample.batch images, for those who work on it:
-all operations, and the compiled program in a file. It takes libtpu, and no TPU:
-pip install 'fractal_jax[tpu-aot]'. fractal_jax/planning/estimate.py says what
-is counted.
+all operations, and the compiled program in a file. --products checks estimates,
+of bfloat16 products whose time at the chip's peak is known. It takes libtpu,
+and no TPU: pip install 'fractal_jax[tpu-aot]'. What is counted:
+fractal_jax/planning/estimate.py.
 """
 
 import pathlib
@@ -26,14 +29,47 @@ def define_flags():
   flags.DEFINE_string('topology', 'v5e:2x2', 'A chip, and how many.')
   flags.DEFINE_integer('images', None, "A device's; optim.batch if unset.")
   flags.DEFINE_bool('sample', False, 'Generate, on one device.')
+  flags.DEFINE_bool('products', False, 'In place of a config: products.')
   flags.DEFINE_integer('top', 40, 'How many operations to list.')
   flags.DEFINE_string('hlo', None, 'A file for the compiled program.')
+
+
+# Rows, and the width before and after.
+PRODUCTS = [(8192, 8192, 8192), (8448, 1024, 4096), (8448, 512, 2048)]
+
+
+def product(compiler, rows: int, width: int, columns: int) -> str:
+  """A product's estimate beside its time at the chip's peak, in a line."""
+  import jax
+  import jax.numpy as jnp
+
+  from fractal_jax.planning import cost, memory
+
+  where = jax.sharding.SingleDeviceSharding(compiler.devices[0])
+  shapes = (rows, width), (width, columns)
+  given = [
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)
+    for shape in shapes
+  ]
+  flops = 2 * rows * width * columns
+  lower = lambda: jax.jit(jnp.dot).lower(*given)
+  found = compiler.program(lower, None, flops, 1).estimate.total[0]
+  peak = flops / cost.peak_flops(memory.DEVICES[compiler.chip][0])
+  return (
+    f'[{rows}, {width}] x [{width}, {columns}]: estimated {found * 1e3:.4f} ms,'
+    f' at the peak {peak * 1e3:.4f} ms: {found / peak:.2f} times'
+  )
 
 
 def main(argv):
   del argv
   from fractal_jax.planning import compiled
 
+  if FLAGS.products:
+    compiler = compiled.Compiler(FLAGS.topology)
+    for shape in PRODUCTS:
+      print(product(compiler, *shape), flush=True)
+    return
   config = FLAGS.config
   if config.model.kernels == 'auto':
     config.model.kernels = 'pallas'

@@ -59,7 +59,7 @@ class Compiler:
     """The training step of a config, on its mesh of all devices."""
     mesh = sharding.make_mesh(config, self.devices)
     images = config.optim.batch // sharding.batch_devices(mesh)
-    return self._compiled(
+    return self.program(
       lambda: aot.training_step(config, mesh),
       None,
       images * cost.train_flops_per_image(config) / mesh.shape['tensor'],
@@ -76,14 +76,15 @@ class Compiler:
     flops = cost.sample_flops_per_image(
       config, guided, config.sample.iterations
     )
-    return self._compiled(
+    return self.program(
       lambda: aot.sampling(config, mesh, images),
       aot.branch_shares(config),
       images * flops,
       images,
     )
 
-  def _compiled(self, lower, shares, flops: float, images: int) -> Compiled:
+  def program(self, lower, shares, flops: float, images: int) -> Compiled:
+    """Compiles what `lower` traces; the rest is as in Compiled."""
     start = time.monotonic()
     program = aot.compiled(lower())
     took, text = time.monotonic() - start, program.as_text()
