@@ -48,6 +48,13 @@ def test_cycles_by_level_and_operation():
   assert alike['level 1', 'fusion'] == pytest.approx(fusions)
 
 
+def test_the_cores_of_a_chip_share_a_kernel():
+  chip = estimate.CHIPS['v5p']
+  found = estimate.of_program(PROGRAM, {'mlp_forward_64.1': 109}, chip)
+  seconds = found.seconds['level 1', 'mlp_forward']
+  assert seconds[0] * chip.clock == pytest.approx(2 * 109)
+
+
 def test_what_is_no_product_goes_at_the_speed_of_hbm():
   _, found = cycles({})
   by_cycles, at_speed = found.seconds['level 0', 'product']

@@ -14,6 +14,7 @@ from fractal_jax.models.dropout import hash_bits
 from fractal_jax.models.kernels import (
   attention,
   blocks,
+  calls,
   pixel_draw,
   proof,
   values,
@@ -78,6 +79,15 @@ def test_a_block_is_that_without_kernels(kind, n, tokens, width, heads, rate):
   given = a_block(kind, n, tokens, width, heads, rate)
   expected = block_and_gradients(*given)
   assert distance(block_and_gradients(*given, Rows(tokens)), expected) < 1e-5
+
+
+def test_cores_share_the_blocks(monkeypatch):
+  """Each sums the gradients of its own blocks, two of four."""
+  given = a_block(layers.ViTBlock, 60, 21, 32, 2, 0.1)
+  assert Rows(21).pack(given[2]).shape[0] == 4 * Rows(21).step
+  expected = block_and_gradients(*given)
+  monkeypatch.setattr(calls, 'cores', lambda: 2)
+  assert distance(block_and_gradients(*given, Rows(21)), expected) < 1e-5
 
 
 def test_bfloat16_is_as_near_to_float32_as_xla_is():
@@ -297,6 +307,15 @@ def test_auto_leaves_kernels_that_are_wrong_or_fail(monkeypatch):
   proof.first_problem.cache_clear()
   monkeypatch.setattr(pixel_draw, 'pixel_draw', fails_silently)
   assert tried('auto', ('ar', 'pixel'), dropout=0.1)[1] == 'xla'
+
+
+def test_all_processes_leave_what_fails_in_one(monkeypatch):
+  found = on_a_tpu(monkeypatch)
+  monkeypatch.setattr(proof, 'first_problem', lambda spec: '')
+  assert tried('auto', ('ar', 'pixel')) == ['pallas'] * 2
+  monkeypatch.setattr(proof, 'anywhere', lambda failed: [True, *failed[1:]])
+  assert tried('auto', ('ar', 'pixel')) == ['xla', 'pallas']
+  assert 'another process' in found[0]
 
 
 def test_without_a_tpu_auto_has_no_kernels():

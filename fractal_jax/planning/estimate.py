@@ -30,7 +30,7 @@ class Chip:
   clock: float  # Hz
   hbm: float  # bytes per second
   network: float  # bytes per second, all links between chips together
-  cores: int = 1  # that share the chip's programs
+  cores: int = 1  # that share the blocks of a kernel: see kernels/calls.py
 
 
 CHIPS = {
@@ -87,7 +87,8 @@ def of_program(
     if kernel and kernel.cycles is None:
       unknown.add(kernel.name)
     elif kernel:
-      seconds = kernel.cycles * kernel.blocks / chip.clock
+      ways = chip.cores if kernel.blocks % chip.cores == 0 else 1
+      seconds = kernel.cycles * kernel.blocks / ways / chip.clock
       found[op.level, kernel.name] += op.times * seconds
     elif cycles:
       seconds = np.full(2, int(cycles.group(1)) / chip.clock)
