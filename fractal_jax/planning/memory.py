@@ -268,8 +268,19 @@ def fitting_chunks(
   return min(fit, default=(None,))[-1]
 
 
+def by_remat(config, mesh, device: str) -> dict[str, Step]:
+  """The Step with each `remat`; device: a key of DEVICES."""
+  tpu = DEVICES[device][0].startswith('TPU')
+  working = working_bytes(config, mesh, tpu=tpu)
+  other, out = config.copy_and_resolve_references().unlock(), {}
+  for remat in ('none', 'dots', 'full'):
+    other.model.remat = remat
+    out[remat] = step(other, mesh, working)
+  return out
+
+
 def choices(
-  config, mesh, device: str
+  config, found: dict[str, Step], device: str
 ) -> list[tuple[str, tuple[int, ...], Memory]]:
   """(remat, chunks, what it takes) of each `remat`, with model.chunks.
 
@@ -278,22 +289,17 @@ def choices(
 
   Args:
     config: the config.
-    mesh: the mesh, of devices or abstract.
+    found: what `by_remat` gives.
     device: a key of DEVICES.
   """
-  kind, size = DEVICES[device]
-  room, out = FITS * size * GIB, []
-  working = working_bytes(config, mesh, tpu=kind.startswith('TPU'))
-  other = config.copy_and_resolve_references().unlock()
+  room, out = FITS * DEVICES[device][1] * GIB, []
   chunks = tuple(config.model.chunks)
-  for remat in ('none', 'dots', 'full'):
-    other.model.remat = remat
-    found = step(other, mesh, working)
-    out.append((remat, chunks, found.memory(chunks)))
+  for remat, one in found.items():
+    out.append((remat, chunks, one.memory(chunks)))
     if remat == config.model.remat and out[-1][-1].total > room:
       least = chunks or (1,) * len(config.model.sizes)
-      fits = fitting_chunks(found, least, room)
-      out += [(remat, fits, found.memory(fits))] if fits else []
+      fits = fitting_chunks(one, least, room)
+      out += [(remat, fits, one.memory(fits))] if fits else []
   return out
 
 
@@ -331,7 +337,7 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   kind, size = DEVICES[device]
   axes = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items())
   batch, parts = config.optim.batch, sharding.batch_devices(mesh)
-  found = choices(config, mesh, device)
+  found = choices(config, by_remat(config, mesh, device), device)
   listed = lambda chunks: ','.join(map(str, chunks))
   head = (
     'remat', 'chunks', 'parameters', 'optimizer', 'gradients', 'activations',
