@@ -127,10 +127,11 @@ def step(config, mesh, working: tuple[float, ...]) -> Step:
   trained, _ = optimizer.split(config, sizes)
   gradients = sum(jax.tree.leaves(trained))
   own = of_a_device(config, mesh)
-  kept, chunked = kept_bytes(own), []
+  params = shapes(own)
+  kept, chunked = kept_bytes(own, params), []
   for i, _ in enumerate(own.model.sizes):
     own.model.chunks = changed((1,) * len(own.model.sizes), i, 2)
-    chunked.append(kept - kept_bytes(own))
+    chunked.append(kept - kept_bytes(own, params))
   share = share_of_tensor(mesh)
   return Step(
     params=sum(jax.tree.leaves(sizes)),
@@ -152,10 +153,10 @@ def working_bytes(config, mesh, *, tpu: bool = False) -> tuple[float, ...]:
   own = of_a_device(config, mesh)
   own.model.remat = 'none'
   depths = tuple(own.model.depths)
-  kept, blocks = kept_bytes(own), []
+  kept, blocks = kept_bytes(own, shapes(own)), []
   for i, depth in enumerate(depths):
     own.model.depths = changed(depths, i, depth + 1)
-    blocks.append(kept_bytes(own) - kept)
+    blocks.append(kept_bytes(own, shapes(own)) - kept)
   own.model.depths = depths
   blocks[-1] *= PADDED_PIXELS if tpu else 1
   out = [WORKING * share_of_tensor(mesh) * x for x in blocks]
@@ -182,11 +183,16 @@ def share_of_tensor(mesh) -> float:
   return 1 - BETWEEN * (1 - 1 / mesh.shape['tensor'])
 
 
-def kept_bytes(config) -> float:
-  """Bytes that the loss keeps for its gradient, beside the parameters."""
+def shapes(config):
+  """Of the parameters."""
+  net = fractal.from_config(config.model)
+  return sharding.unbox(train_state.boxed_params(net))
+
+
+def kept_bytes(config, params) -> float:
+  """Bytes that the loss keeps for its gradient, beside `params`' shapes."""
   net = fractal.from_config(config.model)
   mesh = sharding.single_device_mesh()
-  params = sharding.unbox(train_state.boxed_params(net))
   trained, frozen = optimizer.split(config, params)
 
   def residuals(trained, frozen, batch):
