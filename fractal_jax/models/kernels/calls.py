@@ -102,7 +102,9 @@ def blocks(
     return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
 
   def of_core(x):
-    place = lambda core, i, _: (core,) + (0,) * len(x.shape)
+    # A constant where there is one core: what does not move has one buffer.
+    first = lambda core: core if ways > 1 else 0
+    place = lambda core, i, _: (first(core),) + (0,) * len(x.shape)
     return pl.BlockSpec((None,) + x.shape, place)
 
   by_core = jax.tree.map(
