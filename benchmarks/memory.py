@@ -10,7 +10,7 @@ or
     --config.mesh.data=1 --config.mesh.fsdp=64 --devices=64
 
 --topology=v5e:8x8 compiles it for TPUs that are not there, which takes libtpu
-(`pip install libtpu`, of the version that jax[tpu] names) and minutes.
+(`pip install 'fractal_jax[tpu-aot]'`) and minutes.
 
 Nothing is run, and no array is made: the step is compiled for shapes. On CPUs
 the buffers are scheduled for least memory, as accelerators do, and LLVM's
@@ -72,36 +72,11 @@ def load(name):
 
 def compiled(config, mesh, options=None):
   """XLA's memory_analysis of the training step, and seconds to compile."""
-  import jax
+  from fractal_jax.planning import aot
 
-  from fractal_jax import sharding
-  from fractal_jax.models import fractal
-  from fractal_jax.planning import memory
-  from fractal_jax.training import optimizer, train, train_state
-
-  net = fractal.from_config(config.model)
-  tx = optimizer.create(config, 1000)
-  state = train_state.abstract(net, tx, config, mesh=mesh)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.over_batch(mesh)
-    ),
-    memory.batch_of(config),
-  )
-  step = train.jitted_step(net, tx, state, config, mesh=mesh)
-  start = time.monotonic()
-  with jax.set_mesh(mesh):
-    program = step.lower(state, batch).compile(options)
+  lowered, start = aot.training_step(config, mesh), time.monotonic()
+  program = aot.compiled(lowered, options)
   return program.memory_analysis(), time.monotonic() - start
-
-
-def total(analysis) -> int:
-  return (
-    analysis.argument_size_in_bytes
-    + analysis.temp_size_in_bytes
-    + analysis.output_size_in_bytes
-    - analysis.alias_size_in_bytes
-  )
 
 
 def gib(size) -> str:
@@ -110,12 +85,12 @@ def gib(size) -> str:
 
 def compare(name, config, mesh) -> tuple[str, ...]:
   """A row of the table."""
-  from fractal_jax.planning import memory
+  from fractal_jax.planning import aot, memory
 
   counted = memory.memory(config, mesh, tpu=bool(FLAGS.topology))
   default = FLAGS.normal or FLAGS.topology
   analysis, seconds = compiled(config, mesh, None if default else QUICK)
-  found = total(analysis)
+  found = aot.total(analysis)
   if FLAGS.config is not None:
     print(
       f'memory_analysis(): arguments {gib(analysis.argument_size_in_bytes)}, '
@@ -157,10 +132,10 @@ def main(argv):
   )
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import jax
-  from jax.experimental import topologies
   import numpy as np
 
   from fractal_jax import sharding
+  from fractal_jax.planning import aot
 
   jax.config.update('jax_enable_compilation_cache', False)
   print(
@@ -175,10 +150,7 @@ def main(argv):
   rule = ['---'] * len(HEAD)
 
   if FLAGS.config is not None:
-    devices = jax.devices()
-    if FLAGS.topology:
-      found = topologies.get_topology_desc(FLAGS.topology, 'tpu')
-      devices = found.devices
+    devices = aot.devices(FLAGS.topology) if FLAGS.topology else jax.devices()
     mesh = sharding.make_mesh(FLAGS.config, devices)
     name = flags.FLAGS['config'].config_filename
     row = compare(os.path.basename(name), FLAGS.config, mesh)

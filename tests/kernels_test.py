@@ -10,7 +10,15 @@ import pytest
 
 from fractal_jax import config, sharding
 from fractal_jax.models import fractal, layers, pixel
-from fractal_jax.models.kernels import attention, blocks, pixel_draw, proof
+from fractal_jax.models.dropout import hash_bits
+from fractal_jax.models.kernels import (
+  attention,
+  blocks,
+  calls,
+  pixel_draw,
+  proof,
+  values,
+)
 from fractal_jax.models.kernels.geometry import Packed, Rows
 from fractal_jax.models.types import Given, Request, Sampling
 from fractal_jax.training import train, train_state
@@ -71,6 +79,15 @@ def test_a_block_is_that_without_kernels(kind, n, tokens, width, heads, rate):
   given = a_block(kind, n, tokens, width, heads, rate)
   expected = block_and_gradients(*given)
   assert distance(block_and_gradients(*given, Rows(tokens)), expected) < 1e-5
+
+
+def test_cores_share_the_blocks(monkeypatch):
+  """Each sums the gradients of its own blocks, two of four."""
+  given = a_block(layers.ViTBlock, 60, 21, 32, 2, 0.1)
+  assert Rows(21).pack(given[2]).shape[0] == 4 * Rows(21).step
+  expected = block_and_gradients(*given)
+  monkeypatch.setattr(calls, 'cores', lambda: 2)
+  assert distance(block_and_gradients(*given, Rows(21)), expected) < 1e-5
 
 
 def test_bfloat16_is_as_near_to_float32_as_xla_is():
@@ -225,6 +242,18 @@ def test_sequences_that_do_not_fit_have_no_kernels(monkeypatch):
   assert '4096 tokens' in found[0]
 
 
+@pytest.mark.parametrize('rate', [0.1, 0.5, 2**-20, 1 - 2**-20])
+def test_kernels_keep_what_dropout_keeps(rate):
+  """All bits count: of 2^20 places some have the bound's upper half."""
+  words = np.array([0x9E3779B9, 0x85EBCA6B], np.uint32)
+  place = jnp.arange(2**20, dtype=jnp.int32)
+  kept = values.kept(place, 7, jnp.asarray(words.view(np.int32)), rate)
+  bits = hash_bits(place.astype(jnp.uint32) + 7 + words[0], words[1])
+  np.testing.assert_array_equal(kept, bits >= np.uint32(round(rate * 2**32)))
+  if rate == 0.1:
+    assert np.any(np.asarray(bits) >> 16 == round(rate * 2**32) >> 16)
+
+
 # Kernels prove themselves.
 
 
@@ -266,12 +295,27 @@ def test_auto_leaves_kernels_that_are_wrong_or_fail(monkeypatch):
   def fails(*args):
     raise NotImplementedError('no such operation\non this chip')
 
+  def fails_silently(*args):
+    raise NotImplementedError
+
   monkeypatch.setattr(attention, 'attention_half', wrong)
   monkeypatch.setattr(pixel_draw, 'pixel_draw', fails)
   assert tried('auto', ('mar', 'pixel'), dropout=0.1) == ['xla'] * 2
   assert 'level 0 runs without kernels: the attention half is wrong' in found[0]
   assert 'drawing pixels fails with NotImplementedError' in found[1]
   assert 'on this chip' not in found[1]  # one line
+  proof.first_problem.cache_clear()
+  monkeypatch.setattr(pixel_draw, 'pixel_draw', fails_silently)
+  assert tried('auto', ('ar', 'pixel'), dropout=0.1)[1] == 'xla'
+
+
+def test_all_processes_leave_what_fails_in_one(monkeypatch):
+  found = on_a_tpu(monkeypatch)
+  monkeypatch.setattr(proof, 'first_problem', lambda spec: '')
+  assert tried('auto', ('ar', 'pixel')) == ['pallas'] * 2
+  monkeypatch.setattr(proof, 'anywhere', lambda failed: [True, *failed[1:]])
+  assert tried('auto', ('ar', 'pixel')) == ['xla', 'pallas']
+  assert 'another process' in found[0]
 
 
 def test_without_a_tpu_auto_has_no_kernels():

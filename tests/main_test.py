@@ -173,6 +173,7 @@ def test_cost_prints_the_papers_total():
       ['cost', DIGITS, '--mesh=data=-1,fsdp=8', '--device=v5e'],
       ['-1 needs --devices'],
     ),
+    (2, ['cost', DIGITS, '--topology=A100:8'], ["no chip 'A100'", 'v5e:8x8']),
     (
       2,
       [

@@ -245,3 +245,19 @@ def test_static_sizes_are_the_best(most):
       for some in itertools.combinations(unique[:-1], k)
     )
     assert padded(sizes, chosen) == best
+
+
+def test_steps_have_as_many_sizes_as_pay():
+  """256 patches in 64 steps, and 64 in 16: five and four sizes, 5% padding."""
+
+  def found(length, steps, outermost):
+    left = masking.unmask_counts(length, steps)
+    sizes = list(-np.diff(left, prepend=length))
+    chosen = masking.padded_sizes(sizes, outermost=outermost)
+    return chosen, padded(sizes, chosen) / length
+
+  assert found(256, 64, True) == ([1, 3, 5, 6, 7], 268 / 256)
+  assert found(64, 16, True) == ([1, 3, 5, 6], 67 / 64)
+  assert found(64, 16, False) == ([3, 6], 78 / 64)
+  assert found(16, 16, True) == ([1], 1)
+  assert masking.padded_sizes([5] * 19 + [4], outermost=True) == [5]

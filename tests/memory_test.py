@@ -9,7 +9,7 @@ from benchmarks import memory as benchmark
 from configs import digits, fractalmar_huge_in256
 from fractal_jax import sharding
 from fractal_jax.models import fractal
-from fractal_jax.planning import cost, memory
+from fractal_jax.planning import aot, cost, memory
 from fractal_jax.training import optimizer, train_state
 
 # As by default, and not as conftest.py has it; the schedule for least memory,
@@ -43,7 +43,7 @@ def test_counted_is_what_xla_says(kind, axes, remat, error):
   mesh = sharding.make_mesh(c, jax.devices()[: math.prod(axes)])
   analysis, _ = benchmark.compiled(c, mesh, NORMAL)
   counted = memory.memory(c, mesh)
-  assert counted.total == pytest.approx(benchmark.total(analysis), rel=error)
+  assert counted.total == pytest.approx(aot.total(analysis), rel=error)
 
 
 def test_parts_are_the_bytes_that_lie_on_a_device():

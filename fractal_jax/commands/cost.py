@@ -1,4 +1,4 @@
-"""`cost`: parameters and FLOPs of a config; memory and hours on a mesh.
+"""`cost`: parameters and FLOPs of a config; memory and hours on devices.
 
 fractal-jax cost --config=digits
 fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
@@ -19,7 +19,7 @@ def define_flags():
     'mesh',
     None,
     'Memory and hours on it: data=1,fsdp=8,tensor=1. Axes left out are 1; one '
-    'may be -1, the rest of --devices.',
+    'may be -1, the rest of the devices.',
   )
   flags.DEFINE_integer(
     'devices', None, 'How many devices; unset: the product of --mesh.'
@@ -29,6 +29,12 @@ def define_flags():
   )
   flags.DEFINE_float(
     'mfu', 0.4, 'Share of the peak FLOP/s that a step is assumed to reach.'
+  )
+  flags.DEFINE_string(
+    'topology',
+    None,
+    "In place of --device and --devices: ask the TPUs' compiler. A chip and "
+    'how many: v5e:8x8, v6e:4x4, v5p:4x4x2. It takes libtpu, and minutes.',
   )
   flags.DEFINE_integer(
     'images', 1_281_167, "Images of an epoch; ImageNet's if unset."
@@ -44,30 +50,47 @@ def run():
   config_lib.check(config)
   if FLAGS.show:
     return common.show_config()
-  devices = None
+  common.at_least('images', 1)
+  common.at_least('devices', 1)
   if FLAGS.mesh is not None:
-    if FLAGS.device not in memory.DEVICES:
-      raise common.UsageError(
-        f'--device={FLAGS.device}: --mesh needs one of '
-        f'{", ".join(memory.DEVICES)}'
-      )
-    if not 0 < FLAGS.mfu <= 1:
-      raise common.UsageError(f'--mfu={FLAGS.mfu} must be above 0, at most 1')
-    common.at_least('images', 1)
-    common.at_least('devices', 1)
-    devices = set_mesh(config)
+    set_mesh(config)
+  if FLAGS.topology is not None:
+    from fractal_jax.planning import compiled
+
+    compiler = compiled.Compiler(FLAGS.topology)
+    common.say(cost.table(config))
+    for text in compiled.report(compiler, config, FLAGS.images):
+      common.say('\n' + text)
+    return
+  devices = FLAGS.mesh is not None and check_counting(config)
   common.say(cost.table(config))
   if devices:
-    common.say(
-      '\n'
-      + memory.table(config, devices, FLAGS.device, FLAGS.mfu, FLAGS.images)
-    )
+    text = memory.table(config, devices, FLAGS.device, FLAGS.mfu, FLAGS.images)
+    common.say('\n' + text)
 
 
-def set_mesh(config) -> int:
-  """Sets config.mesh from --mesh. Returns the number of devices."""
+def check_counting(config) -> int:
+  """Checks the flags that --mesh needs; returns the number of devices."""
   import math
 
+  from fractal_jax import sharding
+  from fractal_jax.planning import memory
+
+  if FLAGS.device not in memory.DEVICES:
+    raise common.UsageError(
+      f'--device={FLAGS.device}: --mesh needs one of '
+      f'{", ".join(memory.DEVICES)}, or --topology'
+    )
+  if not 0 < FLAGS.mfu <= 1:
+    raise common.UsageError(f'--mfu={FLAGS.mfu} must be above 0, at most 1')
+  axes = [config.mesh[axis] for axis in sharding.AXES]
+  if FLAGS.devices is None and -1 in axes:
+    raise common.UsageError('--mesh: an axis of -1 needs --devices')
+  return FLAGS.devices or math.prod(axes)
+
+
+def set_mesh(config) -> None:
+  """Sets config.mesh from --mesh."""
   from fractal_jax import sharding
 
   axes = dict.fromkeys(sharding.AXES, 1)
@@ -82,8 +105,5 @@ def set_mesh(config) -> int:
     raise common.UsageError(
       f'--mesh={",".join(FLAGS.mesh)}: axes are 1 or more, or -1 (the rest)'
     )
-  if FLAGS.devices is None and -1 in axes.values():
-    raise common.UsageError('--mesh: an axis of -1 needs --devices')
   with config.unlocked():
     config.mesh.update(axes)
-  return FLAGS.devices or math.prod(axes.values())

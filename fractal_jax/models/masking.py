@@ -140,6 +140,25 @@ def unmask_counts(
   return out + [0]
 
 
+def padded_sizes(sizes: list[int], *, outermost: bool) -> list[int]:
+  """The sizes to which a level's steps are padded.
+
+  As many as it takes for padding to be under 5% of what the steps draw: what a
+  step costs below its level grows with its size. Programs multiply from level
+  to level, so only the outermost can afford more than two.
+
+  Args:
+    sizes: patches that each step draws.
+    outermost: whether it is level 0.
+  """
+  for most in range(1, 7 if outermost else 3):
+    found = static_sizes(sizes, most)
+    padded = np.array(found)[np.searchsorted(found, sizes)].sum()
+    if padded <= 1.05 * sum(sizes):
+      break
+  return found
+
+
 def static_sizes(sizes: list[int], most: int) -> list[int]:
   """At most `most` sizes to which steps are padded, with the least padding.
 

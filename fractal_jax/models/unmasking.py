@@ -66,12 +66,13 @@ def plan(spec: Spec, sampling: Sampling, order: str, networks: int) -> Plan:
   if networks > 1 and spec.index == 0:
     there = 1 - still / spec.length
     guided = np.array([sampling.guides(share) for share in there])
-  # Programs multiply from level to level: the outermost can afford more.
-  most = 3 if spec.index == 0 and guided.all() else 2
+  outermost = spec.index == 0 and guided.all()
   programs = [
     Program(size, on)
     for on in np.unique(guided).tolist()
-    for size in masking.static_sizes(list(sizes[guided == on]), most)
+    for size in masking.padded_sizes(
+      list(sizes[guided == on]), outermost=outermost
+    )
   ]
   fits = [[p.guided == on and p.size >= size for p in programs]
           for on, size in zip(guided, sizes)]  # fmt: skip

@@ -127,10 +127,11 @@ def step(config, mesh, working: tuple[float, ...]) -> Step:
   trained, _ = optimizer.split(config, sizes)
   gradients = sum(jax.tree.leaves(trained))
   own = of_a_device(config, mesh)
-  kept, chunked = kept_bytes(own), []
+  params = shapes(own)
+  kept, chunked = kept_bytes(own, params), []
   for i, _ in enumerate(own.model.sizes):
     own.model.chunks = changed((1,) * len(own.model.sizes), i, 2)
-    chunked.append(kept - kept_bytes(own))
+    chunked.append(kept - kept_bytes(own, params))
   share = share_of_tensor(mesh)
   return Step(
     params=sum(jax.tree.leaves(sizes)),
@@ -152,10 +153,10 @@ def working_bytes(config, mesh, *, tpu: bool = False) -> tuple[float, ...]:
   own = of_a_device(config, mesh)
   own.model.remat = 'none'
   depths = tuple(own.model.depths)
-  kept, blocks = kept_bytes(own), []
+  kept, blocks = kept_bytes(own, shapes(own)), []
   for i, depth in enumerate(depths):
     own.model.depths = changed(depths, i, depth + 1)
-    blocks.append(kept_bytes(own) - kept)
+    blocks.append(kept_bytes(own, shapes(own)) - kept)
   own.model.depths = depths
   blocks[-1] *= PADDED_PIXELS if tpu else 1
   out = [WORKING * share_of_tensor(mesh) * x for x in blocks]
@@ -182,11 +183,16 @@ def share_of_tensor(mesh) -> float:
   return 1 - BETWEEN * (1 - 1 / mesh.shape['tensor'])
 
 
-def kept_bytes(config) -> float:
-  """Bytes that the loss keeps for its gradient, beside the parameters."""
+def shapes(config):
+  """Of the parameters."""
+  net = fractal.from_config(config.model)
+  return sharding.unbox(train_state.boxed_params(net))
+
+
+def kept_bytes(config, params) -> float:
+  """Bytes that the loss keeps for its gradient, beside `params`' shapes."""
   net = fractal.from_config(config.model)
   mesh = sharding.single_device_mesh()
-  params = sharding.unbox(train_state.boxed_params(net))
   trained, frozen = optimizer.split(config, params)
 
   def residuals(trained, frozen, batch):
@@ -268,6 +274,61 @@ def fitting_chunks(
   return min(fit, default=(None,))[-1]
 
 
+def by_remat(config, mesh, device: str) -> dict[str, Step]:
+  """The Step with each `remat`; device: a key of DEVICES."""
+  tpu = DEVICES[device][0].startswith('TPU')
+  working = working_bytes(config, mesh, tpu=tpu)
+  other, out = config.copy_and_resolve_references().unlock(), {}
+  for remat in ('none', 'dots', 'full'):
+    other.model.remat = remat
+    out[remat] = step(other, mesh, working)
+  return out
+
+
+def choices(
+  config, found: dict[str, Step], device: str
+) -> list[tuple[str, tuple[int, ...], Memory]]:
+  """(remat, chunks, what it takes) of each `remat`, with model.chunks.
+
+  Where that of the config does not fit, the fewest chunks with which it does
+  follow, if there are any.
+
+  Args:
+    config: the config.
+    found: what `by_remat` gives.
+    device: a key of DEVICES.
+  """
+  room, out = FITS * DEVICES[device][1] * GIB, []
+  chunks = tuple(config.model.chunks)
+  for remat, one in found.items():
+    out.append((remat, chunks, one.memory(chunks)))
+    if remat == config.model.remat and out[-1][-1].total > room:
+      least = chunks or (1,) * len(config.model.sizes)
+      fits = fitting_chunks(one, least, room)
+      out += [(remat, fits, one.memory(fits))] if fits else []
+  return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Hours:
+  """How long a run takes."""
+
+  step: float  # seconds
+  epoch: float  # seconds
+  run: float  # seconds
+  epochs: float
+
+
+def hours(config, devices: int, device: str, mfu: float, images: int) -> Hours:
+  """Time at a utilisation; the arguments are those of `table`."""
+  peak = cost.peak_flops(DEVICES[device][0])
+  second = cost.train_flops_per_image(config) / (devices * peak * mfu)
+  total = optimizer.steps(config, images) * config.optim.batch
+  return Hours(
+    second * config.optim.batch, second * images, second * total, total / images
+  )
+
+
 def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   """Memory by `remat`, and time, as text; see the command `cost`.
 
@@ -280,63 +341,41 @@ def table(config, devices: int, device: str, mfu: float, images: int) -> str:
   """
   mesh = sharding.abstract_mesh(config, devices)
   kind, size = DEVICES[device]
-  peak = cost.peak_flops(kind)
   axes = ' '.join(f'{axis}={n}' for axis, n in mesh.shape.items())
   batch, parts = config.optim.batch, sharding.batch_devices(mesh)
+  found = choices(config, by_remat(config, mesh, device), device)
+  listed = lambda chunks: ','.join(map(str, chunks))
   head = (
     'remat', 'chunks', 'parameters', 'optimizer', 'gradients', 'activations',
     'total', f'of {size}',
   )  # fmt: skip
   rows = [head]
-
-  def row(remat, chunks, m):
+  for remat, chunks, m in found:
     sizes = (m.params, m.optimizer, m.gradients, m.activations, m.total)
-    rows.append(
-      (
-        remat,
-        ','.join(map(str, chunks)) or '-',
-        *(f'{x / GIB:,.2f}' for x in sizes),
-        f'{m.total / GIB / size:.0%}',
-      )
-    )
-
-  room, notes = FITS * size * GIB, []
-  working = working_bytes(config, mesh, tpu=kind.startswith('TPU'))
-  other = config.copy_and_resolve_references().unlock()
-  chunks = tuple(config.model.chunks)
-  for remat in ('none', 'dots', 'full'):
-    other.model.remat = remat
-    found = step(other, mesh, working)
-    row(remat, chunks, found.memory(chunks))
-    if found.memory(chunks).total > room and remat == config.model.remat:
-      least = chunks or (1,) * len(config.model.sizes)
-      fits = fitting_chunks(found, least, room)
-      if fits:
-        row(remat, fits, found.memory(fits))
-        notes.append(
-          f'It fits with --config.model.chunks={",".join(map(str, fits))}.'
-        )
-      else:
-        notes.append(
-          f"remat='{remat}' does not fit with any chunks: take more devices, "
-          'or a larger mesh.fsdp or mesh.tensor.'
-        )
-  flops = cost.train_flops_per_image(config)
-  steps = optimizer.steps(config, images)
-  second = flops * batch / (devices * peak * mfu)
-  epoch = second * images / batch
-  hours = steps * second / 3600
+    sizes = (f'{x / GIB:,.2f}' for x in sizes)
+    share = f'{m.total / GIB / size:.0%}'
+    rows.append((remat, listed(chunks) or '-', *sizes, share))
+  remat, notes = config.model.remat, []
+  asked, *fitting = [x for x in found if x[0] == remat]
+  if fitting:
+    notes = [f'It fits with --config.model.chunks={listed(fitting[0][1])}.']
+  elif asked[-1].total > FITS * size * GIB:
+    notes = [
+      f"remat='{remat}' does not fit with any chunks: take more devices, or a "
+      'larger mesh.fsdp or mesh.tensor.'
+    ]
+  time = hours(config, devices, device, mfu, images)
   lines = [
-    f'{devices} x {device} ({size} GiB, {peak / 1e12:.0f} TFLOP/s), '
-    f'mesh {axes}.',
+    f'{devices} x {device} ({size} GiB, {cost.peak_flops(kind) / 1e12:.0f} '
+    f'TFLOP/s), mesh {axes}.',
     f'{batch} images per step, {batch // parts} per device. GiB on each:',
     *cost.aligned(rows),
     'activations: all that a step holds at its fullest moment beside the rest.',
     *notes,
-    f'At {mfu:.0%} MFU a step takes {second:.3g} s; an epoch of {images:,} '
+    f'At {mfu:.0%} MFU a step takes {time.step:.3g} s; an epoch of {images:,} '
     'images',
-    f'{epoch:,.0f} s, {epoch * devices / 3600:,.3g} device-hours; all '
-    f'{steps * batch / images:.4g} epochs {hours:,.3g} hours,',
-    f'{hours * devices:,.0f} device-hours.',
+    f'{time.epoch:,.0f} s, {time.epoch * devices / 3600:,.3g} device-hours; '
+    f'all {time.epochs:.4g} epochs {time.run / 3600:,.3g} hours,',
+    f'{time.run * devices / 3600:,.0f} device-hours.',
   ]
   return '\n'.join(lines)

@@ -16,7 +16,6 @@ import functools
 from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +124,7 @@ def _forward_kernel(how, words, x, resident, out, _, scratch):
   qkv, mixed = scratch
   d = x.shape[1]
   unit, heads = _heads(how, d)
-  first = pl.program_id(0) * how.rows.sequences
+  first = calls.block_number() * how.rows.sequences
   w = [words[i] for i in range(4)]
   y = values.norm(x[...].astype(F32), read(p['norm1'])).astype(how.dtype)
   _project(how, p['attention'], y, qkv, consts)
@@ -157,7 +156,7 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
   qkv, mixed = scratch  # then their gradients
   d = x.shape[1]
   unit, heads = _heads(how, d)
-  first = pl.program_id(0) * how.rows.sequences
+  first = calls.block_number() * how.rows.sequences
   w = [words[i] for i in range(4)]
   attention, by = p['attention'], grads['attention']
   size = chunk(d)

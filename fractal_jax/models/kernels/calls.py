@@ -2,7 +2,8 @@
 
 Kernels take a module's own parameters, `laid_out`: nothing but their layout
 differs. A call works on rows in a grid of blocks, one after another, while the
-weights lie in VMEM; gradients of weights are summed there, over all blocks.
+weights lie in VMEM; gradients of weights are summed there, over all blocks of
+a core.
 """
 
 import functools
@@ -45,6 +46,16 @@ def vmem_bytes() -> int:
   return pltpu.get_tpu_info().vmem_capacity_bytes
 
 
+def cores() -> int:
+  """How many cores share a kernel's blocks: two on a v4 and a v5p."""
+  return pltpu.get_tpu_info().num_cores if sharding.platform() == 'tpu' else 1
+
+
+def block_number():
+  """Which block a kernel is at, from 0."""
+  return pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
+
+
 def blocks(
   kernel,
   name: str,
@@ -69,60 +80,76 @@ def blocks(
     step: rows of a block; it divides M.
     outs: a tree of ShapeDtypeStruct [M, ...].
     sums: a tree of ShapeDtypeStruct: float32 arrays that every block adds to;
-      they are 0 before the first.
+      they are 0 before a core's first.
     scratch: shapes of what a block keeps in VMEM.
 
   Returns:
     outs, and sums unless None.
   """
 
+  size = len(jax.tree.leaves(rows)[0])
+  assert size % step == 0, (name, size, step)
+  number = size // step
+  ways = cores() if number % cores() == 0 else 1
+  each = number // ways
+
   def block(x):
-    shape = (step,) + x.shape[1:]
-    return pl.BlockSpec(shape, lambda i, _: (i,) + (0,) * (len(shape) - 1))
+    rest = x.shape[1:]
+    place = lambda core, i, _: (core * each + i,) + (0,) * len(rest)
+    return pl.BlockSpec((step,) + rest, place)
 
   def whole(x):
-    return pl.BlockSpec(x.shape, lambda i, _: (0,) * x.ndim)
+    return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
 
+  def of_core(x):
+    # A constant where there is one core: what does not move has one buffer.
+    first = lambda core: core if ways > 1 else 0
+    place = lambda core, i, _: (first(core),) + (0,) * len(x.shape)
+    return pl.BlockSpec((None,) + x.shape, place)
+
+  by_core = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((ways,) + x.shape, x.dtype), sums
+  )
   given, tree = jax.tree.flatten((rows, resident))
-  made, made_tree = jax.tree.flatten((outs, sums))
+  made, made_tree = jax.tree.flatten((outs, by_core))
   specs = [block(x) for x in jax.tree.leaves(rows)]
   specs += [whole(x) for x in jax.tree.leaves(resident)]
   out_specs = [block(x) for x in jax.tree.leaves(outs)]
-  out_specs += [whole(x) for x in jax.tree.leaves(sums)]
+  out_specs += [of_core(x) for x in jax.tree.leaves(sums)]
 
   def body(scalars, *refs):
     rows, resident = tree.unflatten(refs[: len(given)])
     refs = refs[len(given) :]
     outs, sums = made_tree.unflatten(refs[: len(made)])
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(pl.program_id(1) == 0)
     def _():
       for x in jax.tree.leaves(sums):
         x[...] = jnp.zeros_like(x)
 
     kernel(scalars, rows, resident, outs, sums, refs[len(made) :])
 
-  size = len(jax.tree.leaves(rows)[0])
-  assert size % step == 0, (name, size, step)
   found = pl.pallas_call(
     body,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(size // step,),
+      grid=(ways, each),
       in_specs=specs,
       out_specs=out_specs,
       scratch_shapes=[pltpu.VMEM(s.shape, s.dtype) for s in scratch],
     ),
     out_shape=made,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('arbitrary',),
+      dimension_semantics=('parallel', 'arbitrary'),
       vmem_limit_bytes=int(vmem_bytes() * USABLE),
     ),
     interpret=sharding.platform() != 'tpu',
     name=f'{name}_{step}',  # what a block is, for profiles
   )(scalars, *given)
-  outs, sums = made_tree.unflatten(found)
-  return outs if sums is None else (outs, sums)
+  outs, by_core = made_tree.unflatten(found)
+  if sums is None:
+    return outs
+  return outs, jax.tree.map(lambda x: x.sum(0) if ways > 1 else x[0], by_core)
 
 
 def on_devices(fn, in_specs, out_specs):

@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from fractal_jax.models.dropout import drop_out
@@ -161,7 +160,7 @@ def _loop(n, body, start, unroll):
 
 
 def _forward_kernel(how, sequences, words, x, p, out, *_):
-  first = pl.program_id(0) * sequences
+  first = calls.block_number() * sequences
   w = [words[i] for i in range(4)]
   y = values.norm(x[...].astype(F32), read(p['norm2']))
   width = hidden_width(p)
@@ -183,7 +182,7 @@ def _forward_kernel(how, sequences, words, x, p, out, *_):
 
 def _backward_kernel(how, sequences, words, rows, p, by_x, grads, *_):
   x, g = rows
-  first = pl.program_id(0) * sequences
+  first = calls.block_number() * sequences
   w = [words[i] for i in range(4)]
   y, norm_vjp = jax.vjp(values.norm, x[...].astype(F32), read(p['norm2']))
   by_out = values.drop(g[...].astype(F32), w[2:], how.dropout, how.rows, first)

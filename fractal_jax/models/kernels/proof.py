@@ -13,6 +13,7 @@ import functools
 
 import flax.linen as nn
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,17 +59,25 @@ def tried(net, wanted: str):
   """
   if wanted != 'auto' or on() != 'tpu':
     return net
-  specs = []
-  for spec in net.specs:
-    found = dataclasses.replace(spec, kernels='pallas')
-    problem = first_problem(found)
-    if problem:
+  specs = [dataclasses.replace(spec, kernels='pallas') for spec in net.specs]
+  problems = [first_problem(spec) for spec in specs]
+  failed = anywhere([bool(problem) for problem in problems])
+  for i, problem in enumerate(problems):
+    if failed[i]:
+      specs[i] = net.specs[i]
       blocks.say(
-        f'level {spec.index} runs without kernels: {problem}. Please report '
+        f'level {specs[i].index} runs without kernels: '
+        f'{problem or "so another process of this run found"}. Please report '
         'this line; model.kernels=xla silences it'
       )
-    specs.append(spec if problem else found)
   return net.clone(specs=tuple(specs))
+
+
+def anywhere(failed: list[bool]) -> list[bool]:
+  """Which trials failed in any process: all have to run the same program."""
+  if jax.process_count() == 1:
+    return failed
+  return list(multihost_utils.process_allgather(np.array(failed)).any(0))
 
 
 def on() -> str:
@@ -105,7 +114,8 @@ def failure(trial: Trial) -> str:
   try:
     got = run(trial.kernel, trial.how.dtype)
   except Exception as e:  # whatever the compiler or the chip may raise
-    return f'fails with {type(e).__name__}: {str(e).strip().splitlines()[0]}'
+    said = str(e).strip().partition('\n')[0]
+    return f'fails with {type(e).__name__}: {said}'
   near = run(trial.xla, trial.how.dtype)
   with jax.default_matmul_precision('highest'):
     exact = run(trial.xla, F32)

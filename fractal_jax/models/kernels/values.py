@@ -179,7 +179,9 @@ def quick_gelu(z):
 
 def _quick_gelu_bwd(z, g):
   y, t = _erf(z)
-  density = jnp.exp(-0.5 * y) * np.float32(1 / np.sqrt(2 * np.pi))
+  # In powers of two, which is what the chip has.
+  density = jnp.exp2(y * np.float32(-0.5 * np.log2(np.e)))
+  density *= np.float32(1 / np.sqrt(2 * np.pi))
   return (g * (0.5 + 0.5 * t + z * density),)
 
 
@@ -205,10 +207,12 @@ def kept(place, start, words, rate: float):
   x = (x ^ shift(x, 16)) * signed(0x7FEB352D)
   x = (x ^ shift(x, 15)) + words[1]
   x = (x ^ shift(x, 16)) * signed(0x846CA68B)
-  x = x ^ shift(x, 16)
-  # Unsigned comparison: both sides with their top bit flipped.
-  flip = signed(1 << 31)
-  return (x ^ flip) >= (signed(round(rate * 2**32)) ^ flip)
+  # Then x ^= x >> 16, and whether x >= least, unsigned. That leaves the upper
+  # half as it is; the lower one matters where the upper halves are equal, and
+  # there the shift's result is that of `least`.
+  least = round(rate * 2**32)
+  flip = 1 << 31  # of both sides: a signed comparison is then as unsigned
+  return (x ^ signed(flip | least >> 16)) >= signed(flip ^ least)
 
 
 def scale_of(rate: float):
