@@ -31,6 +31,9 @@ class Rule(Protocol):
 class Number:
   """A finite number in a range whose ends are optional.
 
+  A whole number without a largest one is at most LARGEST, which all that is
+  computed of it can hold.
+
   Attributes:
     least: the smallest number that is allowed.
     above: a smaller number than any that is allowed.
@@ -50,6 +53,8 @@ class Number:
   def holds(self, value) -> bool:
     kind = numbers.Integral if self.whole else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
+      return False
+    if self.whole and self.most is None and value > LARGEST:
       return False
     return value in self.also or (
       (self.whole or math.isfinite(value))
@@ -136,6 +141,9 @@ class Either:
     return f'{self.one}, or {self.other}'
 
 
+LARGEST = 2**31 - 1
+
+
 def whole(least=None, most=None, also=()) -> Number:
   """The rule of an integer."""
   return Number(least=least, most=most, also=also, whole=True)
@@ -174,7 +182,12 @@ def problem(name: str, value, rule: Rule, doc: str = '') -> str | None:
   if rule.holds(value):
     return None
   shown = tuple(value) if isinstance(value, list) else value
-  return f'{name}={shown!r} must be {rule}' + (f' ({doc})' if doc else '')
+  each = shown if isinstance(shown, tuple) else (shown,)
+  large = any(isinstance(x, int) and x > LARGEST for x in each)
+  text = f'{name}={shown!r} must be {rule}'
+  if large and 'at most' not in text:
+    text += f', and at most {LARGEST}'
+  return text + (f' ({doc})' if doc else '')
 
 
 def problems(section: str, values, keys: Mapping[str, Key]) -> list[str]:

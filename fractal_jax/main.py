@@ -7,9 +7,10 @@ lists a command's flags.
 
 Exit codes: 0 done; 1 bad flags; 2 an error that the message explains; 70 the
 run hung or another of its processes failed; 75 told to stop (by SIGTERM, or
-SIGHUP) and saved; 130 interrupted by Ctrl-C, after saving if it trained; 141
-nobody reads the output any more. After 70, 75 and a crash the same command
-goes on from what was saved.
+SIGHUP) and saved; 130 interrupted by Ctrl-C, after saving if it trained; 143
+and 129 ended by SIGTERM or SIGHUP, with nothing to save; 141 nobody reads the
+output any more. After 70, 75, 143 and a crash the same command goes on from
+what was saved.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from fractal_jax import cpu, paths
+from fractal_jax import checks, cpu, paths
 from fractal_jax.commands import common
 from fractal_jax.errors import UserError
 
@@ -100,11 +101,38 @@ def report_compiling():
   return report
 
 
-INTERRUPTED = 130  # exit codes that shells give to what SIGINT and
-CLOSED_PIPE = 141  # SIGPIPE ended
+CLOSED_PIPE = 128 + signal.SIGPIPE  # the exit codes that shells give
 
-# Errors of the system that a user can mend: no space, no right to write.
-MENDABLE = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
+
+class Stopped(KeyboardInterrupt):
+  """SIGTERM or SIGHUP: a command ends, and tidies up, as after Ctrl-C.
+
+  Attributes:
+    number: of the signal.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(number)
+    self.number = number
+
+
+def listen() -> None:
+  """Turns the first of each such signal into Stopped; a second one kills."""
+
+  def stop(number, _):
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
+
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+      signal.signal(number, stop)
+
+
+# Errors of the system that a user can mend: no space, no right, no such file.
+MENDABLE = (
+  'ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EMFILE '
+  'ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP'
+).split()
 
 
 def leave(text: str, code: int) -> None:
@@ -124,7 +152,9 @@ def leave_after(command: str, error: BaseException) -> None:
     leave(f'fractal-jax {command}: {error}', 2)
   if isinstance(error, KeyboardInterrupt):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in what Python does at exit
-    leave(f'fractal-jax {command}: interrupted', INTERRUPTED)
+    number = getattr(error, 'number', signal.SIGINT)
+    by = f' by {signal.Signals(number).name}' if number != signal.SIGINT else ''
+    leave(f'fractal-jax {command}: interrupted{by}', 128 + number)
   if isinstance(error, BrokenPipeError):
     # Whoever read the output, such as `head`, has enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,6 +162,13 @@ def leave_after(command: str, error: BaseException) -> None:
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    why = ' '.join(str(error).split())[:300]
+    leave(
+      f'fractal-jax {command}: out of memory: ask for fewer images, or for '
+      f'fewer at a time; docs/mesh.md has more. ({why})',
+      2,
+    )
   if not isinstance(error, OSError) and paths.of_storage(error):
     leave(f'fractal-jax {command}: {error}', 2)
   processes = sys.modules.get('fractal_jax.training.processes')
@@ -166,6 +203,7 @@ def run() -> None:
   if command not in COMMANDS:
     sys.exit(f"fractal-jax: no command '{command}'\n\n{USAGE}")
   try:
+    listen()
     job = importlib.import_module(f'fractal_jax.commands.{command}')
     job.define_flags()
     app.run(
@@ -195,6 +233,15 @@ def parse(command: str, argv: list[str]) -> list[str]:
     sys.exit(f'fractal-jax {command}: --config: {text}')
 
 
+def check_numbers() -> None:
+  """Raises UsageError for a flag's whole number that is too large to use."""
+  for name in FLAGS:
+    flag = FLAGS[name]
+    if flag.flag_type() == 'int' and name != 'seed' and flag.value is not None:
+      if wrong := checks.problem(f'--{name}', flag.value, checks.whole()):
+        raise common.UsageError(wrong)
+
+
 def run_job(command: str, job, argv: list[str]) -> None:
   """Runs a command whose flags are parsed; exits where it fails."""
   # The libraries' own chatter; ours goes through logs.say.
@@ -202,6 +249,7 @@ def run_job(command: str, job, argv: list[str]) -> None:
   try:
     if argv[1:]:
       raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    check_numbers()
     start()
     report = report_compiling()
     job.run()

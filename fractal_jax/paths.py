@@ -132,9 +132,10 @@ def of_storage(error: BaseException | None) -> bool:
       error, FileNotFoundError | IsADirectoryError | NotADirectoryError
     ):
       return True
-    if type(error).__module__.split('.')[0] in CLIENTS or any(
-      status in str(error) for status in STATUSES
-    ):
+    library = type(error).__module__.split('.')[0]
+    if library in CLIENTS:
+      return True
+    if library == 'builtins' and any(x in str(error) for x in STATUSES):
       return True
     error = error.__cause__ or error.__context__
   return False
@@ -146,7 +147,7 @@ CLIENTS = (
   'google',
   'requests',
 )  # raise errors of their own
-STATUSES = (  # of TensorStore, whose errors are all of one class
+STATUSES = (  # of TensorStore, whose errors are of Python's own classes
   'PERMISSION_DENIED',
   'UNAUTHENTICATED',
   'UNAVAILABLE',

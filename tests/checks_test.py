@@ -19,7 +19,7 @@ INF, NAN = float('inf'), float('nan')
      'a finite number at least 0 and below 1'),
     (Number(above=0, also=(INF,)), [INF, 1], [-INF, NAN, 0],
      'a finite number above 0, or inf'),
-    (whole(1), [1, np.int64(3), 2**70], [0, 1.0, True, '1', (1,)],
+    (whole(1), [1, np.int64(3), 2**31 - 1], [0, 1.0, True, '1', (1,), 2**31],
      'a whole number at least 1'),
     (whole(1, also=(-1,)), [-1, 1], [0, -2],
      'a whole number at least 1, or -1'),
@@ -51,6 +51,10 @@ def test_problem_names_value_rule_and_meaning():
   assert found == (
     'optim.lr=nan must be a finite number above 0 (learning rate)'
   )
+  assert checks.problem('steps', 2**40, whole(0)) == (
+    f'steps={2**40} must be a whole number at least 0, and at most {2**31 - 1}'
+  )
+  assert checks.problem('seed', 2**40, checks.SEED).count('at most') == 1
   keys = {
     'a': checks.Key(1, whole(1), 'first'),
     'b': checks.Key('', Text(), 'second'),

@@ -287,7 +287,7 @@ def test_bad_requests_are_answered_in_words(page, tmp_path):
   for updates, words in [
     (page.generate(VISITOR, 0, 1, 1.0, 1.0, 'x', 0), '&quot;x&quot; must be'),
     (page.generate(VISITOR, 0, 1, 1.0, 1.0, '4,4', 0), 'iterations=(4, 4)'),
-    (page.generate(VISITOR, 0, 1, 1.0, 1.0, '', None), 'The seed must be'),
+    (page.generate(VISITOR, 0, 1, 1.0, 1.0, '', None), 'seed=None must be'),
     (page.generate(VISITOR, 9, 1, 1.0, 1.0, '', 0), 'classes are 0 to 2'),
     (page.bits(VISITOR, None, 0, 2), 'Choose an image first'),
     *(

@@ -5,8 +5,10 @@ tests/inception_test.py has the real one, and tests/paper_test.py both.
 """
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import types
 
 import jax
@@ -17,6 +19,7 @@ import pytest
 from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.commands import common
+from fractal_jax.data import classes
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs, sample
 from fractal_jax.metrics import (
@@ -347,6 +350,39 @@ def test_evaluate_and_reference_from_the_command_line(
       call('evaluate', *args)
   with pytest.raises(common.UsageError, match='--data needs --size'):
     call('reference', data, f'--out={ref}')
+
+
+def test_folders_of_images_are_numbered_by_the_classes_of_a_run(
+  call, workdir, config, tmp_path, capsys
+):
+  npz, run = tmp_path / 'samples.npz', tmp_path / 'run'
+  out = tmp_path / 'm.json'
+  num = (f'--workdir={workdir}', '--num=12', f'--cache={tmp_path / "cache"}')
+  call('evaluate', *num, '--inception=x', f'--save={npz}', f'--out={out}')
+  wanted = json.loads(out.read_text())['recall_by_class']
+  names = ['pear', 'fig', 'apple']  # in another order than folders are sorted
+  with np.load(npz) as found:
+    for i, (picture, label) in enumerate(zip(found['arr_0'], found['arr_1'])):
+      (tmp_path / 'images' / names[label]).mkdir(parents=True, exist_ok=True)
+      name = tmp_path / 'images' / names[label] / f'{i}.png'
+      Image.fromarray(picture).save(name)
+  (tmp_path / 'images' / 'pear' / 'notes.txt').write_text('none of them')
+  shutil.copytree(workdir, run)
+  classes.save(run, names)
+  args = (f'--images={tmp_path / "images"}', f'--out={out}')
+  call('evaluate', *args, f'--workdir={run}')  # against the data of the run
+  assert json.loads(out.read_text())['recall_by_class'] == wanted
+  assert '1 file(s)' in capsys.readouterr().out
+
+  # Or by the names that a reference holds.
+  ref = tmp_path / 'ref.npz'
+  real, _ = reference.of_run(config, run, Fake())
+  reference.write(ref, dataclasses.replace(real, class_names=tuple(names)))
+  call('evaluate', *args, f'--ref={ref}')
+  assert json.loads(out.read_text())['recall_by_class'] == wanted
+  (tmp_path / 'images' / 'fig').rename(tmp_path / 'images' / 'kiwi')
+  with pytest.raises(MetricsError, match="no class 'kiwi'"):
+    call('evaluate', *args, f'--ref={ref}')
 
 
 def test_images_alone_need_no_weights(

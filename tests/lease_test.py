@@ -1,5 +1,6 @@
 """One run at a time in a work directory."""
 
+import subprocess
 import threading
 import time
 
@@ -58,6 +59,45 @@ def test_a_dead_runs_lease_expires(bucket, quick):
     dead.release()
     held.check()
     refuses(workdir)
+
+
+def test_a_process_that_is_known_to_be_dead():
+  assert lease.identity() and not lease.is_dead(lease.identity())
+  child = subprocess.Popen(['sleep', '60'])
+  found = lease.identity(child.pid)
+  assert not lease.is_dead(found)
+  child.kill()
+  until = time.monotonic() + 10
+  while not lease.is_dead(found) and time.monotonic() < until:
+    time.sleep(0.01)
+  assert lease.is_dead(found)  # before anyone has waited for it
+  child.wait()
+  assert lease.is_dead(found)
+  boot, space, pid, start = found.split()
+  # Another process has its number now; other hosts and containers are unseen.
+  assert lease.is_dead(lease.identity()[:-1] + 'x')
+  for unknown in (
+    f'x {space} {pid} {start}',
+    f'{boot} 1 {pid} {start}',
+    '',
+    '?',
+  ):
+    assert not lease.is_dead(unknown)
+
+
+def test_a_run_that_was_killed_here_is_taken_over_at_once(bucket):
+  workdir = f'{bucket.url}/killed'
+  child = subprocess.Popen(['sleep', '60'])
+  dead = lease.Lease(workdir)
+  mine = lease.identity()
+  assert mine in dead._text
+  dead._text = dead._text.replace(mine, lease.identity(child.pid))
+  child.kill()
+  child.wait()
+  dead.take()
+  start = time.monotonic()
+  with lease.hold(workdir):
+    assert time.monotonic() - start < lease.EXPIRY / 2
 
 
 def test_only_one_takes_over(bucket, quick):

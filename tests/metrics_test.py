@@ -1,5 +1,7 @@
 """The numbers against closed forms, and the files that they are read from."""
 
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -290,6 +292,7 @@ SEEN = {'features': np.zeros((2, D), np.float32)}
     ({**STATISTICS, **SEEN, 'labels': [-1, 0]}, 'holds -1 to 0'),
     ({**STATISTICS, 'class_variance': ['a']}, '`class_variance` is <U1'),
     ({**STATISTICS, 'class_variance': [np.inf]}, '`class_variance` holds nan'),
+    ({**STATISTICS, 'class_names': [1, 2]}, '`class_names` is int64'),
   ],
 )
 def test_wrong_references_are_named(arrays, words, tmp_path):
@@ -348,3 +351,17 @@ def test_samples_from_folders_and_npz(tmp_path):
   with pytest.raises(MetricsError, match='images and folders'):
     (flat / 'x').mkdir()
     files.Samples(flat)
+
+
+def test_samples_are_files_whose_folders_sort_as_numbers(tmp_path):
+  for name in ('10', '2', '.hidden'):
+    (tmp_path / name).mkdir()
+    Image.new('RGB', (5, 5)).save(tmp_path / name / 'a.png')
+  os.mkfifo(tmp_path / '2' / 'b.png')  # reading it would never end
+  (tmp_path / '2' / 'c.png').mkdir()
+  (tmp_path / '2' / 'd.png').symlink_to('d.png')
+  (tmp_path / 'notes.txt').write_text('')
+  found = files.Samples(str(tmp_path))
+  assert found.folders == ['2', '10'] and found.labels.tolist() == [0, 1]
+  assert len(found[0:9]) == 2
+  assert '1 file(s)' in found.skipped and 'notes.txt' in found.skipped

@@ -18,8 +18,9 @@ def define_flags():
   flags.DEFINE_string(
     'images',
     None,
-    'In place of --workdir, images of any model: a folder, or an .npz in the '
-    "format of ADM's suite.",
+    'Images of any model, in place of those that the --workdir generates: a '
+    'folder, one with a folder for each class, by name or number, or an .npz '
+    "in the format of ADM's suite.",
   )
   flags.DEFINE_integer(
     'num', 50_000, 'How many images: a multiple of the number of classes.'
@@ -40,7 +41,7 @@ def run_flags():
     'ref',
     None,
     'An .npz of reference statistics. Unset: those of the training split of '
-    'the run, made once.',
+    'the --workdir, made once.',
   )
   flags.DEFINE_integer(
     'batch', None, 'Images at a time; unset: sample.batch of the config.'
@@ -60,9 +61,10 @@ def run_flags():
 def run():
   """Prints the metrics of --workdir or --images, and writes what is asked."""
   from fractal_jax import sharding
+  from fractal_jax.data import classes
   from fractal_jax.inference import sample
   from fractal_jax.metrics import images as images_lib
-  from fractal_jax.metrics import reference, results, weights
+  from fractal_jax.metrics import results, weights
   from fractal_jax.metrics.features import BATCH
 
   check_flags()
@@ -73,9 +75,14 @@ def run():
   loaded = None if only_save else load_weights()
   if FLAGS.images:
     images = images_lib.of_files(FLAGS.images, FLAGS.batch or BATCH)
-    mesh = sharding.any_mesh(common.default_config())
-    extractor = make_extractor(loaded, mesh, images.num)
-    ref = reference.read(FLAGS.ref, extractor)
+    if images.skipped:
+      common.say(images.skipped)
+    known = bool(FLAGS.workdir)
+    config = common.load_config() if known else common.default_config()
+    extractor = make_extractor(loaded, sharding.any_mesh(config), images.num)
+    ref = the_reference(config, extractor)
+    names = classes.load(FLAGS.workdir) if known else ref.class_names
+    images = images_lib.numbered(images, names)
   else:
     changes = common.sampling_changes()
     sample.settings(common.load_config(), **changes)  # checked at once
@@ -111,16 +118,20 @@ def check_numbers():
 def check_flags():
   """Refuses flags that don't go together, before anything is loaded."""
   check_numbers()
-  if bool(FLAGS.workdir) == bool(FLAGS.images):
+  if not (FLAGS.workdir or FLAGS.images):
     raise common.UsageError(
-      'give --workdir of a run, or --images=DIR or FILE.npz: one of them'
+      'give --workdir of a run, or --images=DIR or FILE.npz'
     )
   if FLAGS.images:
-    if not FLAGS.ref:
+    if not (FLAGS.ref or FLAGS.workdir):
       raise common.UsageError(
-        '--images needs --ref=FILE.npz; `fractal-jax reference` makes one'
+        '--images needs --ref=FILE.npz, which `fractal-jax reference` makes, '
+        'or the --workdir of a run on whose data they are judged'
       )
-    given = [n for n in ('save', 'step', 'cache') if FLAGS[n].value is not None]
+    generating = (
+      ('save', 'step') if FLAGS.workdir else ('save', 'step', 'cache')
+    )
+    given = [n for n in generating if FLAGS[n].value is not None]
     given += list(common.sampling_changes())
     if given:
       raise common.UsageError(
@@ -130,7 +141,7 @@ def check_flags():
   for name, ending in (('save', '.npz'), ('out', '.json')):
     if FLAGS[name].value:
       paths.check_output(FLAGS[name].value, f'--{name}', (ending,))
-  if FLAGS.workdir:
+  if FLAGS.workdir and not (FLAGS.images and FLAGS.ref):
     cache()
 
 

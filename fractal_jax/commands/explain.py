@@ -27,6 +27,7 @@ def run():
   from fractal_jax import report
   from fractal_jax.inference import explain
 
+  paths.check_folder(FLAGS.out, '--out')
   config = common.load_config()
   image, label = common.the_image(config)
   model = common.load_model(config)

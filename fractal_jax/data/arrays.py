@@ -130,11 +130,12 @@ def _check_arrays(path, key, images, labels, rank) -> None:
 def _texts(path, name, array, length: int | None = None) -> tuple[str, ...]:
   """An array of an .npz file that must hold texts, `length` of them."""
   fits = array.ndim == 1 and length in (None, len(array))
+  fits = fits and array.dtype.kind in 'USui'
   try:
-    texts = array.astype(str)  # bytes must be ASCII
-  except UnicodeDecodeError:
+    texts = array.astype(str) if fits else array
+  except UnicodeDecodeError:  # bytes must be ASCII
     fits = False
-  if not fits or array.dtype.kind not in 'USui':
+  if not fits:
     want = '[classes]' if length is None else f'[{length}]'
     raise DataError(
       f'{path}: `{name}` is {array.dtype} of shape {list(array.shape)}, not '

@@ -26,15 +26,15 @@ def folder(config, split: str) -> Source:
       f"data.dir='{config.data.dir}' is no folder: set data.dir to a folder "
       'with a folder of images for each class.'
     )
-  if _subfolders(root / 'train'):
-    splits = _subfolders(root)
+  if subfolders(root / 'train'):
+    splits = subfolders(root)
     if split == 'validation' and split not in splits and 'val' in splits:
       split = 'val'
     common.check_split(config, split, splits)
-    names = _subfolders(root / 'train')
+    names = subfolders(root / 'train')
     files, labels, others = _list(root / split, names)
   else:
-    names = _subfolders(root)
+    names = subfolders(root)
     files, labels, others = _list(root, names)
     common.check_split(config, split, common.SPLITS)
     if len(files) < 2:
@@ -60,7 +60,7 @@ def folder(config, split: str) -> Source:
     values=256,
     # In a bucket each look at a header is a request.
     check=lambda: _check([] if remote else files, config),
-    skipped=_skipped(root, others),
+    skipped=left_out(root, others),
   )
 
 
@@ -79,8 +79,8 @@ def _check(files: list[str], config) -> None:
     raise DataError(errors[0] + (more if len(errors) > 1 else ''))
 
 
-def _skipped(root: paths.Path, others: list[str]) -> str:
-  """What of a folder is left out, or ''."""
+def left_out(root: paths.Path, others: list[str]) -> str:
+  """What of a folder is no image of a class: a sentence, '' for nothing."""
   if not others:
     return ''
   endings = collections.Counter(
@@ -93,7 +93,7 @@ def _skipped(root: paths.Path, others: list[str]) -> str:
   )
 
 
-def _subfolders(path: paths.Path) -> list[str]:
+def subfolders(path: paths.Path) -> list[str]:
   """Names of the folders in `path`, in the order of the classes."""
   if not path.is_dir():
     return []
@@ -104,7 +104,7 @@ def _subfolders(path: paths.Path) -> list[str]:
 
 def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
   """The image files under `root` by class, their labels; what is left out."""
-  found = _subfolders(root)
+  found = subfolders(root)
   if not found:
     raise DataError(
       f'{root} holds no folders: it needs one folder of images for each class.'

@@ -113,8 +113,9 @@ def open_split(config, split: str) -> Source:
 class TrainBatches:
   """The endless training batches of one host; see `train_batches`."""
 
-  def __init__(self, make_batches, start: int):
+  def __init__(self, make_batches, start: int, examples: int):
     self._make_batches = make_batches  # first step -> iterator over batches
+    self._examples = examples  # in an epoch
     self.set_state({'step': start})
 
   def __iter__(self):
@@ -126,12 +127,26 @@ class TrainBatches:
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """{'step': number of the next batch}: the same on any number of hosts."""
-    return {'step': self._step}
+    """The number of the next batch: the same on any number of hosts."""
+    return {'step': self._step, 'examples': self._examples}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Continues with the batch that `get_state` would have given next."""
-    self._step = int(state['step'])
+    """Continues with the batch that `get_state` would have given next.
+
+    Raises:
+      DataError: the data set had another size, so that this batch would hold
+        other images.
+    """
+    before = state.get('examples', self._examples)
+    if before != self._examples:
+      raise DataError(
+        f'the training split holds {self._examples} examples, and held {before} '
+        'when the run stopped: its place in them would be another one. Give it '
+        'the data that it was trained on, or start in another --workdir with '
+        '--config.model.init_from of this one and --config.model.init_levels '
+        'of all levels.'
+      )
+    self._step = state['step']
     self._batches = self._make_batches(self._step)
 
 
@@ -176,7 +191,7 @@ def train_batches(
   def batches(step: int):
     return _batches(config, example, step * rows, sys.maxsize, rows)
 
-  return TrainBatches(batches, start)
+  return TrainBatches(batches, start, source.size)
 
 
 class EvalBatches:

@@ -399,11 +399,12 @@ class Page:
       raise DemoError(
         f'Iterations "{iterations}" must be whole numbers with commas between.'
       ) from e
-    if seed is None or not 0 <= seed < 2**31:
-      raise DemoError(f'The seed must be a whole number, 0 to {2**31 - 1}.')
+    if seed is not None and seed % 1 == 0:
+      seed = int(seed)  # of a field for numbers
+    inputs.check_seed(seed)
     return dict(
       guidance=guidance,
       temperature=temperature,
       iterations=steps,
-      seed=int(seed),
+      seed=seed,
     )

@@ -21,9 +21,16 @@ def shape(model) -> tuple[int, ...]:
   return (model.sizes[0],) * model.rank + (model.channels,)
 
 
+def _array(x, name: str) -> np.ndarray:
+  try:
+    return np.asarray(x)
+  except (TypeError, ValueError, OverflowError) as e:  # rows of unequal length
+    raise InputError(f'{name} are no array: {e}') from e
+
+
 def check_images(images, model) -> np.ndarray:
   """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1."""
-  images = np.asarray(images)
+  images = _array(images, 'images')
   if images.shape[1:] != shape(model):
     raise InputError(
       f'images of shape {images.shape[1:]}: this model takes {shape(model)}, '
@@ -52,8 +59,8 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
       or 0 and 1.
     images: [n, S, (S,) C].
   """
-  mask = np.asarray(mask)
-  if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+  mask = _array(mask, 'masks')
+  if mask.dtype.kind not in 'biuf' or not np.isin(mask, (0, 1)).all():
     raise InputError('a mask must be bool, or hold 0 and 1 only')
   mask = mask.astype(bool)
   one = images.shape[1:]
@@ -82,9 +89,10 @@ def check_planes(mask: np.ndarray, model) -> None:
 
 def check_labels(labels, model) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
-  labels = np.atleast_1d(np.asarray(labels))
+  labels = np.atleast_1d(_array(labels, 'labels'))
   if (
     labels.dtype.kind not in 'iu'
+    or labels.ndim != 1
     or not labels.size
     or (labels.min() < -1 or labels.max() >= model.classes)
   ):
@@ -106,8 +114,9 @@ def labels_of(labels, n: int, model) -> np.ndarray:
 def check_counts(**counts) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
-    if value is not None and value < 1:
-      raise InputError(f'{name}={value} must be at least 1')
+    wrong = checks.problem(name, value, checks.whole(least=1))
+    if value is not None and wrong:
+      raise InputError(wrong)
 
 
 def check_seed(seed: int) -> None:
@@ -225,6 +234,11 @@ def _open(path: str, mode: str) -> np.ndarray:
 def _load(path: str) -> np.ndarray:
   try:
     with paths.path(path).open('rb') as file:
-      return np.load(file, allow_pickle=False)
-  except (OSError, ValueError) as e:
+      found = np.load(file, allow_pickle=False)
+  except OSError as e:
+    raise InputError(f'{path} cannot be opened ({e.strerror or e})') from e
+  except Exception as e:  # numpy raises nearly anything for a broken file
     raise InputError(f'{path} is not a .npy file: {e}') from e
+  if not isinstance(found, np.ndarray):
+    raise InputError(f'{path} is not a .npy file, but holds several arrays')
+  return found

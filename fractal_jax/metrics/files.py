@@ -1,12 +1,13 @@
 """Files that are there whole or not at all, and images of any origin."""
 
 import hashlib
+import os
 import zipfile
 
 import numpy as np
 
 from fractal_jax import paths
-from fractal_jax.data import decode
+from fractal_jax.data import decode, folder
 from fractal_jax.data.decode import EXTENSIONS
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
@@ -139,7 +140,9 @@ class Samples:
 
   Attributes:
     labels: int [n], or None.
+    folders: names of the folders that the labels number, or None.
     side: the height of the pictures.
+    skipped: which files are left out and why, a sentence; '' if none are.
   """
 
   def __init__(self, path: str):
@@ -147,13 +150,15 @@ class Samples:
 
     Args:
       path: an .npz file as ADM's suite reads, with `arr_0` and perhaps labels
-        `arr_1`; a folder of images; or one with a folder of images per class.
+        `arr_1`; a folder of images; or one with a folder of images per class,
+        which are numbered as `data.classes.in_order` sorts them.
 
     Raises:
       MetricsError: it is something else.
     """
     self._path = paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
+    self.folders, self.skipped = None, ''
     if self._path.is_dir():
       self._find_files()
     else:
@@ -178,23 +183,29 @@ class Samples:
     return np.stack(out)
 
   def _find_files(self):
-    def images(folder):
-      return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS
-      )
+    others = []
 
-    folders = sorted(
-      p for p in self._path.iterdir() if p.is_dir() and p.name[0] != '.'
-    )
-    self._files = images(self._path)
-    if self._files and folders:
+    def images(folder):
+      files = [name for name, is_file in paths.entries(folder) if is_file]
+      endings = [os.path.splitext(name)[1].lower() for name in files]
+      found = [f for f, end in zip(files, endings) if end in EXTENSIONS]
+      others.extend(sorted({*files} - {*found}))
+      return found
+
+    try:
+      self._files = images(self._path)
+      names = folder.subfolders(self._path)
+      found = [images(self._path / name) for name in names]
+    except OSError as e:
+      raise MetricsError(f'{self._path} cannot be read: {e}.') from e
+    if self._files and names:
       raise MetricsError(
         f'{self._path} holds images and folders: make it one or the other.'
       )
-    if folders:
-      found = [images(folder) for folder in folders]
-      self._files = sum(found, [])
+    if names:
+      self._files, self.folders = sum(found, []), names
       self.labels = np.repeat(np.arange(len(found)), [len(x) for x in found])
+    self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
         f'{self._path} holds no images ({" ".join(EXTENSIONS)}), nor folders '
@@ -220,9 +231,11 @@ class Samples:
       )
 
 
-def _read_image(path: paths.Path) -> np.ndarray:
+def _read_image(path: str) -> np.ndarray:
   try:
-    with path.open('rb') as file:
-      return np.asarray(decode.load(file, str(path)))
+    with paths.path(path).open('rb') as file:
+      return np.asarray(decode.load(file, path))
   except decode.ImageError as e:
     raise MetricsError(f'{e}.') from e
+  except OSError as e:
+    raise MetricsError(f'{path} cannot be opened ({e.strerror or e}).') from e

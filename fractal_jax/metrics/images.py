@@ -13,7 +13,7 @@ was killed goes on where it was, with other chunks and on another mesh if need
 be, since image i is a function of the settings and of i alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 import re
@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from fractal_jax import checks, paths, sharding
-from fractal_jax.data.common import image_dtype
+from fractal_jax.data import classes as classes_lib
+from fractal_jax.data.common import DataError, image_dtype
 from fractal_jax.inference import sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
@@ -99,6 +100,8 @@ class Images:
     folder: where they and their features are kept; None: nowhere.
     pictures: image -> pictures of some images from that one on.
     settings: what they are a function of.
+    classes: names of the folders that the labels number, or ().
+    skipped: which files are left out and why, a sentence; '' if none are.
   """
 
   num: int
@@ -107,6 +110,8 @@ class Images:
   folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
+  classes: tuple[str, ...] = ()
+  skipped: str = ''
 
 
 def of_run(
@@ -222,7 +227,31 @@ def of_files(path: str, batch: int) -> Images:
     folder=None,
     pictures=lambda first: found[first : first + batch],
     settings={'images': str(path)},
+    classes=tuple(found.folders or ()),
+    skipped=found.skipped,
   )
+
+
+def numbered(images: Images, names: Sequence[str]) -> Images:
+  """The images with the classes that their folders' names name.
+
+  Args:
+    images: of folders, or others, which stay as they are.
+    names: of all classes, in the order of their numbers; () where they are not
+      known, and the folders' own order is taken.
+
+  Raises:
+    MetricsError: a folder has another name.
+  """
+  if not (images.classes and names):
+    return images
+  try:
+    number = classes_lib.numbers(images.classes, names, len(names))
+  except DataError as e:
+    raise MetricsError(
+      f'{images.settings["images"]} has a folder for each class, but {e}'
+    ) from e
+  return dataclasses.replace(images, labels=np.array(number)[images.labels])
 
 
 def key(settings: dict) -> str:

@@ -52,6 +52,7 @@ class Reference:
   features: np.ndarray | None = None  # [m, 2048] float32
   labels: np.ndarray | None = None  # [m]
   class_variance: np.ndarray | None = None  # [K], see scores.ClassVariance
+  class_names: tuple[str, ...] | None = None  # in the order of the labels
   fingerprint: str | None = None  # of the weights
 
 
@@ -134,7 +135,8 @@ def make(
     MetricsError, DataError: images that Inception can't be shown, too few.
   """
   check_model(config.model)
-  size = pipeline.open_split(config, split).size
+  source = pipeline.open_split(config, split)
+  size = source.size
   if size < 2:
     raise MetricsError(f"split '{split}' holds {size} image: 2 are needed.")
   batches = pipeline.eval_batches(
@@ -174,6 +176,7 @@ def make(
     features=np.concatenate(features),
     labels=np.concatenate(labels),
     class_variance=within.result(),
+    class_names=source.class_names,
     fingerprint=extractor.fingerprint,
   )
 
@@ -262,6 +265,9 @@ def _checked(path, arrays: dict[str, np.ndarray]) -> dict:
     if x.dtype.kind == 'f':  # nan where a class has fewer than 2 images
       x = np.where(np.isnan(x), 0, x)
     files.check_array(path, 'class_variance', x, 'f', (None,))
+  if 'class_names' in arrays:
+    files.check_array(path, 'class_names', arrays['class_names'], 'U', (None,))
+    out['class_names'] = tuple(arrays['class_names'].tolist())
   return out
 
 

@@ -19,8 +19,8 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from fractal_jax import checks, paths
 from fractal_jax import config as config_lib
-from fractal_jax import paths
 from fractal_jax.training import (
   CheckpointError,
   checksums,
@@ -93,35 +93,50 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
   What older versions of this package wrote is converted.
 
   Raises:
-    CheckpointError: there is no such work directory, no config in it, or one
-      of a newer version.
+    CheckpointError: there is no such work directory, or no config in it, or one
+      that breaks rules or is of a newer version.
   """
   path = paths.path(workdir) / 'config.json'
   try:
     with restore.reaching(workdir):
       stored = json.loads(path.read_text())
-  except (FileNotFoundError, NotADirectoryError) as e:
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
     raise CheckpointError(
       f'{workdir} is no work directory of a training run: it has no '
       'config.json. Give the --workdir of `train`.'
     ) from e
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise CheckpointError(f'{path} is not valid JSON: {e}') from e
   stored = _converted(stored, path)
   config = config_lib.default()
-  with config.unlocked(), config.ignore_type():
-    for name, value in stored.items():
-      if isinstance(value, dict):
-        for key, v in value.items():
-          config[name][key] = _tuples(v)
-      else:
-        config[name] = _tuples(value)
+  try:
+    with config.unlocked(), config.ignore_type():
+      config.seed = stored.pop('seed', config.seed)
+      for section, keys in stored.items():
+        for key, value in keys.items():
+          config[section][key] = _tuples(value)
+  except (KeyError, ValueError) as e:  # of names that no key can have
+    raise CheckpointError(f'{path} holds no config: {e}') from e
+  found = config_lib.problems(config)
+  if found:
+    lines = '\n'.join(f'  - {line}' for line in found)
+    raise CheckpointError(f'{path} breaks these rules:\n{lines}')
   return config
 
 
 def _converted(stored: dict, path) -> dict:
-  """What `path` holds, in the format of this version."""
-  stored = dict(stored)
+  """What `path` holds, a seed and sections, in the format of this version."""
+  sections = config_lib.SECTIONS
+  if not isinstance(stored, dict) or not all(
+    isinstance(value, dict) for k, value in stored.items() if k in sections
+  ):
+    raise CheckpointError(f'{path} holds no config: give the one of a run.')
+  others = stored.keys() - sections - {'seed', 'version'}
+  if others:
+    raise CheckpointError(
+      f'{path}: {min(others)!r} is no section of a config, which are '
+      f'{", ".join(sections)}.'
+    )
   version = stored.pop('version', 1)
   if version not in range(1, VERSION + 1):
     raise CheckpointError(
@@ -129,7 +144,7 @@ def _converted(stored: dict, path) -> dict:
       f'{VERSION}: install a newer one.'
     )
   temperature = stored.get('sample', {}).get('temperature')
-  if version == 1 and temperature:
+  if version == 1 and checks.Number(above=0).holds(temperature):
     stored['sample'] = {**stored['sample'], 'temperature': 1 / temperature}
   return stored
 
@@ -312,15 +327,13 @@ class Checkpoints:
           position=ocp.args.JsonRestore(),
         ),
       )
-      position = found['position']
+      position, guard = _checked(found['position'])
       if sums is not None:
         checksums.check(found['params'], sums['params'])
         checksums.check(found['opt_state'], sums['opt_state'])
-        if checksums.text_sum(position) != sums['position']:
+        if checksums.text_sum(found['position']) != sums['position']:
           raise ValueError('position does not have its checksum')
-    # Older checkpoints know of no skipped updates.
-    guard = position.get('guard') or _numbers(optimizer.Guard.new())
-    numbers = {'step': step, 'guard': optimizer.Guard(**guard)}
+    numbers = {'step': step, 'guard': guard}
     numbers = jax.tree.map(
       _everywhere, numbers, {'step': like.step, 'guard': like.guard}
     )
@@ -329,7 +342,7 @@ class Checkpoints:
       opt_state=restore.cast(found['opt_state'], like.opt_state),
       **numbers,
     )
-    return state, position['data']
+    return state, position
 
   def close(self):
     """Waits until all is saved; see `wait`."""
@@ -367,6 +380,27 @@ def _options(config) -> ocp.CheckpointManagerOptions:
 
 def _numbers(guard: optimizer.Guard) -> dict:
   return {k: np.asarray(v).item() for k, v in vars(guard).items()}
+
+
+def _checked(position) -> tuple[dict, optimizer.Guard]:
+  """The place in the data, and the guard, of a checkpoint's `position`.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  kept = position if isinstance(position, dict) else {}
+  none = _numbers(optimizer.Guard.new())
+  # Older checkpoints know of no skipped updates.
+  data, guard = kept.get('data'), kept.get('guard', none)
+  fits = isinstance(data, dict) and isinstance(guard, dict)
+  if (
+    not fits
+    or not checks.whole(least=0).holds(data.get('step'))
+    or guard.keys() != none.keys()
+    or not all(isinstance(x, int | float) for x in guard.values())
+  ):
+    raise ValueError(f'{restore.short(position)} is no place in the data')
+  return data, optimizer.Guard(**guard)
 
 
 def _everywhere(number, like) -> jax.Array:

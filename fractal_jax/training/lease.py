@@ -3,14 +3,17 @@
 On a file system the lock is held by the system, which frees it at any exit.
 A bucket has no locks: there the run's first process holds a lease, an object
 that it rewrites every few seconds. Whoever finds one that is no longer
-rewritten takes it over. Each write names the version of the object that it
-replaces, which the bucket checks, so that only one of several can succeed.
+rewritten takes it over; at once, if it can see that the holder is dead. Each
+write names the version of the object that it replaces, which the bucket checks,
+so that only one of several can succeed.
 """
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
+import pathlib
 import threading
 import time
 import uuid
@@ -25,6 +28,9 @@ SHARED_WITHIN = 30.0  # seconds until all hosts see a new file
 HEARTBEAT = 10.0  # seconds between the writes of a lease
 EXPIRY = 60.0  # seconds without one until its holder counts as dead
 ATTEMPTS = 30.0  # seconds in which a write is tried: fewer than EXPIRY
+# What a run writes there.
+FILES = ('config.json', 'classes.json', 'metrics.jsonl')
+FOLDERS = ('checkpoints', 'samples', 'tensorboard')
 
 
 class Held:
@@ -104,6 +110,37 @@ def _me() -> str:
   return f'process {os.getpid()} on {os.uname().nodename} since {now}'
 
 
+def identity(pid: int | str = 'self') -> str:
+  """What tells a process of this host from any other, anywhere.
+
+  The kernel's boot, the namespace in which process ids are counted, the id
+  and when the process started, in ticks after the boot. '' if there is no such
+  process, or it has ended, or this is not Linux.
+  """
+  try:
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+    space = os.stat('/proc/self/ns/pid').st_ino
+  except OSError:
+    return ''
+  fields = stat.rpartition(')')[2].split()  # a name may hold anything
+  if fields[0] in 'ZX':  # dead, its parent has not asked for its exit code
+    return ''
+  return f'{boot} {space} {stat.split()[0]} {fields[19]}'
+
+
+def is_dead(other: str) -> bool:
+  """Whether a process is known to be dead, by its `identity`.
+
+  Never of one that another host runs, or another container: their processes
+  can't be seen from here.
+  """
+  mine, other = identity().split(), other.split()
+  if len(mine) != 4 or len(other) != 4 or mine[:2] != other[:2]:
+    return False
+  return identity(other[2]).split() != other
+
+
 def _in_use(workdir: str, holder: str) -> CheckpointError:
   return CheckpointError(
     f'{workdir} is in use by another run ({holder}): stop it, or choose '
@@ -114,11 +151,26 @@ def _in_use(workdir: str, holder: str) -> CheckpointError:
 # On a file system.
 
 
+def _check_contents(workdir: pathlib.Path) -> None:
+  """Raises OSError for what a run would later fail to write there."""
+  for name in FILES + FOLDERS:
+    path = workdir / name
+    if not os.path.lexists(path):
+      continue
+    if name in FOLDERS and not path.is_dir():
+      raise NotADirectoryError(errno.ENOTDIR, 'it is no folder', str(path))
+    if name in FILES and not path.is_file():
+      raise IsADirectoryError(errno.EISDIR, 'it is no file', str(path))
+    if not os.access(path, os.W_OK):
+      raise PermissionError(errno.EACCES, 'it may not be changed', str(path))
+
+
 @contextlib.contextmanager
 def _lock(workdir: str):
   path = paths.path(workdir) / NAME
   with writing(workdir):
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_contents(path.parent)
     file = open(path, 'a+')
   with file:
     try:
@@ -168,6 +220,10 @@ class _Seen:
   def holder(self) -> str:
     return self.text.partition('\n')[0]
 
+  def is_dead(self) -> bool:
+    """Whether its run is known to be dead."""
+    return is_dead(''.join(self.text.split('\n')[2:3]))
+
 
 class Lease(Held):
   """The lease of a work directory in a bucket.
@@ -185,7 +241,9 @@ class Lease(Held):
     bucket, _, self._name = url.partition('/')
     self._workdir, self.holder = workdir, _me()
     # The same in each of its writes, and unlike the holder in nobody else's.
-    self._text = f'{self.holder}\n{uuid.uuid4().hex}\n'
+    # Other processes of a run may outlive the first: then it has no identity.
+    alone = identity() if jax.process_count() == 1 else ''
+    self._text = f'{self.holder}\n{uuid.uuid4().hex}\n{alone}\n'
     self._bucket = storage.Client(project=None).bucket(bucket)
     self._limits = dict(
       retry=retry.DEFAULT_RETRY.with_timeout(ATTEMPTS), timeout=ATTEMPTS / 2
@@ -203,7 +261,7 @@ class Lease(Held):
     """
     while True:
       found = self._look()
-      if found is not None:
+      if found is not None and not found.is_dead():
         self._await_end(found)
       if self._write(found.generation if found else 0):
         return

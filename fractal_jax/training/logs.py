@@ -59,7 +59,7 @@ class JSONLines(NullWriter):
     def keep(line: bytes) -> bool:
       try:
         return json.loads(line)['step'] <= start
-      except ValueError:
+      except (ValueError, TypeError, KeyError):
         return False  # torn by the death of its writer
 
     self._file = paths.growing(path, keep)

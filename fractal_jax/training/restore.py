@@ -5,6 +5,7 @@ Nothing here knows of the optimizer, or writes anything.
 
 import contextlib
 import json
+import re
 
 import jax
 import orbax.checkpoint as ocp
@@ -38,7 +39,8 @@ def steps(workdir: str) -> list[int]:
     return sorted(
       int(p.name)
       for p in folder.iterdir()
-      if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p)
+      if re.fullmatch('[0-9]{1,18}', p.name)
+      and ocp.utils.is_checkpoint_finalized(p)
     )
 
 
@@ -227,7 +229,7 @@ def _unreachable(what: str, error: Exception) -> CheckpointError:
   )
 
 
-def short(error: Exception) -> str:
-  """An error's text in one line of at most 300 characters."""
-  text = ' '.join(str(error).split()) or type(error).__name__
+def short(what) -> str:
+  """The text of an error, or other value, in a line of some 300 characters."""
+  text = ' '.join(str(what).split()) or type(what).__name__
   return text if len(text) < 300 else f'{text[:300]} ...'

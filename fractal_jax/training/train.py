@@ -216,7 +216,8 @@ def closing(checkpoints):
       error, (monitor.TrainingError, processes.Preempted)
     )
     if jax.process_count() == 1 or not alone:
-      checkpoints.close()
+      with processes.stop_requests():  # who is told to stop saves first
+        checkpoints.close()
 
   return close
 
