@@ -1,5 +1,6 @@
 """Runs in a bucket: trained, killed, resumed, read, evaluated, converted."""
 
+import io
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 from fractal_jax import api, convert, paths
 from fractal_jax.data import pipeline
 from fractal_jax.inference import inputs
-from fractal_jax.metrics import files, images
+from fractal_jax.metrics import files, images, sweep
 from fractal_jax.training import (
   CheckpointError,
   checkpoint,
@@ -22,7 +23,7 @@ from fractal_jax.training import (
   restore,
   train,
 )
-from tests import emulator
+from tests import commandline, emulator
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = """
@@ -187,6 +188,44 @@ def test_an_evaluation_is_resumed(run):
   name = f'{run[0]}/images.npz'
   files.save_samples(name, 2, drawn.shape[1:], [drawn[:2]], np.zeros(2, int))
   np.testing.assert_array_equal(files.Samples(name)[0:2], drawn[:2])
+
+
+def test_commands_write_there(run, bucket):
+  workdir, _ = run
+  folder = f'{bucket.url}/results'
+  draw = ('--num=2', '--labels=1,2')
+  for command, *flags in (
+    ('sample', *draw, f'--out={folder}/x.npz', f'--movie={folder}/x.gif'),
+    ('sample', *draw, f'--out={folder}/x.png'),
+    ('edit', '--index=0', '--mode=lower', '--num=1', f'--out={folder}/x.npy'),
+    ('explain', '--index=0', f'--out={folder}/explained'),
+    ('likelihood', '--num=8'),
+  ):
+    with commandline.flags_of(command, f'--workdir={workdir}', *flags) as job:
+      job.run()
+  rows = [dict.fromkeys(sweep.CURVES, x) for x in (1.0, 2.0)]
+  rows = [
+    {'guidance': r['fid'], 'temperature': 1.0, 'num': 2} | r for r in rows
+  ]
+  sweep.write_csv(rows, f'{folder}/x.csv')
+  sweep.plot(rows, f'{folder}/x.pdf')
+
+  read = lambda name: io.BytesIO(paths.path(f'{folder}/{name}').read_bytes())
+  assert np.load(read('x.npz'))['images'].shape == (2, 8, 8, 1)
+  assert np.load(read('x.npy')).shape == (1, 8, 8, 1)
+  assert np.load(read('explained/bits.npy')).shape == (8, 8, 1)
+  assert Image.open(read('x.gif')).n_frames > 10
+  assert Image.open(read('x.png')).size[0] > 8
+  assert b'<html' in read('explained/report.html').getvalue()
+  assert read('x.csv').getvalue().startswith(b'guidance,temperature,num,fid')
+  assert read('x.pdf').getvalue().startswith(b'%PDF')
+
+
+def test_the_demo_reads_it(run):
+  pytest.importorskip('gradio')
+  from fractal_jax.demo import page
+
+  assert len(page.Page(api.load(run[0]), 'one').classes) == 10
 
 
 def test_it_is_converted(run, bucket):

@@ -140,11 +140,11 @@ class TrainBatches:
     before = state.get('examples', self._examples)
     if before != self._examples:
       raise DataError(
-        f'the training split holds {self._examples} examples, and held {before} '
-        'when the run stopped: its place in them would be another one. Give it '
-        'the data that it was trained on, or start in another --workdir with '
-        '--config.model.init_from of this one and --config.model.init_levels '
-        'of all levels.'
+        f'the training split holds {self._examples} examples, and held '
+        f'{before} when the run stopped: its place in them would be another '
+        'one. Give it the data that it was trained on, or start in another '
+        '--workdir with --config.model.init_from of this one and '
+        '--config.model.init_levels of all levels.'
       )
     self._step = state['step']
     self._batches = self._make_batches(self._step)
