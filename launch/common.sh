@@ -75,11 +75,11 @@ run() {
 
 # Whether a run that ended with this exit code is worth starting again. `train`
 # ends with 75 once it has saved after SIGTERM; 2 is a user's error, 130 a
-# user's Ctrl-C, 126 and 127 a command that can't be run. The rest are crashes
-# and signals, of this host or of another one.
+# user's Ctrl-C, 141 an output that nobody reads, 126 and 127 a command that
+# can't be run. The rest are crashes and signals, of this host or of another one.
 worth_restarting() {
   case $1 in
-    0 | 2 | 126 | 127 | 130) return 1 ;;
+    0 | 2 | 126 | 127 | 130 | 141) return 1 ;;
     *) return 0 ;;
   esac
 }
