@@ -77,6 +77,21 @@ def test_what_processes_need_to_find_each_other_is_named(monkeypatch):
   assert '--coordinator=HOST:PORT, --process=INDEX missing' in str(e.value)
 
 
+@pytest.mark.parametrize(
+  'given, words',
+  [
+    (('host', 2, 0), '--coordinator=host must be HOST:PORT'),
+    (('host:1', 0, 0), '--processes=0 must be a whole number at least 1'),
+    (('host:1', 2, 2), '--process=2 must be .* at most 1'),
+    (('host:1', 2, -1), '--process=-1 must be'),
+    (('host:1', 2, 0, 0), '--heartbeat=0 must be'),
+  ],
+)
+def test_processes_that_cannot_be_are_refused(given, words):
+  with pytest.raises(processes.ProcessesError, match=words):
+    processes.start(*given)
+
+
 @pytest.mark.parametrize('present, count', [(False, 4), (True, 1), (True, 4)])
 def test_a_pod_is_several_hosts(monkeypatch, present, count):
   gce = processes.cloud_tpu_cluster.GceTpuCluster

@@ -67,7 +67,7 @@ def values(name, config):
   if FLAGS[name].value is None:
     return [config.sample[name]]
   try:
-    return sorted({float(x) for x in FLAGS[name].value})
+    return sorted({float(x) for x in FLAGS[name].value or ['']})
   except ValueError as e:
     raise common.UsageError(
       f'--{name}={",".join(FLAGS[name].value)} must be numbers with commas '

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from jax._src import distributed
 from jax._src.clusters import cloud_tpu_cluster
 from jax.experimental import multihost_utils
 
+from fractal_jax import checks
 from fractal_jax.errors import UserError
 
 # Exit codes, beside 2 of an error in what the user asked for.
@@ -62,8 +64,22 @@ def start(
     heartbeat: seconds after which a process that died ends the others.
 
   Raises:
-    ProcessesError: something is not given, and no cluster tells it.
+    ProcessesError: something is not given, and no cluster tells it; or it can't
+      be.
   """
+  last = processes - 1 if processes else None
+  for name, value, rule in (
+    ('--processes', processes, checks.whole(least=1)),
+    ('--process', process, checks.whole(least=0, most=last)),
+    ('--heartbeat', heartbeat, checks.whole(least=1)),
+  ):
+    wrong = value is not None and checks.problem(name, value, rule)
+    if wrong:
+      raise ProcessesError(wrong)
+  if coordinator is not None and not re.fullmatch(r'.+:\d{1,5}', coordinator):
+    raise ProcessesError(
+      f'--coordinator={coordinator} must be HOST:PORT of process 0'
+    )
   try:
     jax.distributed.initialize(
       coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
