@@ -111,14 +111,22 @@ def absolute(name: str | os.PathLike) -> str:
 def entries(folder: Path) -> list[tuple[str, bool]]:
   """(path, whether it is a file) of what a folder holds, but hidden names.
 
-  Sorted by path. Of a local folder without a look at each file.
+  Sorted by path. Of a local folder without a look at each file. A link that
+  leads nowhere, or in a circle, is no file.
   """
   if isinstance(folder, pathlib.Path):
     with os.scandir(folder) as found:
-      both = [(e.path, e.is_file()) for e in found if e.name[0] != '.']
+      both = [(e.path, _is_file(e)) for e in found if e.name[0] != '.']
   else:
     both = [(str(p), p.is_file()) for p in folder.iterdir() if p.name[0] != '.']
   return sorted(both)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_file()
+  except OSError:
+    return False
 
 
 def of_storage(error: BaseException | None) -> bool:

@@ -364,4 +364,4 @@ def test_samples_are_files_whose_folders_sort_as_numbers(tmp_path):
   found = files.Samples(str(tmp_path))
   assert found.folders == ['2', '10'] and found.labels.tolist() == [0, 1]
   assert len(found[0:9]) == 2
-  assert '1 file(s)' in found.skipped and 'notes.txt' in found.skipped
+  assert '4 file(s)' in found.skipped and 'notes.txt' in found.skipped

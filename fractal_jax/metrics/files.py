@@ -8,7 +8,6 @@ import numpy as np
 
 from fractal_jax import paths
 from fractal_jax.data import decode, folder
-from fractal_jax.data.decode import EXTENSIONS
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
@@ -183,33 +182,27 @@ class Samples:
     return np.stack(out)
 
   def _find_files(self):
-    others = []
-
-    def images(folder):
-      files = [name for name, is_file in paths.entries(folder) if is_file]
-      endings = [os.path.splitext(name)[1].lower() for name in files]
-      found = [f for f, end in zip(files, endings) if end in EXTENSIONS]
-      others.extend(sorted({*files} - {*found}))
-      return found
-
     try:
-      self._files = images(self._path)
       names = folder.subfolders(self._path)
-      found = [images(self._path / name) for name in names]
+      self._files, others = _images_in(self._path)
+      found = [_images_in(self._path / name) for name in names]
     except OSError as e:
       raise MetricsError(f'{self._path} cannot be read: {e}.') from e
     if self._files and names:
       raise MetricsError(
         f'{self._path} holds images and folders: make it one or the other.'
       )
+    others = sorted({*others} - {str(self._path / name) for name in names})
     if names:
-      self._files, self.folders = sum(found, []), names
-      self.labels = np.repeat(np.arange(len(found)), [len(x) for x in found])
+      files = [images for images, _ in found]
+      self._files, self.folders = sum(files, []), names
+      self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
+      others += sum((rest for _, rest in found), [])
     self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
-        f'{self._path} holds no images ({" ".join(EXTENSIONS)}), nor folders '
-        'of them.'
+        f'{self._path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
+        'folders of them.'
       )
 
   def _read_npz(self):
@@ -229,6 +222,17 @@ class Samples:
       self.labels = checked_labels(
         self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
+
+
+def _images_in(path: paths.Path) -> tuple[list[str], list[str]]:
+  """The image files in a folder, by their endings, and what else is there."""
+  inside = paths.entries(path)
+  images = [
+    file
+    for file, is_file in inside
+    if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
+  ]
+  return images, sorted({file for file, _ in inside} - {*images})
 
 
 def _read_image(path: str) -> np.ndarray:
