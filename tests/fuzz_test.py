@@ -417,7 +417,7 @@ def stored_configs(draw):
   found = json.loads(json.dumps(STORED))
   for key in draw(st.lists(st.sampled_from(KEYS), max_size=3)):
     section, _, name = key.removeprefix('config.').partition('.')
-    if name and draw(st.integers(0, 3)):
+    if isinstance(found[section], dict) and draw(st.integers(0, 3)):
       found[section][name] = draw(json_values)
     else:
       found[section] = draw(json_values)

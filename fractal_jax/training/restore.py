@@ -5,6 +5,7 @@ Nothing here knows of the optimizer, or writes anything.
 
 import contextlib
 import json
+import os
 import re
 
 import jax
@@ -19,7 +20,17 @@ class Misfit(CheckpointError):
 
 
 def directory(workdir: str) -> paths.Path:
-  """Where the checkpoints of a work directory are; Orbax wants it absolute."""
+  """Where the checkpoints of a work directory are; Orbax wants it absolute.
+
+  Raises:
+    CheckpointError: its name is not UTF-8, which Orbax and TensorBoard need.
+  """
+  try:
+    os.fspath(workdir).encode()
+  except UnicodeEncodeError as e:
+    raise CheckpointError(
+      f'work directory {workdir!a}: this name is not UTF-8: choose another.'
+    ) from e
   return paths.path(paths.absolute(workdir)) / 'checkpoints'
 
 
