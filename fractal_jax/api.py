@@ -274,7 +274,8 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
     config: in place of the run's own.
 
   Raises:
-    CheckpointError: there is no such run or checkpoint.
+    CheckpointError: there is no such run or checkpoint, or it does not fit the
+      config.
     ConfigError: the config breaks a rule.
   """
   config = checkpoint.load_config(workdir) if config is None else config
@@ -282,6 +283,9 @@ def load(workdir: str, step: int | None = None, config=None) -> Model:
   net = fractal.from_config(config.model)
   net = proof.tried(net, config.model.kernels)
   mesh = sharding.any_mesh(config)
+  folder = restore.step_folder(workdir, step)
+  shapes = sharding.unbox(train_state.boxed_params(net))
+  restore.check_fit(restore.metadata(folder / 'params'), shapes, folder)
   shardings = train_state.param_shardings(net, mesh)
   params = restore.restore_params(workdir, step, shardings)
   return Model(config, net, params, mesh)
