@@ -479,7 +479,8 @@ def load(
     config: in place of the run's own.
 
   Raises:
-    CheckpointError: there is no such run or checkpoint.
+    CheckpointError: there is no such run or checkpoint, or it does not fit the
+      config.
     ReleaseError: see `Model.from_pretrained`.
     ConfigError: the config breaks a rule.
   """

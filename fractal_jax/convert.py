@@ -195,17 +195,20 @@ def read_pth(path: str) -> dict[str, np.ndarray]:
   Raises:
     ConvertError: no torch, no such file, or not such a checkpoint.
   """
-  torch = import_torch()
+  torch, found = import_torch(), paths.path(path)
   try:
     with (
       torch.serialization.safe_globals([argparse.Namespace]),
-      paths.local(path) as copy,
+      paths.local(found) as copy,
     ):
       file = torch.load(copy, map_location='cpu', weights_only=True)
   except FileNotFoundError as e:
     raise ConvertError(f'There is no file {path}.') from e
   except Exception as e:  # torch raises many kinds for a file it can't read
-    raise ConvertError(f'{path} is not a PyTorch checkpoint: {e}') from e
+    if paths.of_storage(e) or isinstance(e, OSError):
+      raise ConvertError(f'{path} cannot be opened: {e}') from e
+    why = ' '.join(str(e).split())[:200]
+    raise ConvertError(f'{path} is not a PyTorch checkpoint: {why}') from e
   state = file.get('model', file) if isinstance(file, dict) else file
   if not isinstance(state, dict) or not all(
     isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()

@@ -341,6 +341,8 @@ def check_output(
   if endings and not str(name).endswith(endings):
     raise PathError(f'{what} must end in {" or ".join(endings)}.')
   with _checking(what):
+    if isinstance(found, pathlib.Path):
+      found = found.resolve()  # what a link leads to is replaced
     if str(name).endswith('/') or found.is_dir():
       raise PathError(f'{what} is a folder: name a file in it.')
     if not isinstance(found, pathlib.Path):
@@ -348,8 +350,8 @@ def check_output(
     elif found.exists():
       if not os.access(found, os.W_OK):
         raise PermissionError(errno.EACCES, 'it may not be overwritten')
-      if found.is_file():  # it is replaced by a new one
-        _check_folder(found.resolve().parent)
+      if found.is_file():  # a new one takes its place
+        _check_folder(found.parent)
     else:
       _check_folder(found.absolute().parent, found.name)
 

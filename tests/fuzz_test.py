@@ -417,7 +417,7 @@ def stored_configs(draw):
   found = json.loads(json.dumps(STORED))
   for key in draw(st.lists(st.sampled_from(KEYS), max_size=3)):
     section, _, name = key.removeprefix('config.').partition('.')
-    if name and draw(st.integers(0, 3)):
+    if isinstance(found[section], dict) and draw(st.integers(0, 3)):
       found[section][name] = draw(json_values)
     else:
       found[section] = draw(json_values)
@@ -425,10 +425,13 @@ def stored_configs(draw):
   return json.dumps(found)
 
 
-@fuzz(200, text=stored_configs() | json_values.map(json.dumps) | st.text())
-def test_what_a_run_has_kept(text):
+texts = stored_configs() | json_values.map(json.dumps) | st.text()
+
+
+@fuzz(200, data=texts.map(str.encode) | st.binary(max_size=40))
+def test_what_a_run_has_kept(data):
   for name in ('config.json', 'classes.json'):
-    pathlib.Path(name).write_text(text, 'utf-8', 'replace')
+    pathlib.Path(name).write_bytes(data)
   config = result(checkpoint.load_config, '.')
   assert config is None or not config_lib.problems(config)
   kept = result(classes.load, '.')

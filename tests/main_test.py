@@ -17,6 +17,7 @@ import pytest
 from fractal_jax import main
 from fractal_jax.commands import common, evaluate
 from fractal_jax.pictures import LETTERS
+from tests import commandline
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits.py'
@@ -291,6 +292,56 @@ def test_ctrl_c_is_one_line(workdir):
   assert job.returncode == 130, errors
   assert errors.splitlines()[-1] == 'fractal-jax sample: interrupted'
   assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_are_one_line_too(number, capsys):
+  before = {n: signal.getsignal(n) for n in (signal.SIGINT, number)}
+  try:
+    main.listen()
+    with pytest.raises(main.Stopped) as stopped:
+      signal.raise_signal(number)
+    assert signal.getsignal(number) == signal.SIG_DFL  # a second one kills
+    with pytest.raises(SystemExit) as end:
+      main.leave_after('sample', stopped.value)
+  finally:
+    for n, handler in before.items():
+      signal.signal(n, handler)
+  assert end.value.code == 128 + number
+  text = f'fractal-jax sample: interrupted by {number.name}\n'
+  assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    (MemoryError('Unable to allocate 8 TiB'), 'out of memory: ask for fewer'),
+    (FileNotFoundError(2, 'No such file', 'x/y'), 'x/y'),
+    (OSError(36, 'File name too long', 'x'), 'too long'),
+    (OSError(28, 'No space left'), 'No space left'),
+  ],
+)
+def test_what_a_user_can_mend_is_one_line(error, words, capsys):
+  with pytest.raises(SystemExit) as end:
+    main.leave_after('sample', error)
+  text = capsys.readouterr().err
+  assert end.value.code == 2 and words in text and text.count('\n') == 1
+
+
+def test_a_lost_process_is_a_crash_which_launchers_start_again():
+  import jax
+
+  lost = jax.errors.JaxRuntimeError('UNAVAILABLE: a peer is gone')
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    main.leave_after('train', lost)
+
+
+def test_a_number_too_large_to_count_with_is_refused(monkeypatch):
+  with commandline.flags_of('sample', '--workdir=x', f'--num={10**30}'):
+    with pytest.raises(common.UsageError, match=f'at most {2**31 - 1}'):
+      main.check_numbers()
+  with commandline.flags_of('sample', '--workdir=x', f'--seed={2**32 - 1}'):
+    main.check_numbers()
 
 
 @pytest.mark.parametrize('text', ['x', '0', '3:0', '1:2:3'])

@@ -87,6 +87,17 @@ def test_a_state_is_the_same_on_any_number_of_hosts():
   assert one.get_state() == two.get_state()
 
 
+def test_a_place_in_data_of_another_size_is_refused(tmp_path):
+  batches = pipeline.train_batches(make_config())
+  assert batches.get_state() == {'step': 0, 'examples': 1500}
+  batches.set_state({'step': 3})  # of a version that did not keep the size
+  with pytest.raises(
+    pipeline.DataError, match='1500 examples, and held 1499 when'
+  ):
+    batches.set_state({'step': 3, 'examples': 1499})
+  assert batches.get_state()['step'] == 3
+
+
 def test_a_batch_larger_than_the_data_set_repeats_it(tmp_path):
   c = write_npz(tmp_path, np.arange(40, dtype=np.uint8).reshape(10, 2, 2))
   batch = next(pipeline.train_batches(c))  # 64 of 9 training images

@@ -1,5 +1,6 @@
 """Parameters read from runs."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,7 +13,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from fractal_jax.training import CheckpointError, restore
+from fractal_jax import api
+from fractal_jax import config as config_lib
+from fractal_jax.training import CheckpointError, checkpoint, restore
+from tests import tiny
 from tests.checkpoint_test import like, make_state, write
 
 
@@ -75,3 +79,38 @@ def test_what_may_not_be_read_is_not_called_damaged(run, tmp_path, hidden):
   )
   assert 'cannot be read' in done.stdout, done.stderr
   assert 'damaged' not in done.stdout
+
+
+def test_a_run_whose_config_is_of_another_model_is_named(tmp_path):
+  config = config_lib.default()
+  config.model = tiny.model()
+  checkpoint.save_params(tmp_path, config, tiny.build()[1])
+  file = tmp_path / 'config.json'
+  stored = json.loads(file.read_text())
+  stored['model']['widths'] = [2 * x for x in stored['model']['widths']]
+  file.write_text(json.dumps(stored))
+  with pytest.raises(CheckpointError, match='not fit the config:\n  misshapen'):
+    api.load(tmp_path)
+  (tmp_path / 'checkpoints' / '²').mkdir()  # a digit, but no number
+  assert restore.steps(tmp_path) == [0]
+  with pytest.raises(CheckpointError, match='is not UTF-8'):
+    restore.steps('x\udcff')
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('', 'not valid JSON'),
+    ('[' * 100_000, 'not valid JSON'),
+    ('[]', 'holds no config'),
+    ('{"model": 3}', 'holds no config'),
+    ('{"model": {"a.b": 1}}', 'holds no config'),
+    ('{"modle": {}}', "'modle' is no section of a config"),
+    ('{"seed": "x"}', "breaks these rules:\n  - seed='x' must be"),
+    ('{"optim": {"lr": NaN}}', 'optim.lr=nan must be'),
+  ],
+)
+def test_what_is_no_config_of_a_run_is_named(tmp_path, text, words):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(CheckpointError, match=words):
+    checkpoint.load_config(tmp_path)

@@ -40,6 +40,7 @@ def run():
   import tqdm
 
   from fractal_jax import sharding
+  from fractal_jax.data import pipeline
   from fractal_jax.metrics import features, reference, weights
 
   common.at_least('num', 0)
@@ -52,9 +53,12 @@ def run():
     sharding.any_mesh(config),
     FLAGS.batch or features.BATCH,
   )
+  split = FLAGS.split or config.data.train_split
+  if skipped := pipeline.open_split(config, split).skipped:
+    common.say(skipped)
   made = reference.make(
     config,
-    FLAGS.split or config.data.train_split,
+    split,
     extractor,
     num=FLAGS.num,
     progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),

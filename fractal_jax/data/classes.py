@@ -32,12 +32,10 @@ def load(workdir) -> tuple[str, ...]:
   """
   path = paths.path(workdir) / FILE
   try:
-    text = path.read_text()
+    names = json.loads(path.read_text())
   except FileNotFoundError:
     return ()
-  try:
-    names = json.loads(text)
-  except ValueError:
+  except (ValueError, RecursionError):
     names = None
   if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
     raise DataError(f'{path} is no list of class names: remove it.')

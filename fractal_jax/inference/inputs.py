@@ -277,8 +277,9 @@ def _open(path: str, mode: str):
 
 
 def _load(path: str) -> np.ndarray:
+  where = paths.path(path)
   try:
-    with paths.path(path).open('rb') as file:
+    with where.open('rb') as file:
       found = np.load(file, allow_pickle=False)
   except OSError as e:
     raise InputError(f'{path} cannot be opened ({e.strerror or e})') from e

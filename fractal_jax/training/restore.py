@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import json
+import os
 import re
 
 from absl import logging
@@ -24,7 +25,17 @@ class Misfit(CheckpointError):
 
 
 def directory(workdir: str) -> paths.Path:
-  """Where the checkpoints of a work directory are; Orbax wants it absolute."""
+  """Where the checkpoints of a work directory are; Orbax wants it absolute.
+
+  Raises:
+    CheckpointError: its name is not UTF-8, which Orbax and TensorBoard need.
+  """
+  try:
+    os.fspath(workdir).encode()
+  except UnicodeEncodeError as e:
+    raise CheckpointError(
+      f'work directory {workdir!a}: this name is not UTF-8: choose another.'
+    ) from e
   return paths.path(paths.absolute(workdir)) / 'checkpoints'
 
 
