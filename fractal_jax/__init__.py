@@ -1,7 +1,8 @@
 """Fractal generative models in JAX and Flax.
 
 import fractal_jax
-model = fractal_jax.load('runs/digits')
+model = fractal_jax.load('runs/digits')  # a run
+model = fractal_jax.Model.from_pretrained('user/name')  # of the Hub
 images = model.sample(num=16)
 """
 
@@ -29,3 +30,11 @@ def load(workdir: str, step: int | None = None) -> 'Model':
   from fractal_jax import api  # importing the package stays instant
 
   return api.load(workdir, step)
+
+
+def __getattr__(name: str):
+  if name == 'Model':  # importing the package stays instant
+    from fractal_jax import api
+
+    return api.Model
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -8,9 +8,12 @@ pixels).
 from collections.abc import Iterator
 import dataclasses
 import functools
+import os
+import tempfile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +24,7 @@ from fractal_jax.inference import edit, explain, inputs, sample, score
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
 from fractal_jax.models.kernels import proof
+from fractal_jax.release import folder, hub
 from fractal_jax.training import checkpoint, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
@@ -34,12 +38,14 @@ JOBS = {
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-  """A model with its parameters. `load` makes one."""
+  """A model with its parameters. `load` and `from_pretrained` make one."""
 
   config: ml_collections.ConfigDict  # the run's
   net: fractal.Fractal
   params: dict
   mesh: jax.sharding.Mesh
+  origin: str | None = None  # the run or release that it was loaded from
+  step: int | None = None  # steps that it was trained for
 
   def __repr__(self) -> str:
     m = self.config.model
@@ -57,6 +63,116 @@ class Model:
       f'values, {m.classes} classes\n'
       f'  mesh: {mesh}'
     )
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
+  ) -> 'Model':
+    """A model of the Hugging Face Hub, or of a release or run.
+
+    Nothing of what is downloaded is executed. Each device is given its own
+    part of the parameters.
+
+    Args:
+      name: a repository, 'user/name'; a folder, './dir'; a model that comes
+        with this package, such as 'digits_ar'.
+      revision: of the repository: a branch, tag or commit.
+      cache_dir: for downloads, in place of huggingface_hub's.
+      local_files_only: whether to use what was downloaded, without asking.
+      token: of the Hub, for private repositories; the one of `hf auth login`
+        or $HF_TOKEN where None.
+      mesh: devices to use; as the config says, or all, where None.
+      dtype: of the computation, 'float32' or 'bfloat16'; the config's where
+        None. Parameters are float32.
+
+    Raises:
+      ReleaseError: it can't be downloaded, or its files are damaged.
+      CheckpointError: its config is of a newer format, or of something else;
+        or the parameters don't fit it.
+      ConfigError: the config breaks a rule.
+    """
+    found = hub.folder(
+      name,
+      revision=revision,
+      cache_dir=cache_dir,
+      local_files_only=local_files_only,
+      token=token,
+    )
+    return _load(found, mesh=mesh, dtype=dtype)
+
+  def save_pretrained(
+    self, directory: str, *, dtype: str = 'float32', **card: Any
+  ) -> None:
+    """Writes the model as a release: a folder that can be copied.
+
+    Args:
+      directory: the folder; made if it isn't there. An older release in it is
+        replaced.
+      dtype: of the parameters in it: 'float32', or 'bfloat16' for half the
+        size.
+      **card: what its card says besides: `name`, the folder's where it isn't
+        given; `license`, an identifier of the Hub, such as 'mit'; `numbers`,
+        files that `likelihood --out` and `evaluate --out` wrote; `samples`, an
+        image file; `made_by`, a command.
+
+    Raises:
+      ReleaseError: no such dtype, numbers or samples; or the folder holds a
+        run.
+      PathError: it can't be written to.
+    """
+    folder.check_target(directory, 'directory')
+    name = card.pop('name', None) or os.path.basename(
+      os.path.abspath(directory)
+    )
+    about = folder.about(self.origin, self.step, self.config, name=name, **card)
+    folder.write(directory, self.config, self.params, about, dtype)
+
+  def push_to_hub(
+    self,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = hub.MESSAGE,
+    **release: Any,
+  ) -> str:
+    """Uploads the model to the Hugging Face Hub.
+
+    Args:
+      repo_id: 'user/name'; made if it isn't there.
+      private: of a new repository: whether others can't see it.
+      revision: a branch, made if it isn't there; main where None.
+      token: of the Hub, with the right to write; the one of `hf auth login`
+        or $HF_TOKEN where None.
+      message: of the commit.
+      **release: as `save_pretrained` takes it.
+
+    Returns:
+      The address of the commit.
+
+    Raises:
+      ReleaseError: it can't be uploaded; or see `save_pretrained`.
+    """
+    hub.check_repository(repo_id)
+    with tempfile.TemporaryDirectory() as directory:
+      self.save_pretrained(directory, name=repo_id, **release)
+      return hub.push(
+        directory,
+        repo_id,
+        private=private,
+        revision=revision,
+        token=token,
+        message=message,
+      )
 
   def sample(
     self,
@@ -275,19 +391,31 @@ def load(
   """The model of a run.
 
   Args:
-    workdir: the run's directory.
+    workdir: the run's directory; or a release or its name, as
+      `Model.from_pretrained` takes it.
     step: of the checkpoint; the latest where None.
     config: in place of the run's own.
 
   Raises:
     CheckpointError: there is no such run or checkpoint.
+    ReleaseError: see `Model.from_pretrained`.
     ConfigError: the config breaks a rule.
   """
-  config = checkpoint.load_config(workdir) if config is None else config
+  return _load(hub.folder(workdir), step, config)
+
+
+def _load(found: str, step=None, config=None, mesh=None, dtype=None) -> Model:
+  """The model in a folder."""
+  config = checkpoint.load_config(found) if config is None else config
+  if dtype is not None:
+    known = isinstance(dtype, str)
+    config.model.dtype = dtype if known else jnp.dtype(dtype).name
   config_lib.check(config)
   net = fractal.from_config(config.model)
   net = proof.tried(net, config.model.kernels)
-  mesh = sharding.any_mesh(config)
-  shardings = train_state.param_shardings(net, mesh)
-  params = restore.restore_params(workdir, step, shardings)
-  return Model(config, net, params, mesh)
+  mesh = sharding.any_mesh(config) if mesh is None else mesh
+  params = restore.restore_like(
+    found, step, train_state.abstract_params(net, mesh)
+  )
+  step = restore.steps(found)[-1] if step is None else step
+  return Model(config, net, params, mesh, found, step)

@@ -204,7 +204,10 @@ MODEL = {
     'the fastest',
   ),
   'init_from': Key(
-    '', Text(), 'work directory whose latest checkpoint gives some levels'
+    '',
+    Text(),
+    'run, by its work directory, or release, by its folder or its name on the '
+    'Hugging Face Hub, that gives some levels',
   ),
   'init_levels': Key(
     (), Each(whole(least=0)), 'numbers of the levels that init_from gives'

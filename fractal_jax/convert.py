@@ -1,7 +1,8 @@
 """Published PyTorch weights to our parameters, and back.
 
-What corresponds to what is said by the levels (models/published.py). Only
-`read_pth` and `write_pth` need torch.
+What corresponds to what is said by the levels (models/published.py). Files are
+.pth, for which `read_pth` and `write_pth` need torch, or .safetensors of the
+same names.
 """
 
 import argparse
@@ -9,7 +10,9 @@ import argparse
 from flax import traverse_util
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as safetensors
 
 from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
@@ -140,6 +143,47 @@ def check_fit(state: dict[str, np.ndarray], shapes: dict[str, tuple]) -> None:
       f'{broken[0]} holds nan or infinity ({len(broken)} of {len(state)} '
       'tensors do): get the file again.'
     )
+
+
+ENDINGS = ('.pth', '.safetensors')
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+  """The tensors of a .pth or .safetensors file: see `read_pth`."""
+  if str(path).endswith('.safetensors'):
+    return read_safetensors(path)
+  return read_pth(path)
+
+
+def write(path: str, state: dict[str, np.ndarray]) -> None:
+  """Writes tensors as a .pth or .safetensors file: see `write_pth`."""
+  if not str(path).endswith('.safetensors'):
+    write_pth(path, state)
+    return
+  tensors = {k: np.asarray(v, order='C') for k, v in state.items()}
+  with paths.whole(path) as file:
+    safetensors.save_file(tensors, file.name, {'format': 'pt'})
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+  """The tensors of a .safetensors file, as float32.
+
+  Raises:
+    ConvertError: no such file, or not such tensors.
+  """
+  try:
+    with paths.local(path) as copy:
+      state = safetensors.load_file(copy)
+  except FileNotFoundError as e:
+    raise ConvertError(f'There is no file {path}.') from e
+  except Exception as e:  # safetensors and numpy have errors each
+    raise ConvertError(f'{path} is no whole .safetensors file: {e}') from e
+  for name, x in state.items():
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.kind in 'iu'):
+      raise ConvertError(
+        f'{path}: {name} is {x.dtype}; expected a tensor of real numbers.'
+      )
+  return {k: np.asarray(v, np.float32) for k, v in state.items()}
 
 
 def read_pth(path: str) -> dict[str, np.ndarray]:

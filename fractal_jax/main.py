@@ -42,7 +42,9 @@ COMMANDS = {
   'evaluate': 'FID, Inception Score, precision, recall, diversity',
   'sweep': 'the same over guidance and temperature',
   'reference': 'statistics of a data set, for evaluate',
-  'convert': 'published weights to a run, and back',
+  'convert': 'published weights to a run, and back; a run to a release',
+  'push': 'share a model on the Hugging Face Hub',
+  'pull': 'get a model from there',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }

@@ -22,7 +22,7 @@ from fractal_jax.training import (
   restore,
   train,
 )
-from tests import emulator
+from tests import emulator, release_test
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = """
@@ -206,6 +206,23 @@ def test_it_is_converted(run, bucket):
   like = jax.tree.map(jax.device_put, some)
   found = restore.restore_subtrees(workdir, like)
   jax.tree.map(np.testing.assert_array_equal, found, some)
+
+
+def test_published_weights_are_converted(bucket, tmp_path):
+  """From a file there to a run, a release, and files there."""
+  state, params = release_test.published_weights(tmp_path)
+  config, root = f'--config={tmp_path}/c.py', f'{bucket.url}/published'
+  for ending in convert.ENDINGS:
+    convert.write(f'{root}/w{ending}', state)
+    pth, out = f'--pth={root}/w{ending}', f'{root}/{ending[1:]}'
+    release_test.call('convert', config, pth, f'--workdir={out}_run')
+    release_test.call('convert', f'--workdir={out}_run', f'--out={out}')
+    release_test.call('convert', f'--workdir={out}', f'--out={out}/x{ending}')
+    jax.tree.map(np.testing.assert_array_equal, api.load(out).params, params)
+    back = convert.read(f'{out}/x{ending}')
+    assert back.keys() == state.keys()
+    for name in state:
+      np.testing.assert_array_equal(back[name], state[name])
 
 
 def test_data_is_read(bucket, tmp_path):

@@ -248,15 +248,14 @@ def test_levels_begin_as_in_another_run(straight):
   net, tx, mesh = build(config)
   new = train_state.create(net, tx, config, mesh=mesh)
   config.model.update(init_from=straight[0], init_levels=(0,))
-  state = train.initialise_levels(new, config)
-  for level in LEVELS:
-    source = new if level == 'level_1' else straight[1]
+  given = train.given_levels(net, config, mesh=mesh)
+  assert given.keys() == {'labels', 'level_0'} == {*LEVELS} - {'level_1'}
+  for level, params in given.items():
     chex.assert_trees_all_equal(
-      jax.device_get(state.params[level]),
-      jax.device_get(source.params[level]),
+      jax.device_get(params), jax.device_get(straight[1].params[level])
     )
   same = lambda x, y: np.testing.assert_(x.sharding == y.sharding)
-  jax.tree.map(same, state.params, new.params)
+  jax.tree.map(same, new.params | given, new.params)
 
 
 @pytest.fixture

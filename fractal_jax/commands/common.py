@@ -1,12 +1,19 @@
 """What commands share: flags, checks of them, and the run they are about."""
 
+import functools
+import json
+import shlex
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
-from fractal_jax import checks
+from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
+CARD = ('license', 'numbers', 'samples', 'made_by')
+RELEASE = ('dtype', *CARD)  # flags
 
 
 class UsageError(UserError, ValueError):
@@ -33,15 +40,51 @@ def distributed_flags():
   )
 
 
-def run_flags():
+def run_flags(required: bool = True):
   """The run that a command is about."""
   flags.DEFINE_string(
-    'workdir', None, "The run's folder: its config and checkpoints."
+    'workdir',
+    None,
+    'A run, by its folder; or a model of the Hugging Face Hub, by its name '
+    '(user/name); or one that comes with this package (digits_ar).',
   )
   flags.DEFINE_integer(
     'step', None, 'The step whose checkpoint to use; the latest if unset.'
   )
-  flags.mark_flag_as_required('workdir')
+  if required:
+    flags.mark_flag_as_required('workdir')
+
+
+def release_flags():
+  """How a release is written, and what its card says."""
+  flags.DEFINE_enum(
+    'dtype',
+    'float32',
+    ['float32', 'bfloat16'],
+    'How parameters are stored in a release: bfloat16 takes half the space.',
+  )
+  flags.DEFINE_string(
+    'license', 'unknown', "For a release's card: such as mit or apache-2.0."
+  )
+  flags.DEFINE_list(
+    'numbers',
+    [],
+    "For a release's card: files that `likelihood --out` and `evaluate --out` "
+    'wrote. Unset: what training measured.',
+  )
+  flags.DEFINE_string(
+    'samples',
+    None,
+    "For a release's card: an image file. Unset: what training drew.",
+  )
+  flags.DEFINE_string(
+    'made_by', '', "For a release's card: the command that makes it."
+  )
+
+
+def card() -> dict:
+  """What the flags say of a release's card."""
+  return {name: FLAGS[name].value for name in CARD}
 
 
 def workdir_flags():
@@ -222,7 +265,7 @@ def class_numbers(texts: list[str], model) -> list[int]:
   """Classes of --labels or --label, by number or by the names in --workdir."""
   from fractal_jax.data import classes
 
-  return classes.numbers(texts, classes.load(FLAGS.workdir), model.classes)
+  return classes.numbers(texts, classes.load(workdir()), model.classes)
 
 
 def class_name(label: int | None) -> str:
@@ -231,7 +274,7 @@ def class_name(label: int | None) -> str:
 
   if label is None:
     return ''
-  names = classes.load(FLAGS.workdir)
+  names = classes.load(workdir())
   return names[label] if label < len(names) else str(label)
 
 
@@ -242,7 +285,7 @@ def names_of(labels) -> list[str] | None:
   """
   from fractal_jax.data import classes
 
-  names = classes.load(FLAGS.workdir)
+  names = classes.load(workdir())
   if len(names) < 2:
     return None
   return [names[i] if i >= 0 else 'no class' for i in labels]
@@ -301,6 +344,17 @@ def follow(job):
   return progress.result
 
 
+def write_numbers(path: str, numbers: dict) -> None:
+  """Writes what was measured, and the command line, as JSON; process 0 does."""
+  import jax
+
+  if jax.process_index() == 0:
+    command = shlex.join(['fractal-jax', *sys.argv[1:]])
+    text = json.dumps({'command': command, **numbers}, indent=2)
+    paths.write_text(path, text + '\n')
+  say(f'numbers: {paths.absolute(path)}')
+
+
 def say(text: str, end: str = '\n') -> None:
   """Prints a line, once for all processes."""
   import jax
@@ -309,11 +363,23 @@ def say(text: str, end: str = '\n') -> None:
     print(text, end=end, flush=True)
 
 
+def workdir() -> str:
+  """The folder that --workdir names; downloaded, if it is on the Hub."""
+  return _folder(FLAGS.workdir)
+
+
+@functools.cache  # the Hub is asked once
+def _folder(name: str) -> str:
+  from fractal_jax.release import hub
+
+  return hub.folder(name)
+
+
 def load_config():
   """The config of --workdir."""
   from fractal_jax.training import checkpoint
 
-  return checkpoint.load_config(FLAGS.workdir)
+  return checkpoint.load_config(workdir())
 
 
 def default_config():
@@ -327,4 +393,4 @@ def load_model(config=None):
   """The model of --workdir and --step, an api.Model."""
   from fractal_jax import api
 
-  return api.load(FLAGS.workdir, FLAGS.step, config)
+  return api.load(workdir(), FLAGS.step, config)

@@ -1,5 +1,6 @@
 """`demo`: a web page on this machine: generate, edit, see the bits.
 
+fractal-jax demo
 fractal-jax demo --workdir=runs/digits
 fractal-jax demo --workdir=runs
 """
@@ -17,7 +18,7 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   """The command's flags."""
-  common.run_flags()
+  common.run_flags(required=False)
   flags.DEFINE_integer(
     'port', 7860, 'The port of 127.0.0.1 to serve; 0: any that is free.'
   )
@@ -52,16 +53,20 @@ def run():
 
 
 def runs() -> dict[str, str]:
-  """The run --workdir, or all runs in it, by name."""
-  folder = paths.path(FLAGS.workdir)
+  """The run --workdir, or all runs in it, by name; unset: what is shipped."""
+  from fractal_jax.release import hub, weights
+
+  folder = paths.path(common.workdir() if FLAGS.workdir else hub.SHIPPED)
   found = {}
   if folder.is_dir() and not (folder / 'config.json').exists():
     found = {
       p.name: str(p)
       for p in sorted(folder.iterdir())
-      if (p / 'config.json').exists() and (p / 'checkpoints').exists()
+      if (p / 'config.json').exists()
+      and ((p / 'checkpoints').exists() or weights.found(p))
     }
   if not found:
     common.load_config()  # a wrong --workdir is told at once
-    found = {os.path.basename(os.path.abspath(FLAGS.workdir)): FLAGS.workdir}
+    name = os.path.basename(os.path.abspath(FLAGS.workdir))
+    found = {name: str(folder)}
   return found

@@ -3,7 +3,6 @@
 fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
 """
 
-import json
 import os
 
 from absl import flags
@@ -100,8 +99,7 @@ def run():
     images_lib.save(images, FLAGS.save)
     common.say(f'images: {paths.absolute(FLAGS.save)}')
   if FLAGS.out:
-    write_json(FLAGS.out, found)
-    common.say(f'numbers: {paths.absolute(FLAGS.out)}')
+    common.write_numbers(FLAGS.out, found)
 
 
 def check_numbers():
@@ -139,26 +137,29 @@ def check_flags():
 
 def cache() -> str:
   """Where images and statistics of the run are kept: it can be written to."""
+  from fractal_jax.release import weights
+
   if FLAGS.cache:
     paths.check_folder(FLAGS.cache, '--cache')
     return FLAGS.cache
+  workdir, flag = common.workdir(), '--workdir'
+  if weights.found(workdir):  # a release stays as it is
+    workdir, flag = os.path.join('~', '.cache', 'fractal_jax'), 'HOME'
   try:
-    paths.check_folder(FLAGS.workdir, '--workdir')
+    paths.check_folder(workdir, flag)
   except paths.PathError as e:
     raise common.UsageError(
       f'{e} What is generated can be kept elsewhere: --cache=DIR.'
     ) from e
-  return FLAGS.workdir
+  return workdir
 
 
 def load():
   """The model of --workdir, and the step of its checkpoint."""
-  from fractal_jax.training import restore
-
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
   model = common.load_model(config)
-  return model, FLAGS.step or restore.steps(FLAGS.workdir)[-1]
+  return model, model.step
 
 
 def images_of(model, step, num, changes):
@@ -227,11 +228,3 @@ def bar(num):
       yield lambda done: found.update(done - found.n)
 
   return shown()
-
-
-def write_json(path, found):
-  """Writes the numbers; process 0 alone does."""
-  import jax
-
-  if jax.process_index() == 0:
-    paths.write_text(path, json.dumps(found, indent=2) + '\n')

@@ -3,8 +3,11 @@
 fractal-jax likelihood --workdir=runs/digits
 """
 
+import dataclasses
+
 from absl import flags
 
+from fractal_jax import paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -35,6 +38,7 @@ def define_flags():
     lower_bound=1,
   )
   flags.DEFINE_bool('conditional', False, 'Give the labels to the model.')
+  flags.DEFINE_string('out', None, 'A .json file for the numbers.')
 
 
 def run():
@@ -43,6 +47,8 @@ def run():
 
   from fractal_jax.inference import likelihood
 
+  if FLAGS.out:
+    paths.check_output(FLAGS.out, '--out', ('.json',))
   config = common.load_config()
   split = FLAGS.split or config.data.val_split
   scored = config
@@ -64,6 +70,11 @@ def run():
     progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
   )
   common.say(f'{split} bits/dim: {found}')
+  if FLAGS.out:
+    numbers = dataclasses.asdict(found) | {'split': split}
+    common.write_numbers(
+      FLAGS.out, {k: None if v != v else v for k, v in numbers.items()}
+    )
   if not found.exact:
     if found.passes > 1:
       common.say(f'of which Monte-Carlo noise: {found.mc_stderr:.4f}')

@@ -78,14 +78,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
     if path.suffix == '.safetensors':
-      try:
-        from safetensors import numpy as safetensors
-      except ImportError as e:
-        raise MetricsError(
-          f"reading {path} needs pip install 'fractal_jax[safetensors]'; an "
-          '.npz does not'
-        ) from e
-      return safetensors.load_file(path)
+      return convert.read_safetensors(path)
     if path.suffix in ('.pth', '.pt'):
       return convert.read_pth(str(path))
   except (MetricsError, convert.ConvertError):

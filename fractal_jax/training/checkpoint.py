@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from fractal_jax import config as config_lib
 from fractal_jax import paths
+from fractal_jax.release import weights
 from fractal_jax.training import (
   CheckpointError,
   checksums,
@@ -50,12 +51,20 @@ def check_config(config, workdir: str) -> None:
   """Whether a run with this config may go on in a work directory.
 
   Raises:
+    CheckpointError: it is a release, which holds no training.
     CheckpointError: the work directory has checkpoints of another model; the
       message names the keys that differ.
   """
   path = paths.path(workdir) / 'config.json'
   with lease.writing(workdir):
     there = path.exists()
+    released = weights.found(workdir)
+  if released:
+    raise CheckpointError(
+      f'{workdir} is a release, and no training to go on with: start in '
+      f'another --workdir with model.init_from={workdir} and model.init_levels '
+      'of all levels.'
+    )
   if there and restore.steps(workdir):
     old, new = load_config(workdir).model, config.model
     lines = [
@@ -80,21 +89,24 @@ def save_config(config, workdir: str) -> None:
   check_config(config, workdir)
   if jax.process_index() != 0:
     return
-  stored = {'version': VERSION, **json.loads(config.to_json())}
   with lease.writing(workdir):
-    paths.write_text(
-      paths.path(workdir) / 'config.json', json.dumps(stored, indent=2) + '\n'
-    )
+    paths.write_text(paths.path(workdir) / 'config.json', config_text(config))
+
+
+def config_text(config, **more) -> str:
+  """What config.json holds: the version, `more` of a release, the config."""
+  stored = {'version': VERSION, **more, **json.loads(config.to_json())}
+  return json.dumps(stored, indent=2) + '\n'
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
-  """The config of a work directory, locked; keys it lacks have defaults.
+  """The config of a run or release, locked; keys it lacks have defaults.
 
   What older versions of this package wrote is converted.
 
   Raises:
-    CheckpointError: there is no such work directory, no config in it, or one
-      of a newer version.
+    CheckpointError: there is no such folder, no config in it, one of a newer
+      version, or of something else.
   """
   path = paths.path(workdir) / 'config.json'
   try:
@@ -103,7 +115,7 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
   except (FileNotFoundError, NotADirectoryError) as e:
     raise CheckpointError(
       f'{workdir} is no work directory of a training run: it has no '
-      'config.json. Give the --workdir of `train`.'
+      'config.json. Give the --workdir of `train`, or a release.'
     ) from e
   except ValueError as e:
     raise CheckpointError(f'{path} is not valid JSON: {e}') from e
@@ -119,15 +131,25 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
   return config
 
 
-def _converted(stored: dict, path) -> dict:
+def _converted(stored, path) -> dict:
   """What `path` holds, in the format of this version."""
-  stored = dict(stored)
+  stored = dict(stored) if isinstance(stored, dict) else {}
   version = stored.pop('version', 1)
   if version not in range(1, VERSION + 1):
     raise CheckpointError(
       f'{path} has format {version!r}, this version of fractal_jax reads 1 to '
       f'{VERSION}: install a newer one.'
     )
+  stored.pop('step', None)  # of a release
+  model = stored.get('model')
+  if not isinstance(model, dict) or not {'kinds', 'sizes'} <= model.keys():
+    raise CheckpointError(
+      f'{path} is no config of fractal_jax: it has no section model with kinds '
+      'and sizes. Is it the config of another library?'
+    )
+  for name in config_lib.SECTIONS:
+    if not isinstance(stored.get(name, {}), dict):
+      raise CheckpointError(f'{path}: {name} is no section of keys and values.')
   temperature = stored.get('sample', {}).get('temperature')
   if version == 1 and temperature:
     stored['sample'] = {**stored['sample'], 'temperature': 1 / temperature}

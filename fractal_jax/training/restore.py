@@ -1,9 +1,12 @@
 """Reading the parameters of a run, onto any mesh and number of hosts.
 
-Nothing here knows of the optimizer, or writes anything.
+A release (fractal_jax/release) is read in its place. Nothing here knows of the
+optimizer, or writes anything.
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import json
 
 from absl import logging
@@ -11,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fractal_jax import checks, paths
+from fractal_jax.release import weights
 from fractal_jax.training import CheckpointError, checksums
 
 
@@ -26,6 +30,8 @@ def directory(workdir: str) -> paths.Path:
 def steps(workdir: str) -> list[int]:
   """Steps of the complete checkpoints of a work directory, in order.
 
+  Of a release, how many steps it was trained for.
+
   In a bucket an unfinished checkpoint has its final name: there those count
   that Orbax has marked.
 
@@ -34,6 +40,8 @@ def steps(workdir: str) -> list[int]:
   """
   folder = directory(workdir)
   with reaching(workdir):
+    if weights.found(workdir):
+      return [weights.step(workdir)]
     if not folder.is_dir():
       return []
     return sorted(
@@ -59,23 +67,40 @@ def restore_params(workdir: str, step: int | None = None, shardings=None):
     CheckpointError: no such checkpoint, a damaged one, or other parameters
       than `shardings`.
   """
-  folder = step_folder(workdir, step) / 'params'
-  like = metadata(folder)
-  if shardings is None:
-    shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, like)
-  if jax.tree.structure(shardings) != jax.tree.structure(like):
-    raise CheckpointError(
-      f'{folder} holds other parameters than the model asks for: is '
-      f'{workdir}/config.json the config that it was trained with?'
+  with _opened(workdir, step) as (where, stored, read):
+    if shardings is None:
+      shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+      shardings = jax.tree.map(lambda _: shardings, stored)
+    if jax.tree.structure(shardings) != jax.tree.structure(stored):
+      raise CheckpointError(
+        f'{where} holds other parameters than the model asks for: is '
+        f'{workdir}/config.json the config that it was trained with?'
+      )
+    like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      stored,
+      shardings,
     )
-  like = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    like,
-    shardings,
-  )
-  return _read(folder, like)
+    return read(like)
+
+
+def restore_like(workdir: str, step: int | None, like: dict) -> dict:
+  """All parameters, as `like`: see train_state.abstract_params.
+
+  Raises:
+    CheckpointError: naming each that is missing, extra or misshapen; or see
+      `restore_params`.
+  """
+  with _opened(workdir, step) as (where, stored, read):
+    check_fit(stored, like, where)
+    return read(like)
+
+
+def check_params(workdir: str, like: dict, step: int | None = None) -> None:
+  """Raises CheckpointError unless parameters are there, of these shapes."""
+  with _opened(workdir, step) as (where, stored, _):
+    check_fit(stored, like, where)
 
 
 def restore_subtrees(workdir: str, like: dict) -> dict:
@@ -84,10 +109,30 @@ def restore_subtrees(workdir: str, like: dict) -> dict:
   Raises:
     CheckpointError: naming each parameter that is missing or misshapen.
   """
-  folder = step_folder(workdir) / 'params'
-  stored = metadata(folder)
-  check_fit({k: stored[k] for k in like if k in stored}, like, folder)
-  return _read(folder, like)
+  with _opened(workdir) as (where, stored, read):
+    check_fit({k: stored[k] for k in like if k in stored}, like, where)
+    return read(like)
+
+
+@contextlib.contextmanager
+def _opened(
+  workdir: str, step: int | None = None
+) -> Iterator[tuple[paths.Path, dict, Callable]]:
+  """The parameters of a run or release, to be read within.
+
+  Yields:
+    Where they are, their shapes and types, and what reads some of them, as a
+    tree of ShapeDtypeStruct with shardings.
+  """
+  with reaching(workdir):
+    released = weights.found(workdir)
+  if not released:
+    folder = step_folder(workdir, step) / 'params'
+    yield folder, metadata(folder), functools.partial(_read, folder)
+    return
+  _check_step(workdir, step, steps(workdir))
+  with weights.opened(workdir) as tensors:
+    yield paths.path(workdir), tensors.shapes(), tensors.read
 
 
 def step_folder(workdir: str, step: int | None = None) -> paths.Path:
@@ -102,11 +147,15 @@ def step_folder(workdir: str, step: int | None = None) -> paths.Path:
       there = paths.path(workdir).is_dir()
     why = 'has no checkpoint yet' if there else 'does not exist'
     raise CheckpointError(f'work directory {workdir} {why}.')
+  _check_step(workdir, step, found)
+  return directory(workdir) / str(found[-1] if step is None else step)
+
+
+def _check_step(workdir: str, step: int | None, found: list[int]) -> None:
   if step is not None and step not in found:
     raise CheckpointError(
       f'{workdir} has no checkpoint of step {step}: it has {found}.'
     )
-  return directory(workdir) / str(found[-1] if step is None else step)
 
 
 def _read(folder: paths.Path, like):

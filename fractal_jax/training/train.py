@@ -21,6 +21,7 @@ from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
+from fractal_jax.release import hub
 from fractal_jax.training import (
   CheckpointError,
   checkpoint,
@@ -100,8 +101,9 @@ def train(
       logs.say(f'resuming after step {start}')
     else:
       start = 0
+      given = given_levels(net, config, mesh=mesh)
       state = train_state.create(net, tx, config, mesh=mesh)
-      state = initialise_levels(state, config)
+      state = state.replace(params=state.params | given)
     # From here on the run is this one: what it finds there is overwritten.
     checkpoint.save_config(config, workdir)
     if jax.process_index() == 0:
@@ -264,32 +266,29 @@ def announce(
   boxed = train_state.boxed_params(net)
   for line in sharding.unsplit(boxed, mesh):
     logs.say(f'not split, since it does not divide: {line}')
-  params = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    sharding.unbox(boxed),
-    train_state.param_shardings(net, mesh),
-  )
   logs.say(
-    parameter_overview.get_parameter_overview(params, include_stats='sharding')
+    parameter_overview.get_parameter_overview(
+      train_state.abstract_params(net, mesh), include_stats='sharding'
+    )
   )
 
 
-def initialise_levels(state: TrainState, config) -> TrainState:
-  """Takes model.init_levels from the run model.init_from, if it names one."""
+def given_levels(net: fractal.Fractal, config, *, mesh: Mesh) -> dict:
+  """Parameters of model.init_levels, from the run or release model.init_from.
+
+  Raises:
+    CheckpointError, ReleaseError: it can't be read, or its levels don't fit.
+  """
   m = config.model
   if not m.init_from:
-    return state
+    return {}
   subtrees = [n for level in m.init_levels for n in names.of_level(level)]
-  like = {
-    name: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      state.params[name],
-    )
-    for name in subtrees
-  }
-  found = restore.restore_subtrees(m.init_from, like)
+  like = train_state.abstract_params(net, mesh)
+  found = restore.restore_subtrees(
+    hub.folder(m.init_from), {name: like[name] for name in subtrees}
+  )
   logs.say(f'{", ".join(subtrees)} begin as in {m.init_from}')
-  return state.replace(params=state.params | found)
+  return found
 
 
 # The step.

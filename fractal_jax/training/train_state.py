@@ -38,6 +38,15 @@ def param_shardings(net: fractal.Fractal, mesh: Mesh) -> dict:
   return sharding.param_shardings(boxed_params(net), mesh)
 
 
+def abstract_params(net: fractal.Fractal, mesh: Mesh) -> dict:
+  """The parameters' shapes, types and shardings: a tree of ShapeDtypeStruct."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    sharding.unbox(boxed_params(net)),
+    param_shardings(net, mesh),
+  )
+
+
 def abstract(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,

@@ -1,0 +1,45 @@
+"""`pull`: downloads a model of the Hugging Face Hub.
+
+fractal-jax pull --repo=user/digits --out=digits
+"""
+
+from absl import flags
+
+from fractal_jax import paths
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """The command's flags."""
+  flags.DEFINE_string('repo', None, 'The repository: user/name.')
+  flags.mark_flag_as_required('repo')
+  flags.DEFINE_string(
+    'revision', None, 'A branch, tag or commit of it; main if unset.'
+  )
+  flags.DEFINE_string(
+    'out',
+    None,
+    'A folder for it; unset: the cache, where --workdir=user/name finds it.',
+  )
+
+
+def run():
+  """Downloads it, and looks whether it is whole."""
+  from fractal_jax import config as config_lib
+  from fractal_jax import sharding
+  from fractal_jax.models import fractal
+  from fractal_jax.release import folder, hub
+  from fractal_jax.training import checkpoint, restore, train_state
+
+  if FLAGS.out:
+    folder.check_target(FLAGS.out)
+  found = hub.pull(FLAGS.repo, FLAGS.out, revision=FLAGS.revision)
+  config = checkpoint.load_config(found)
+  config_lib.check(config)
+  boxed = train_state.boxed_params(fractal.from_config(config.model))
+  restore.check_params(found, sharding.unbox(boxed))
+  common.say(f'release: {paths.absolute(found)}')
+  workdir = FLAGS.out or FLAGS.repo
+  common.say(f'to use it: fractal-jax sample --workdir={workdir}')

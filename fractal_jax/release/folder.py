@@ -1,0 +1,139 @@
+"""A whole release: written from a config and parameters, and told apart."""
+
+from collections.abc import Sequence
+
+import jax
+
+from fractal_jax import paths
+from fractal_jax.data import classes
+from fractal_jax.release import ReleaseError, card, weights
+from fractal_jax.release.card import About
+from fractal_jax.training import checkpoint
+
+# What a release is made of; nothing else is written, sent or fetched.
+FILES = (
+  'config.json',
+  classes.FILE,
+  card.FILE,
+  card.SAMPLES,
+  weights.FILE,
+  weights.INDEX,
+  'model-*.safetensors',
+)
+DTYPES = ('float32', 'bfloat16')
+# Keys of a config that name files of the machine it was trained on.
+LOCAL = {
+  'data': {'dir': '', 'manual_dir': ''},
+  'model': {'init_from': '', 'init_levels': ()},
+}
+
+
+def check_target(folder, flag: str = '--out') -> None:
+  """Whether a release can be written to a folder, before the work for it.
+
+  Raises:
+    ReleaseError: it holds a run.
+    PathError: it can't be written to.
+  """
+  found = paths.path(folder)
+  paths.check_folder(folder, flag)
+  if (found / 'checkpoints').exists():
+    raise ReleaseError(
+      f'{flag}={folder} is the work directory of a run: choose another folder.'
+    )
+
+
+def write(
+  folder, config, params: dict, about: About, dtype: str = 'float32'
+) -> None:
+  """Writes a release; all processes call it, and process 0 writes.
+
+  What the folder holds of an older release is replaced. config.json comes
+  last: a folder without it is no release.
+
+  Args:
+    folder: where to; see `check_target`.
+    config: of the model. What names local files is left out.
+    params: nested, on any mesh.
+    about: for the card.
+    dtype: one of DTYPES, of the parameters.
+
+  Raises:
+    ReleaseError: no such dtype; or see `check_target`.
+  """
+  if dtype not in DTYPES:
+    raise ReleaseError(f"dtype='{dtype}' must be {' or '.join(DTYPES)}.")
+  found, leads = paths.path(folder), jax.process_index() == 0
+  if leads:
+    check_target(folder)
+    found.mkdir(parents=True, exist_ok=True)
+    (found / 'config.json').unlink(missing_ok=True)
+  weights.write(found, params, dtype, {'step': str(about.step)})
+  if not leads:
+    return
+  if about.samples:
+    samples = paths.path(about.samples).read_bytes()
+    with paths.whole(found / card.SAMPLES) as out:
+      out.write(samples)
+  else:
+    (found / card.SAMPLES).unlink(missing_ok=True)
+  if about.class_names:
+    classes.save(found, about.class_names)
+  else:
+    (found / classes.FILE).unlink(missing_ok=True)
+  parameters = sum(x.size for x in jax.tree.leaves(params))
+  paths.write_text(
+    found / card.FILE, card.text(config, parameters, dtype, about)
+  )
+  config = config.copy_and_resolve_references()
+  for section, values in LOCAL.items():
+    config[section].update(values)
+  paths.write_text(
+    found / 'config.json', checkpoint.config_text(config, step=about.step)
+  )
+
+
+def about(
+  origin,
+  step: int | None,
+  config,
+  *,
+  name: str,
+  license: str = card.UNKNOWN,
+  made_by: str = '',
+  numbers: Sequence[str] = (),
+  samples: str | None = None,
+) -> About:
+  """What is known of a model, for its card.
+
+  Args:
+    origin: the run or release that it was loaded from; None: there is none.
+    step: steps that it was trained for.
+    config: of the model.
+    name: of the new release.
+    license: an identifier of the Hub, such as 'mit'.
+    made_by: the command that makes the release.
+    numbers: files that `likelihood --out` and `evaluate --out` wrote. Where
+      there are none: what training measured at that step.
+    samples: an image file; that which training drew at that step where None.
+
+  Raises:
+    ReleaseError: a file that holds no numbers, or is missing.
+  """
+  found, step = (
+    [x for path in numbers for x in card.read_numbers(path)],
+    step or 0,
+  )
+  class_names = ()
+  if samples and not paths.path(samples).is_file():
+    raise ReleaseError(f'samples={samples} is no file.')
+  if origin:
+    origin = paths.path(origin)
+    class_names = classes.load(origin)
+    found = found or card.numbers_of_run(origin, step, config.data.val_split)
+    for drawn in (f'samples/step_{step:07d}.png', card.SAMPLES):
+      if not samples and (origin / drawn).is_file():
+        samples = str(origin / drawn)
+  return About(
+    name, step, license, made_by, tuple(found), tuple(class_names), samples
+  )

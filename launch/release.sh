@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Makes the models that come with the package: trains each, measures it, draws
+# samples, and writes all of it to releases/NAME with a card. On two CPU cores
+# digits_ar takes about five minutes, digits_mar two to three times as long.
+#
+#   launch/release.sh [NAME...]      digits_ar and digits_mar where none is named
+#
+# The runs are kept in runs/release; one that is there goes on, or is used.
+# RUNS=DIR keeps them elsewhere, RELEASES=DIR writes the releases elsewhere.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case ${1:-} in
+  -*)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' launch/release.sh
+    exit
+    ;;
+esac
+(($#)) || set -- digits_ar digits_mar
+
+# config NAME: the config of a model.
+config() {
+  case $1 in
+    digits_ar | digits_mar) echo "configs/digits.py:${1#digits_}" ;;
+    *)
+      echo "release.sh: no model '$1': there are digits_ar and digits_mar" >&2
+      return 2
+      ;;
+  esac
+}
+
+for name in "$@"; do config "$name" >/dev/null; done
+source launch/setup.sh
+
+for name in "$@"; do
+  run=${RUNS:-runs/release}/$name
+  release=${RELEASES:-releases}/$name
+  echo "== $name: training"
+  fractal-jax train --config="$(config "$name")" --workdir="$run"
+  echo "== $name: measuring, drawing"
+  fractal-jax likelihood --workdir="$run" --out="$run/likelihood.json"
+  fractal-jax sample --workdir="$run" --num=60 --guidance=3 \
+    --out="$run/samples.png"
+  fractal-jax convert --workdir="$run" --out="$release" --license=apache-2.0 \
+    --numbers="$run/likelihood.json" --samples="$run/samples.png" \
+    --made_by="launch/release.sh $name"
+done
