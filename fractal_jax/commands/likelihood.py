@@ -71,7 +71,8 @@ def run():
   )
   common.say(f'{split} bits/dim: {found}')
   if FLAGS.out:
-    numbers = dataclasses.asdict(found) | {'split': split}
+    numbers = dataclasses.asdict(found)
+    numbers |= {'split': split, 'conditional': FLAGS.conditional}
     common.write_numbers(
       FLAGS.out, {k: None if v != v else v for k, v in numbers.items()}
     )

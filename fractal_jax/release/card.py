@@ -137,7 +137,11 @@ def _head(config, about: About) -> dict:
           **({'split': x.split} if x.split else {}),
         },
         'metrics': [
-          {'name': METRICS[x.metric], 'type': x.metric, 'value': x.value}
+          {
+            'name': METRICS[x.metric],
+            'type': x.metric,
+            'value': round(x.value, 4),
+          }
         ],
       }
       for x in about.numbers
@@ -149,9 +153,9 @@ def _head(config, about: About) -> dict:
 def _what(model, about: About) -> str:
   of = 'images' if model.rank == 2 else 'series'
   size = 'x'.join([str(model.sizes[0])] * model.rank)
-  names = (
-    f' ({classes.listing(about.class_names)})' if about.class_names else ''
-  )
+  named = list(about.class_names) != [*map(str, range(model.classes))]
+  listing = classes.listing(about.class_names) if named else ''
+  names = f' ({listing})' if listing else ''
   channels = f'{model.channels} channel' + 's' * (model.channels > 1)
   return (
     f'A [fractal generative model]({PAPER}) of {size} {of}: {channels} of '
@@ -261,6 +265,7 @@ def _numbers_in(found: dict, command: str) -> list[Number]:
     kind = 'exact' if found['exact'] else f'{passes} random masks each'
     kind += ', upper bound' * bool(found['bound'])
     kind += ', of rounded colours' * bool(found['rounded'])
+    kind += ', given their classes' * bool(found.get('conditional'))
     of = f'{int(found["images"])} images of {split}, {kind}'
   else:
     reference = found.get('reference', {})
