@@ -19,6 +19,7 @@ from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, pixel, published, shared
 from fractal_jax.models.kinds import KINDS
 from fractal_jax.models.types import Spec
+from fractal_jax.release import weights
 
 
 class ConvertError(UserError, ValueError):
@@ -161,8 +162,7 @@ def write(path: str, state: dict[str, np.ndarray]) -> None:
     write_pth(path, state)
     return
   tensors = {k: np.asarray(v, order='C') for k, v in state.items()}
-  with paths.whole(path) as file:
-    safetensors.save_file(tensors, file.name, {'format': 'pt'})
+  weights.save(path, tensors, {'format': 'pt'})
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:

@@ -71,6 +71,8 @@ def test_a_release_is_the_same_model(model, release, monkeypatch):
     'README.md', 'classes.json', 'config.json', 'model.safetensors',
     'samples.png',
   }  # fmt: skip
+  # Who may read one file may read all.
+  assert len({p.stat().st_mode for p in release.iterdir()}) == 1
   monkeypatch.chdir(release.parent)
   found = fractal_jax.Model.from_pretrained('./mine')
   assert_equal(found.params, model.params)

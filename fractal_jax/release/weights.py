@@ -7,6 +7,7 @@ for their parts of them, so that no host holds what it does not need.
 from collections.abc import Iterator, Mapping
 import contextlib
 import json
+import os
 import re
 
 from flax import traverse_util
@@ -70,16 +71,23 @@ def write(
       name: np.asarray(_whole(flat[name]), dtype, order='C') for name in names
     }
     if writes:
-      with paths.whole(folder / file) as out:
-        safetensors_numpy.save_file(
-          tensors, out.name, {'format': 'np', **(notes or {})}
-        )
+      save(folder / file, tensors, {'format': 'np', **(notes or {})})
   if writes and len(files) > 1:
     index = {
       'metadata': {'total_size': sum(x.size for x in flat.values()) * size},
       'weight_map': {n: file for file, names in files.items() for n in names},
     }
     paths.write_text(folder / INDEX, json.dumps(index, indent=2) + '\n')
+
+
+def save(path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
+  """Writes a file of contiguous arrays; it takes its name once it is whole."""
+  with paths.whole(path) as out:
+    safetensors_numpy.save_file(tensors, out.name, notes)
+    # That is another file, which only its owner may read.
+    os.chmod(out.name, os.fstat(out.fileno()).st_mode)
+    with open(out.name, 'rb') as written:
+      os.fsync(written.fileno())
 
 
 def _files(sizes: dict[str, int]) -> dict[str, list[str]]:
