@@ -43,7 +43,9 @@ def runs(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/edit.md'])
+@pytest.mark.parametrize(
+  'page', ['README.md', 'docs/edit.md', 'docs/sharing.md']
+)
 def test_python_runs_as_it_stands(page, runs, monkeypatch):
   monkeypatch.chdir(runs)
   blocks = re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.S)

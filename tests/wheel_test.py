@@ -9,10 +9,13 @@ import sys
 import pytest
 
 from fractal_jax import main
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [
-  *('--config.model.widths=(16,16,16)', '--config.model.depths=(1,1,1)'),
+  *('--config.model.kinds=ar,pixel', '--config.model.sizes=(8,1)'),
+  *('--config.model.widths=(16,16)', '--config.model.depths=(1,1)'),
+  *('--config.model.heads=(2,2)',),
   *('--config.optim.batch=8', '--config.optim.steps=1'),
   *('--config.eval.every=0', '--config.sample.every=0'),
 ]
@@ -92,7 +95,7 @@ def test_every_command_runs_from_the_wheel(installed, tmp_path):
   done = subprocess.run(
     [sys.executable, '-P', '-c', PROGRAM.format(calls=CALLS)],
     cwd=tmp_path,
-    env=env | {'PYTHONPATH': str(installed)},
+    env=env | {'PYTHONPATH': str(installed), 'XLA_FLAGS': xla.flags()},
     capture_output=True,
     text=True,
   )
