@@ -251,17 +251,18 @@ def test_published_weights_are_converted(bucket, tmp_path):
   """From a file there to a run, a release, and files there."""
   state, params = release_test.published_weights(tmp_path)
   config, root = f'--config={tmp_path}/c.py', f'{bucket.url}/published'
-  for ending in convert.ENDINGS:
-    convert.write(f'{root}/w{ending}', state)
-    pth, out = f'--pth={root}/w{ending}', f'{root}/{ending[1:]}'
-    release_test.call('convert', config, pth, f'--workdir={out}_run')
-    release_test.call('convert', f'--workdir={out}_run', f'--out={out}')
-    release_test.call('convert', f'--workdir={out}', f'--out={out}/x{ending}')
-    jax.tree.map(np.testing.assert_array_equal, api.load(out).params, params)
-    back = convert.read(f'{out}/x{ending}')
-    assert back.keys() == state.keys()
-    for name in state:
-      np.testing.assert_array_equal(back[name], state[name])
+  convert.write(f'{root}/w.pth', state)
+  call = release_test.call
+  call('convert', config, f'--pth={root}/w.pth', f'--workdir={root}/run')
+  call('convert', f'--workdir={root}/run', f'--out={root}/release')
+  back = f'{root}/back.safetensors'
+  call('convert', f'--workdir={root}/release', f'--out={back}')
+  found = api.load(f'{root}/release').params
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  found = convert.read(back)
+  assert found.keys() == state.keys()
+  for name in state:
+    np.testing.assert_array_equal(found[name], state[name])
 
 
 def test_data_is_read(bucket, tmp_path):
