@@ -37,7 +37,7 @@ class Number:
     most: the largest number that is allowed.
     below: a larger number than any that is allowed.
     also: values with a meaning of their own, which need not be in the range.
-    whole: whether only integers are allowed.
+    integer: whether only integers are allowed.
   """
 
   least: float | None = None
@@ -45,14 +45,14 @@ class Number:
   most: float | None = None
   below: float | None = None
   also: tuple[float, ...] = ()
-  whole: bool = False
+  integer: bool = False
 
   def holds(self, value) -> bool:
-    kind = numbers.Integral if self.whole else numbers.Real
+    kind = numbers.Integral if self.integer else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
       return False
     return value in self.also or (
-      (self.whole or math.isfinite(value))
+      (self.integer or math.isfinite(value))
       and (self.least is None or value >= self.least)
       and (self.above is None or value > self.above)
       and (self.most is None or value <= self.most)
@@ -67,7 +67,7 @@ class Number:
       'below': self.below,
     }
     ends = [f'{word} {end}' for word, end in ends.items() if end is not None]
-    text = 'a whole number' if self.whole else 'a finite number'
+    text = 'a whole number' if self.integer else 'a finite number'
     text = ' '.join([text, ' and '.join(ends)]).strip()
     return ', or '.join([text, *map(str, self.also)])
 
@@ -136,13 +136,13 @@ class Either:
     return f'{self.one}, or {self.other}'
 
 
-def whole(least=None, most=None, also=()) -> Number:
+def integer(least=None, most=None, also=()) -> Number:
   """The rule of an integer."""
-  return Number(least=least, most=most, also=also, whole=True)
+  return Number(least=least, most=most, also=also, integer=True)
 
 
 # Random keys are made of 32 bits; a larger seed would repeat a smaller one.
-SEED = whole(least=0, most=2**32 - 1)
+SEED = integer(least=0, most=2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fractal_jax.checks import (
   Key,
   Number,
   Text,
-  whole,
+  integer,
 )
 from fractal_jax.errors import UserError
 from fractal_jax.models import layers, masking, rules, shared
@@ -38,373 +38,216 @@ class ConfigError(UserError, ValueError):
   """A config that breaks a rule; the message lists every broken rule."""
 
 
+FROM_0, FROM_1 = integer(least=0), integer(least=1)
+POSITIVE = Number(above=0)
+SHARE = Number(least=0, below=1)
+
 SEED = Key(
   0,
   checks.SEED,
   'seed of the initial parameters, the order of the data and every draw',
 )
 
+# fmt: off
 # Lists have an entry per level, outermost first, unless they say otherwise.
 MODEL = {
-  'sizes': Key(
-    (64, 4, 1),
-    Each(whole(least=1)),
+  'sizes': Key((64, 4, 1), Each(FROM_1),
     'side, in values, of the squares that each level sees; the last is 1',
-    'the published 64x64 models: 16x16 patches of 4x4 pixels',
-  ),
-  'kinds': Key(
-    ('mar', 'mar', 'pixel'),
-    Each(Text(empty=False)),
+    'the published 64x64 models: 16x16 patches of 4x4 pixels'),
+  'kinds': Key(('mar', 'mar', 'pixel'), Each(Text(empty=False)),
     "kind of each level, a name in models/kinds.py; the last is 'pixel'",
-    'the better of the published 64x64 models by FID',
-  ),
-  'widths': Key(
-    (1024, 512, 128),
-    Each(whole(least=1)),
-    'width of the transformer of each level',
-    'published',
-  ),
-  'depths': Key(
-    (32, 8, 3),
-    Each(whole(least=0)),
+    'the better of the published 64x64 models by FID'),
+  'widths': Key((1024, 512, 128), Each(FROM_1),
+    'width of the transformer of each level', 'published'),
+  'depths': Key((32, 8, 3), Each(FROM_0),
     'transformer blocks of each level; the pixel level may have none',
-    'published',
-  ),
-  'heads': Key(
-    (16, 8, 4),
-    Each(whole(least=1)),
-    'attention heads of each level, which divide its width',
-    'published',
-  ),
-  'num_conds': Key(
-    5,
-    Either(whole(least=1), Each(whole(least=1))),
+    'published'),
+  'heads': Key((16, 8, 4), Each(FROM_1),
+    'attention heads of each level, which divide its width', 'published'),
+  'num_conds': Key(5, Either(FROM_1, Each(FROM_1)),
     'conditions that a level takes from the one above: one number for all, of '
     'which levels take fewer where fewer are given, or one for each level '
     'above pixels',
-    'a patch and its four neighbours, as published for mar',
-  ),
-  'guide': Key(
-    False,
-    Flag(),
+    'a patch and its four neighbours, as published for mar'),
+  'guide': Key(False, Flag(),
     'whether mar levels below the first predict the mean colour of their '
     'square first',
-    'published for 256x256 alone',
-  ),
-  'share': Key(
-    (),
-    Each(whole(least=0)),
+    'published for 256x256 alone'),
+  'share': Key((), Each(FROM_0),
     'for each level, the level whose blocks it uses: its own, or an earlier '
-    'one of equal blocks, width, depth and heads; (): all have their own; '
-    '(0, 0, 2): level 1 uses those of level 0',
-    'published',
-  ),
-  'rank': Key(
-    2, Choice((1, 2)), '1: series [S, C]; 2: images [S, S, C]', 'images'
-  ),
-  'channels': Key(3, whole(least=1), 'values per pixel or time step', 'RGB'),
-  'num_values': Key(
-    256,
-    whole(least=2),
-    'values that a channel can take: 0 to num_values - 1',
-    '8 bits',
-  ),
-  'mean': Key(
-    IMAGENET_MEAN,
-    Each(Number()),
+    'one of equal blocks, width, depth and heads; (): all have their own; (0, '
+    '0, 2): level 1 uses those of level 0',
+    'published'),
+  'rank': Key(2, Choice((1, 2)),
+    '1: series [S, C]; 2: images [S, S, C]', 'images'),
+  'channels': Key(3, FROM_1, 'values per pixel or time step', 'RGB'),
+  'num_values': Key(256, integer(least=2),
+    'values that a channel can take: 0 to num_values - 1', '8 bits'),
+  'mean': Key(IMAGENET_MEAN, Each(Number()),
     'mean of value / (num_values - 1) over the data, per channel',
-    "ImageNet's",
-  ),
-  'std': Key(
-    IMAGENET_STD,
-    Each(Number(above=0)),
+    "ImageNet's"),
+  'std': Key(IMAGENET_STD, Each(POSITIVE),
     'standard deviation of value / (num_values - 1), per channel',
-    "ImageNet's",
-  ),
-  'colour': Key(
-    '',
-    Text(),
-    "what the levels see of an RGB image: '' its values, 'ycbcr' (rounded, see "
-    "models/colour.py) or 'ycocg' (one to one); mean, std and channel_weights "
-    'are then of these channels',
-    'published',
-  ),
-  'channel_order': Key(
-    (),
-    Each(whole(least=0)),
-    'order in which channels are predicted, by number; (): as they are; '
-    '(1, 0, 2): green, red, blue. All else that is per channel stays in the '
-    'order of the data',
-    'published',
-  ),
-  'classes': Key(1000, whole(least=1), 'classes of the data', "ImageNet's"),
-  'channel_weights': Key(
-    (5.0, 1.0, 1.0),
-    Each(Number(least=0)),
+    "ImageNet's"),
+  'colour': Key('', Text(),
+    "what the levels see of an RGB image: '' its values, 'ycbcr' (rounded, "
+    "see models/colour.py) or 'ycocg' (one to one); mean, std and "
+    'channel_weights are then of these channels',
+    'published'),
+  'channel_order': Key((), Each(FROM_0),
+    'order in which channels are predicted, by number; (): as they are; (1, '
+    '0, 2): green, red, blue. All else that is per channel stays in the order '
+    'of the data',
+    'published'),
+  'classes': Key(1000, FROM_1, 'classes of the data', "ImageNet's"),
+  'channel_weights': Key((5.0, 1.0, 1.0), Each(Number(least=0)),
     'weight of each channel in the training loss; the likelihood weighs all 1',
-    'published: the first channel sees no other, and sets the pixel',
-  ),
-  'dropout': Key(
-    0.1,
-    Number(least=0, below=1),
+    'published: the first channel sees no other, and sets the pixel'),
+  'dropout': Key(0.1, SHARE,
     'share of activations that training drops in the blocks above pixels',
-    'published',
-  ),
-  'label_dropout': Key(
-    0.1,
-    Number(least=0, below=1),
+    'published'),
+  'label_dropout': Key(0.1, SHARE,
     'share of images that training shows without their class, for guidance',
-    'published',
-  ),
-  'mask_law': Key(
-    'normal',
-    Choice(masking.LAWS),
+    'published'),
+  'mask_law': Key('normal', Choice(masking.LAWS),
     'law of the share of patches that mar levels mask in training: a normal '
     'law truncated to [0, 1], or a uniform one',
-    'published',
-  ),
+    'published'),
   'mask_mean': Key(1.0, Number(), 'mean of that normal law', 'published'),
-  'mask_std': Key(
-    0.25,
-    Number(above=0),
+  'mask_std': Key(0.25, POSITIVE,
     'standard deviation of that normal law, before it is truncated',
-    'published',
-  ),
-  'dtype': Key(
-    'float32',
-    Choice(('float32', 'bfloat16', 'float16')),
+    'published'),
+  'dtype': Key('float32', Choice(('float32', 'bfloat16', 'float16')),
     'type of activations; parameters are float32',
-    'exact; set bfloat16 on TPUs and recent GPUs',
-  ),
-  'remat': Key(
-    'full',
-    Choice(tuple(layers.REMAT)),
+    'exact; set bfloat16 on TPUs and recent GPUs'),
+  'remat': Key('full', Choice(tuple(layers.REMAT)),
     'what the backward pass computes again instead of keeping (layers.py)',
-    'the least memory',
-  ),
-  'kernels': Key(
-    'auto',
-    Choice(('auto', 'pallas', 'xla')),
+    'the least memory'),
+  'kernels': Key('auto', Choice(('auto', 'pallas', 'xla')),
     "whether blocks run on this project's TPU kernels (models/kernels/): "
     "'auto' on TPUs, where each one first passes a trial; 'pallas' untried; "
     "'xla' never",
-    'several times faster, with the same random draws',
-  ),
-  'unroll': Key(
-    0,
-    whole(least=0),
+    'several times faster, with the same random draws'),
+  'unroll': Key(0, FROM_0,
     'layers: a stack of so many or fewer is unrolled, not looped over',
-    'loops compile faster; unrolling a few layers runs faster',
-  ),
-  'chunks': Key(
-    (),
-    Each(whole(least=1)),
+    'loops compile faster; unrolling a few layers runs faster'),
+  'chunks': Key((), Each(FROM_1),
     'parts in which each level goes through its rows, to save memory; (): all '
     'at once. `fractal-jax cost --mesh` says how many it takes',
-    'the fastest',
-  ),
-  'init_from': Key(
-    '', Text(), 'work directory whose latest checkpoint gives some levels'
-  ),
-  'init_levels': Key(
-    (), Each(whole(least=0)), 'numbers of the levels that init_from gives'
-  ),
+    'the fastest'),
+  'init_from': Key('', Text(),
+    'work directory whose latest checkpoint gives some levels'),
+  'init_levels': Key((), Each(FROM_0),
+    'numbers of the levels that init_from gives'),
 }
 
 DATA = {
-  'name': Key(
-    'digits',
-    Text(empty=False),
+  'name': Key('digits', Text(empty=False),
     'data set: digits, emoji, folder, npz, imagenet2012, or any name of TFDS',
-    'comes with scikit-learn, nothing to download',
-  ),
+    'comes with scikit-learn, nothing to download'),
   'dir': Key('', Text(), 'TFDS data_dir, or the folder or file to read'),
-  'manual_dir': Key(
-    '', Text(), 'where archives lie that you downloaded (TFDS manual_dir)'
-  ),
+  'manual_dir': Key('', Text(),
+    'where archives lie that you downloaded (TFDS manual_dir)'),
   'train_split': Key('train', Text(empty=False), 'split to train on'),
-  'val_split': Key(
-    'validation', Text(empty=False), 'split whose likelihood is reported'
-  ),
-  'flip': Key(
-    True,
-    Flag(),
-    'whether training flips half of the images left to right',
-    'published',
-  ),
-  'shift': Key(
-    0,
-    whole(least=0),
+  'val_split': Key('validation', Text(empty=False),
+    'split whose likelihood is reported'),
+  'flip': Key(True, Flag(),
+    'whether training flips half of the images left to right', 'published'),
+  'shift': Key(0, FROM_0,
     'pixels by which training shifts images at most, edges repeated',
-    'published',
-  ),
-  'threads': Key(
-    16,
-    whole(least=1),
+    'published'),
+  'threads': Key(16, FROM_1,
     'threads per host that decode images',
-    'enough for the models here on hosts of many cores',
-  ),
+    'enough for the models here on hosts of many cores'),
 }
 
 OPTIM = {
-  'batch': Key(
-    2048, whole(least=1), 'images per step, over all devices', 'published'
-  ),
-  'epochs': Key(
-    800.0,
-    Number(least=0),
-    'passes over the data, where steps is 0',
-    'published',
-  ),
-  'steps': Key(0, whole(least=0), 'steps of training; 0: as epochs says'),
-  'lr': Key(
-    5e-5,
-    Number(above=0),
+  'batch': Key(2048, FROM_1, 'images per step, over all devices', 'published'),
+  'epochs': Key(800.0, Number(least=0),
+    'passes over the data, where steps is 0', 'published'),
+  'steps': Key(0, FROM_0, 'steps of training; 0: as epochs says'),
+  'lr': Key(5e-5, POSITIVE,
     'learning rate for a batch of 256; scaled linearly with the batch',
-    'published',
-  ),
-  'warmup': Key(
-    0.05,
-    Number(least=0, below=1),
+    'published'),
+  'warmup': Key(0.05, SHARE,
     'share of the steps in which the learning rate rises from 0',
-    'published: 40 of 800 epochs',
-  ),
-  'b1': Key(
-    0.9,
-    Number(least=0, below=1),
-    'decay per step of the mean of the gradients in AdamW',
-    'published',
-  ),
-  'b2': Key(
-    0.95,
-    Number(least=0, below=1),
-    'decay per step of the mean of their squares',
-    'published',
-  ),
-  'eps': Key(
-    1e-8,
-    Number(above=0),
-    'added to the root of the mean square in AdamW',
-    "AdamW's own",
-  ),
-  'weight_decay': Key(
-    0.05,
-    Number(least=0),
-    'weight decay of AdamW, times the learning rate per step',
-    'published',
-  ),
-  'clip': Key(
-    3.0,
-    Number(above=0, also=(INFINITY,)),
+    'published: 40 of 800 epochs'),
+  'b1': Key(0.9, SHARE,
+    'decay per step of the mean of the gradients in AdamW', 'published'),
+  'b2': Key(0.95, SHARE,
+    'decay per step of the mean of their squares', 'published'),
+  'eps': Key(1e-8, POSITIVE,
+    'added to the root of the mean square in AdamW', "AdamW's own"),
+  'weight_decay': Key(0.05, Number(least=0),
+    'weight decay of AdamW, times the learning rate per step', 'published'),
+  'clip': Key(3.0, Number(above=0, also=(INFINITY,)),
     'global norm to which gradients are clipped; inf: not clipped',
-    'published',
-  ),
-  'spike': Key(
-    0.0,
-    Number(above=1, also=(0,)),
+    'published'),
+  'spike': Key(0.0, Number(above=1, also=(0,)),
     'an update is skipped whose loss is above so many times its running mean; '
     '0: off. One that is not finite always is',
-    'the published runs had no such guard',
-  ),
-  'max_bad_steps': Key(
-    10,
-    whole(least=1),
+    'the published runs had no such guard'),
+  'max_bad_steps': Key(10, FROM_1,
     'updates skipped one after another that stop the run',
-    'a few bad batches pass, a broken run does not go on',
-  ),
-  'hang_after': Key(
-    120.0,
-    Number(least=0),
+    'a few bad batches pass, a broken run does not go on'),
+  'hang_after': Key(120.0, Number(least=0),
     'seconds without progress after which the run ends; 0: never',
-    'far longer than a step takes',
-  ),
-  'frozen': Key(
-    (), Each(whole(least=0)), 'numbers of the levels that are not trained'
-  ),
-  'log_every': Key(100, whole(least=1), 'steps between lines of the log'),
-  'save_every': Key(
-    5000,
-    whole(least=1),
-    'steps between checkpoints',
-    'eight epochs of the published recipe',
-  ),
-  'keep': Key(
-    2,
-    whole(least=1),
+    'far longer than a step takes'),
+  'frozen': Key((), Each(FROM_0), 'numbers of the levels that are not trained'),
+  'log_every': Key(100, FROM_1, 'steps between lines of the log'),
+  'save_every': Key(5000, FROM_1,
+    'steps between checkpoints', 'eight epochs of the published recipe'),
+  'keep': Key(2, FROM_1,
     'latest checkpoints that are kept; the best one is, too',
-    'one to go on from, and one before it',
-  ),
-  'keep_every': Key(
-    0,
-    whole(least=0),
+    'one to go on from, and one before it'),
+  'keep_every': Key(0, FROM_0,
     'steps: checkpoints of multiples of it are kept for good; 0: none',
-    'they take space',
-  ),
+    'they take space'),
 }
 
-AXIS = whole(least=1, also=(-1,))
+AXIS = integer(least=1, also=(-1,))
 MESH = {
-  'data': Key(
-    -1,
-    AXIS,
+  'data': Key(-1, AXIS,
     'devices that the batch is split over, each with all parameters; -1: all '
     'that the other axes leave',
-    'the simplest mesh that uses every device',
-  ),
-  'fsdp': Key(
-    1,
-    AXIS,
+    'the simplest mesh that uses every device'),
+  'fsdp': Key(1, AXIS,
     'devices that the batch and the parameters are split over; -1: the rest',
-    'the 64x64 models fit on a device',
-  ),
-  'tensor': Key(
-    1,
-    AXIS,
+    'the 64x64 models fit on a device'),
+  'tensor': Key(1, AXIS,
     'devices that heads and MLP columns are split over; -1: the rest',
-    'the 64x64 models fit on a device',
-  ),
-  'slices': Key(
-    1,
-    whole(least=1),
-    'TPU slices, or hosts, that a slow network joins',
-    'one',
-  ),
-  'groups': Key(
-    0,
-    whole(least=0),
+    'the 64x64 models fit on a device'),
+  'slices': Key(1, FROM_1,
+    'TPU slices, or hosts, that a slow network joins', 'one'),
+  'groups': Key(0, FROM_0,
     'groups of images that are compacted by themselves, and never cross '
     'devices; 0: one per device of the batch. A fixed number makes runs equal '
     'on any mesh',
-    'the fastest',
-  ),
+    'the fastest'),
 }
 
 EVAL = {
-  'every': Key(
-    5000,
-    whole(least=0),
+  'every': Key(5000, FROM_0,
     'steps between likelihoods of data.val_split; 0: never',
-    'with each checkpoint',
-  ),
-  'batch': Key(256, whole(least=1), 'images at a time, over all devices'),
-  'num': Key(0, whole(least=0), 'images; 0: all of the split'),
-  'passes': Key(
-    1,
-    whole(least=1),
+    'with each checkpoint'),
+  'batch': Key(256, FROM_1, 'images at a time, over all devices'),
+  'num': Key(0, FROM_0, 'images; 0: all of the split'),
+  'passes': Key(1, FROM_1,
     'Monte-Carlo passes over each image, for mar levels',
-    'enough over many images',
-  ),
+    'enough over many images'),
 }
+
+# fmt: on
 
 SAMPLE = {
   'every': Key(
     5000,
-    whole(least=0),
+    integer(least=0),
     'steps between grids of samples in training; 0: never',
     'with each checkpoint',
   ),
-  'num': Key(64, whole(least=1), 'images of such a grid'),
-  'batch': Key(64, whole(least=1), 'images at a time, over all devices'),
+  'num': Key(64, integer(least=1), 'images of such a grid'),
+  'batch': Key(64, integer(least=1), 'images at a time, over all devices'),
   'guidance': Key(
     1.0,
     Number(least=0),
@@ -432,7 +275,7 @@ SAMPLE = {
   ),
   'iterations': Key(
     (),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'generation steps of each level above pixels; (): one per patch',
     'the slowest, and the best for any kind of level',
   ),
