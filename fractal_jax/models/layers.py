@@ -37,6 +37,7 @@ REMAT = {
 
 
 def logical(init, *axes):
+  """An initialiser of parameters with these logical axes (sharding.Rules)."""
   return nn.with_logical_partitioning(init, axes)
 
 
@@ -203,8 +204,11 @@ class Attention(nn.Module):
     return self.proj(attend(q, k, v).reshape(here.shape))
 
 
-class ViTBlock(nn.Module):
-  """Pre-LayerNorm attention and an exact-GELU MLP of 4 D, with biases."""
+class Block(nn.Module):
+  """Attention, then an MLP, each after a norm and added to what it reads.
+
+  A block has `norm1`, `attention`, `norm2` and a method `mlp(x, train)`.
+  """
 
   width: int
   heads: int
@@ -212,34 +216,15 @@ class ViTBlock(nn.Module):
   dropout: float
   dtype: Any
 
-  def setup(self):
-    rate = self.dropout
-    self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
-    self.attention = Attention(
-      self.width, self.heads, self.causal, True, rate, rate, self.dtype
-    )
-    self.fc1 = dense(4 * self.width, ('embed', 'mlp'), self.dtype)
-    self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
-    self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
-
-  def mlp(self, x, train):
-    x = gelu(self.fc1(x))
-    x = self.fc2(self.drop1(x, deterministic=not train))
-    return self.drop2(x, deterministic=not train)
-
-  @property
-  def dropouts(self):
-    """Of the attention half, weights and output; of the MLP half, both too."""
-    attention = self.attention.drop_weights, self.attention.drop
-    return attention, (self.drop1, self.drop2)
-
   def __call__(self, x, turns, train):
+    """x [N, T, D] to the same, and None: what a scan collects."""
     if isinstance(x, kernels.Packed):
       return kernels.block(self, x, turns, train=train), None
     x = x + self.attention(self.norm1(x), turns, train=train)
     return x + self.mlp(self.norm2(x), train), None
 
   def step(self, x, cache, layer, t, turns):
+    """Token t alone, as in `Attention.step`."""
     y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
     x = x + y
     return x + self.mlp(self.norm2(x), False), cache
@@ -254,14 +239,34 @@ class ViTBlock(nn.Module):
     return x + self.mlp(self.norm2(x), False)
 
 
-class LlamaBlock(nn.Module):
-  """RMSNorm attention and SwiGLU, without biases."""
+class ViTBlock(Block):
+  """LayerNorm, and an exact-GELU MLP of 4 D; with biases."""
 
-  width: int
-  heads: int
-  causal: bool
-  dropout: float
-  dtype: Any
+  def setup(self):
+    rate = self.dropout
+    self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
+    self.attention = Attention(
+      self.width, self.heads, self.causal, True, rate, rate, self.dtype
+    )
+    self.fc1 = dense(4 * self.width, ('embed', 'mlp'), self.dtype)
+    self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
+    self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
+
+  def mlp(self, x, train):
+    """x [N, T, D] to the same, dropout included."""
+    x = gelu(self.fc1(x))
+    x = self.fc2(self.drop1(x, deterministic=not train))
+    return self.drop2(x, deterministic=not train)
+
+  @property
+  def dropouts(self):
+    """Of the attention half, weights and output; of the MLP half, both too."""
+    attention = self.attention.drop_weights, self.attention.drop
+    return attention, (self.drop1, self.drop2)
+
+
+class LlamaBlock(Block):
+  """RMSNorm and SwiGLU, without biases; rotary positions."""
 
   def setup(self):
     hidden = swiglu_width(self.width)
@@ -276,6 +281,7 @@ class LlamaBlock(nn.Module):
     self.drop = Dropout(self.dropout)
 
   def mlp(self, x, train):
+    """x [N, T, D] to the same, dropout included."""
     x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
 
@@ -284,17 +290,6 @@ class LlamaBlock(nn.Module):
     """As ViTBlock's; the hidden layer has none."""
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (None, self.drop)
-
-  def __call__(self, x, turns, train):
-    if isinstance(x, kernels.Packed):
-      return kernels.block(self, x, turns, train=train), None
-    x = x + self.attention(self.norm1(x), turns, train=train)
-    return x + self.mlp(self.norm2(x), train), None
-
-  def step(self, x, cache, layer, t, turns):
-    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
-    x = x + y
-    return x + self.mlp(self.norm2(x), False), cache
 
 
 def swiglu_width(width: int) -> int:
@@ -389,4 +384,5 @@ def unrolls(depth: int) -> bool:
 
 
 def empty_cache(depth, sequences, tokens, heads, head_size, dtype) -> Array:
+  """Keys and values [layers, 2, N, T, H, K] of no token yet."""
   return jnp.zeros((depth, 2, sequences, tokens, heads, head_size), dtype)
