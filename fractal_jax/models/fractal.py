@@ -22,12 +22,14 @@ in kinds.py. Parameters are one subtree per level: `labels`, `level_0`,
 """
 
 import dataclasses
+import math
 
 import chex
 from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from fractal_jax import sharding
 from fractal_jax.models import colour, layers, pixel, shared
@@ -147,8 +149,15 @@ class Fractal(nn.Module):
     logits = self.levels[-1].logits(rows.conds, values_of(rows))
     return self.colour.unordered(logits, 1)
 
-  def down(self, images, labels, draws, masks=None, keep=None, *, train):
-    """Images down to the rows of the pixel level; guides' Scores; dropped."""
+  def down(
+    self, images, labels, draws, masks=None, keep=None, *, train: bool
+  ) -> tuple[Rows, list[Scores], Array]:
+    """Through all levels above the pixels; the arguments are those of `score`.
+
+    Returns:
+      The rows of the pixel level, the guides' scores, and how many masked
+      patches did not fit.
+    """
     rows = self.rows(self.colour.encode(images), labels, draws, train)
     guides, dropped = [], jnp.zeros((), jnp.int32)
     for i, level in enumerate(self.levels[:-1]):
@@ -186,8 +195,16 @@ class Fractal(nn.Module):
 
   # Generating.
 
+  @nn.nowrap
+  def generate(self, *args, **how) -> Drawn:
+    """Images [B, S, (S,) C]: all of `steps`, whose arguments it takes.
+
+    It is pure: call it on the unbound module, under jit.
+    """
+    return self.steps(*args, **how).run()
+
   @nn.nowrap  # pure: it calls `apply` itself, inside loops
-  def generate(
+  def steps(
     self,
     params: dict,
     labels: Array,
@@ -197,8 +214,8 @@ class Fractal(nn.Module):
     guided: bool,
     orders=None,
     given: Given | None = None,
-  ) -> Drawn:
-    """Generates images; pure: call it on the unbound module, under jit.
+  ) -> Steps:
+    """The generation of images, by steps of level 0.
 
     Args:
       params: the parameters by level, without their logical axes.
@@ -211,25 +228,8 @@ class Fractal(nn.Module):
         the images are those drawn without.
 
     Returns:
-      Images [B, S, (S,) C].
+      The steps, to be run at once or some at a time.
     """
-    return self.steps(
-      params, labels, keys, sampling, guided=guided, orders=orders, given=given
-    ).run()
-
-  @nn.nowrap
-  def steps(
-    self,
-    params: dict,
-    labels: Array,
-    keys: Array,
-    sampling: Sampling,
-    *,
-    guided: bool,
-    orders=None,
-    given: Given | None = None,
-  ) -> Steps:
-    """The steps of `generate` at level 0, to be run some at a time."""
     params = shared.expand(params, self.specs)
     levels = [kind(s, parent=None) for kind, s in zip(self.kinds, self.specs)]
     if not sampling.iterations:
@@ -290,14 +290,14 @@ class Labels(nn.Module):
     return table[labels] * known + none[0] * (1 - known)
 
 
-def from_config(model) -> Fractal:
+def from_config(model: ConfigDict) -> Fractal:
   """The model of a config's section `model`."""
   return Fractal(
     specs(model), model.classes, model.label_dropout, colour.from_config(model)
   )
 
 
-def init(net: Fractal, key):
+def init(net: Fractal, key: Array) -> dict:
   """Initial parameters, with their logical axes; under jit or eval_shape."""
   spec = net.specs[0]
   side = (spec.side,) * spec.rank
@@ -308,50 +308,51 @@ def init(net: Fractal, key):
   return shared.collapse(params, net.specs)
 
 
-def specs(model) -> tuple[Spec, ...]:
+def specs(model: ConfigDict) -> tuple[Spec, ...]:
   """The levels of a config's section `model`, outermost first."""
   last = len(model.sizes) - 1
   order = tuple(model.channel_order) or range(model.channels)
-  out = []
-  offered = None  # conditions that the level above can give
-  for i, kind in enumerate(model.kinds):
-    wanted = model.num_conds
-    if not isinstance(wanted, int):
-      wanted = wanted[i] if i < last else 1
-    elif offered is not None:
-      wanted = min(wanted, offered)
-    takes = 1 if i == last else KINDS[kind].takes(wanted)
-    offered = None if i == last else len(KINDS[kind].conditions(model.rank))
-    out.append(
-      Spec(
-        index=i,
-        side=model.sizes[i],
-        patch=model.sizes[i + 1] if i < last else 1,
-        rank=model.rank,
-        channels=model.channels,
-        values=model.num_values,
-        width=model.widths[i],
-        depth=model.depths[i],
-        heads=model.heads[i],
-        cond_width=model.widths[max(i - 1, 0)],
-        num_conds=takes,
-        out_conds=0,
-        kind=kind,
-        shares=shared.owners(model)[i],
-        guide=bool(model.guide and 0 < i < last and KINDS[kind].GUIDES),
-        mean=tuple(model.mean[c] for c in order),
-        std=tuple(model.std[c] for c in order),
-        dropout=model.dropout,
-        mask_law=model.mask_law,
-        mask_mean=model.mask_mean,
-        mask_std=model.mask_std,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-        unroll=model.depths[i] <= model.unroll,
-        chunks=model.chunks[i] if model.chunks else 1,
-        # 'auto' is found out on the devices of a run: see kernels/proof.py.
-        kernels='pallas' if model.kernels == 'pallas' else 'xla',
-      )
+  taken = [*conditions_taken(model), 0]
+  return tuple(
+    Spec(
+      index=i,
+      side=model.sizes[i],
+      patch=model.sizes[i + 1] if i < last else 1,
+      rank=model.rank,
+      channels=model.channels,
+      values=model.num_values,
+      width=model.widths[i],
+      depth=model.depths[i],
+      heads=model.heads[i],
+      cond_width=model.widths[max(i - 1, 0)],
+      num_conds=taken[i],
+      out_conds=taken[i + 1],
+      kind=kind,
+      shares=shared.owners(model)[i],
+      guide=bool(model.guide and 0 < i < last and KINDS[kind].GUIDES),
+      mean=tuple(model.mean[c] for c in order),
+      std=tuple(model.std[c] for c in order),
+      dropout=model.dropout,
+      mask_law=model.mask_law,
+      mask_mean=model.mask_mean,
+      mask_std=model.mask_std,
+      dtype=jnp.dtype(model.dtype),
+      remat=model.remat,
+      unroll=model.depths[i] <= model.unroll,
+      chunks=model.chunks[i] if model.chunks else 1,
+      # 'auto' is found out on the devices of a run: see kernels/proof.py.
+      kernels='pallas' if model.kernels == 'pallas' else 'xla',
     )
-  below = [s.num_conds for s in out[1:]] + [0]
-  return tuple(dataclasses.replace(s, out_conds=n) for s, n in zip(out, below))
+    for i, kind in enumerate(model.kinds)
+  )
+
+
+def conditions_taken(model: ConfigDict) -> list[int]:
+  """How many conditions each level takes from the one above it."""
+  out, offered = [], math.inf
+  for i, name in enumerate(model.kinds[:-1]):
+    wanted = model.num_conds
+    wanted = min(wanted, offered) if isinstance(wanted, int) else wanted[i]
+    out.append(KINDS[name].takes(wanted))
+    offered = len(KINDS[name].conditions(model.rank))
+  return [*out, 1]  # the pixel level reads the first alone
