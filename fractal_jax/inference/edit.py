@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fractal_jax.inference import inputs, sample, score
+from fractal_jax.inference import inputs, likelihood, sample
 from fractal_jax.inference.progress import Job
 from fractal_jax.models import fractal
 from fractal_jax.models.types import Given
@@ -44,7 +44,7 @@ def edit(
   )
   found = drawn.values
   if candidates > 1:
-    scores = yield from score.log_prob(
+    scores = yield from likelihood.log_prob(
       net, params, config, found, repeat(labels), **how
     )
     best = scores.reshape(-1, candidates).argmax(1)

@@ -1,4 +1,4 @@
-"""Bits per dimension of a split.
+"""Likelihoods: bits per dimension of a split, and of images at hand.
 
 Levels that send all patches down give the exact likelihood. For masked levels
 the model is any-order, and its likelihood is the mean over orders, estimated
@@ -17,9 +17,12 @@ import functools
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import cpu, sharding
+from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.types import Draws
@@ -68,7 +71,7 @@ def evaluate(
   config,
   split: str | None = None,
   *,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: Mesh | None = None,
   batch: int | None = None,
   num: int | None = None,
   passes: int | None = None,
@@ -163,42 +166,35 @@ def summarise(net, nats, pixels, guides, dropped: int) -> Likelihood:
   )
 
 
-def image_nats(
+def log_prob(
   net: fractal.Fractal,
   params: dict,
+  config: ConfigDict,
   images: np.ndarray,
-  labels: np.ndarray,
+  labels=None,
   *,
-  mesh: jax.sharding.Mesh | None = None,
-  batch: int = 64,
-  passes: int = 1,
+  mesh: Mesh | None = None,
+  passes: int | None = None,
   seed: int = 0,
+  batch: int | None = None,
 ) -> Job:
-  """A job: negative log-likelihoods of images at hand.
-
-  Args:
-    net: the model.
-    params: its parameters.
-    images: [n, S, (S,) C], the same on every host.
-    labels: [n] classes, -1 for "no class".
-    mesh: the mesh; one of the first device where None.
-    batch: images at a time, rounded up to what the mesh divides.
-    passes: random masks per image; exact models need just one.
-    seed: of the masks.
+  """The job of `api.Model.log_prob`, whose arguments and errors these are.
 
   Yields:
     Progress after each pass over a batch.
-
-  Returns:
-    Nats [n, passes], float64: where the model masks, estimates each.
   """
+  inputs.check_counts(passes=passes, batch=batch)
+  inputs.check_seed(seed)
+  images = inputs.check_images(images, config.model)
+  labels = inputs.labels_of(labels, len(images), config.model)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
-  passes = 1 if net.exact else passes
-  batch = sharding.padded_batch(min(batch, len(images)), mesh)
+  passes = 1 if net.exact else passes or config.eval.passes
+  batch = min(batch or config.eval.batch, len(images))
+  batch = sharding.padded_batch(batch, mesh)
   host, hosts = sharding.host_rows(mesh)
   mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
   key = jax.random.key(seed)
-  out = np.zeros((len(images), passes))
+  nats = np.zeros((len(images), passes))
   starts = range(0, len(images), batch)
   steps = [(s, i) for s in starts for i in range(passes)]
   for done, (start, i) in enumerate(steps):
@@ -211,10 +207,10 @@ def image_nats(
       'valid': index < len(images),
     }
     masks = Masks(key, first=start, number=i, offset=i / passes)
-    nats = _score(net, params, rows, masks, mesh)['nats']
-    out[start : start + batch, i] = nats[: len(images) - start]
+    found = _score(net, params, rows, masks, mesh)['nats']
+    nats[start : start + batch, i] = found[: len(images) - start]
     yield Progress('scoring', done + 1, len(steps))
-  return out
+  return -nats.mean(1)
 
 
 def _sums(per_image, seen):
