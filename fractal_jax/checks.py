@@ -141,6 +141,7 @@ def integer(least=None, most=None, also=()) -> Number:
   return Number(least=least, most=most, also=also, integer=True)
 
 
+FROM_0, FROM_1 = integer(least=0), integer(least=1)
 # Random keys are made of 32 bits; a larger seed would repeat a smaller one.
 SEED = integer(least=0, most=2**32 - 1)
 

@@ -17,6 +17,8 @@ from ml_collections import config_dict
 
 from fractal_jax import checks
 from fractal_jax.checks import (
+  FROM_0,
+  FROM_1,
   Choice,
   Each,
   Either,
@@ -38,7 +40,6 @@ class ConfigError(UserError, ValueError):
   """A config that breaks a rule; the message lists every broken rule."""
 
 
-FROM_0, FROM_1 = integer(least=0), integer(least=1)
 POSITIVE = Number(above=0)
 SHARE = Number(least=0, below=1)
 

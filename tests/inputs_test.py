@@ -74,8 +74,8 @@ def test_files_are_read_as_they_were_written(tmp_path):
     ({'mask': np.full((4, 4), 7)}, 'must be bool'),
     ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
     ({'labels': [0, 1]}, '2 labels for 1 images'),
-    ({'num': 0}, 'num=0 must be at least 1'),
-    ({'candidates': -1}, 'candidates=-1 must be at least 1'),
+    ({'num': 0}, 'num=0 must be a whole number at least 1'),
+    ({'candidates': -1}, 'candidates=-1 must be a whole number at least 1'),
   ],
 )
 def test_bad_requests_are_refused_in_words(change, words):

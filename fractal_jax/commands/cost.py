@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from fractal_jax import checks
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -16,16 +17,19 @@ def define_flags():
     'Memory and hours on it: data=1,fsdp=8,tensor=1. Axes left out are 1; one '
     'may be -1, the rest of --devices.',
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'devices', None, 'How many devices; unset: the product of --mesh.'
   )
   flags.DEFINE_string(
     'device', None, 'Their kind: v4, v5e, v5p, v6e, A100, H100 or H200.'
   )
-  flags.DEFINE_float(
-    'mfu', 0.4, 'Share of the peak FLOP/s that a step is assumed to reach.'
+  common.number_flag(
+    'mfu',
+    0.4,
+    'Share of the peak FLOP/s that a step is assumed to reach.',
+    checks.Number(above=0, most=1),
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'images', 1_281_167, "Images of an epoch; ImageNet's if unset."
   )
 
@@ -44,10 +48,6 @@ def run():
         f'--device={FLAGS.device}: --mesh needs one of '
         f'{", ".join(memory.DEVICES)}'
       )
-    if not 0 < FLAGS.mfu <= 1:
-      raise common.UsageError(f'--mfu={FLAGS.mfu} must be above 0, at most 1')
-    common.at_least('images', 1)
-    common.at_least('devices', 1)
     devices = set_mesh(config)
   common.say(cost.table(config))
   if devices:

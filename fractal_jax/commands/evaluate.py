@@ -21,7 +21,7 @@ def define_flags():
     'In place of --workdir, images of any model: a folder, or an .npz in the '
     "format of ADM's suite.",
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'num', 50_000, 'How many images: a multiple of the number of classes.'
   )
   run_flags()
@@ -42,11 +42,14 @@ def run_flags():
     'An .npz of reference statistics. Unset: those of the training split of '
     'the run, made once.',
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'batch', None, 'Images at a time; unset: sample.batch of the config.'
   )
-  flags.DEFINE_integer(
-    'seed', 0, 'Image i is a function of the seed and of i alone.'
+  common.number_flag(
+    'seed',
+    0,
+    'Image i is a function of the seed and of i alone.',
+    checks.SEED,
   )
   flags.DEFINE_string(
     'cache',
@@ -101,16 +104,8 @@ def run():
     common.say(f'numbers: {paths.absolute(FLAGS.out)}')
 
 
-def check_numbers():
-  """Refuses numbers of images, and seeds, that there can't be."""
-  for name, least in (('num', 1), ('batch', 1)):
-    common.at_least(name, least)
-  common.keeps('seed', checks.SEED)
-
-
 def check_flags():
   """Refuses flags that don't go together, before anything is loaded."""
-  check_numbers()
   if bool(FLAGS.workdir) == bool(FLAGS.images):
     raise common.UsageError(
       'give --workdir of a run, or --images=DIR or FILE.npz: one of them'

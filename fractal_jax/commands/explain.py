@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -11,11 +11,11 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The command's flags."""
   common.image_flags()
-  flags.DEFINE_integer(
+  common.number_flag(
     'passes',
     64,
     'Random masks that bits are averaged over, if any level is masked.',
-    lower_bound=2,
+    checks.integer(least=2),
   )
   flags.DEFINE_string(
     'out', 'explain', 'A folder for the maps as PNGs, bits.npy and report.html.'

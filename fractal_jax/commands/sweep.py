@@ -15,7 +15,7 @@ def define_flags():
   flags.DEFINE_list(
     'temperature', None, 'Values to try, each with each guidance.'
   )
-  flags.DEFINE_integer('num', 10_000, 'Images per setting.')
+  common.number_flag('num', 10_000, 'Images per setting.')
   evaluate.run_flags()
   common.drawing_flags()
   flags.DEFINE_string('out', 'sweep.csv', 'A .csv file for the numbers.')
@@ -31,7 +31,6 @@ def run():
   from fractal_jax.inference import sample
   from fractal_jax.metrics import results, sweep
 
-  evaluate.check_numbers()
   paths.check_output(FLAGS.out, '--out', ('.csv',))
   paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
   evaluate.cache()

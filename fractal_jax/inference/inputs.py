@@ -106,13 +106,17 @@ def labels_of(labels, n: int, model) -> np.ndarray:
 def check_counts(**counts) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
-    if value is not None and value < 1:
-      raise InputError(f'{name}={value} must be at least 1')
+    if value is not None:
+      _check_number(name, value, checks.FROM_1)
 
 
 def check_seed(seed: int) -> None:
   """Refuses a seed of more than 32 bits, which would repeat a smaller one."""
-  if wrong := checks.problem('seed', seed, checks.SEED):
+  _check_number('seed', seed, checks.SEED)
+
+
+def _check_number(name: str, value, rule: checks.Rule) -> None:
+  if wrong := checks.problem(name, value, rule):
     raise InputError(wrong)
 
 
