@@ -219,7 +219,7 @@ def rows_of(runs: Runs, seeds: int) -> list[dict]:
   for variant in study.variants:
     flops = cost.train_flops_per_image(configs.config_of(runs.name, variant))
     tried = itertools.product(study.peaks, range(seeds))
-    for peak, seed in sorted(tried, key=lambda x: (x[0], x[1])):
+    for peak, seed in tried:
       result = runs.result(variant, seed, peak)
       if result is None:
         continue
@@ -228,7 +228,7 @@ def rows_of(runs: Runs, seeds: int) -> list[dict]:
         dict(
           variant=variant,
           seed=f'{seed}',
-          bits_per_dim=f'{last["bits_per_dim"]:.5f}',
+          bits_per_dim=f'{last["bits_per_dim"]:.6f}',
           stderr_images=f'{last["stderr"]:.5f}',
           stderr_masks=f'{last["mc_stderr"]:.5f}',
           kind=kind(last),
@@ -249,15 +249,22 @@ def rows_of(runs: Runs, seeds: int) -> list[dict]:
   return out
 
 
-def with_earlier(rows: list[dict], path: pathlib.Path) -> list[dict]:
+def with_earlier(study, rows: list[dict], path: pathlib.Path) -> list[dict]:
   """The rows of a CSV, if there is one, with new ones in place of the same."""
-  name_of = lambda row: (row['variant'], float(row['peak_lr']), row['seed'])
+  places = {variant: i for i, variant in enumerate(study.variants)}
+  place = lambda row: (
+    places[row['variant']],
+    float(row['peak_lr']),
+    int(row['seed']),
+  )
   earlier = []
   if path.exists():
     with open(path, newline='') as file:
-      earlier = [{'curve': '', **row} for row in csv.DictReader(file)]
-  found = {name_of(row): row for row in [*earlier, *rows]}
-  return [found[name] for name in sorted(found)]
+      earlier = [
+        {**x, 'curve': x.get('curve', '')} for x in csv.DictReader(file)
+      ]
+  found = {place(row): row for row in [*earlier, *rows]}
+  return [found[at] for at in sorted(found)]
 
 
 def reported(study, rows: list[dict]) -> dict[str, dict[str, dict]]:
@@ -366,15 +373,15 @@ def plot(study, found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
     colour = f'C{i}'
     ends.plot([i] * len(bits), bits, 'o', color=colour, alpha=0.5)
     ends.plot([i - 0.25, i + 0.25], [statistics.mean(bits)] * 2, color=colour)
-    for j, row in enumerate(found[variant].values() if study.equal else ()):
+    if study.equal and str(TUNING_SEED) in found[variant]:
+      row = found[variant][str(TUNING_SEED)]
       flops = float(row['train_tflops']) / int(row['steps'])
       points = [point.split(':') for point in row['curve'].split()]
       axes[0, 0].plot(
         [int(step) * flops for step, _ in points],
         [float(bits) for _, bits in points],
         color=colour,
-        alpha=0.8,
-        label='' if j else variant,
+        label=variant,
       )
   ends.set_xticks(
     range(len(last)), [v.replace('_', '\n', 2) for v in last], fontsize=9
@@ -384,11 +391,11 @@ def plot(study, found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
   ends.set_title('at the end: one dot per seed, a line at the mean', fontsize=9)
   if study.equal:
     lowest, highest = min(map(min, last.values())), max(map(max, last.values()))
-    axes[0, 0].set_ylim(lowest - 0.02, highest + 0.1)
+    axes[0, 0].set_ylim(lowest - 0.02, highest + 0.45)
     axes[0, 0].set_xlabel('training TFLOPs')
     axes[0, 0].set_ylabel('validation bits/dim')
-    axes[0, 0].set_title('while training: one line per seed', fontsize=9)
-    axes[0, 0].legend(fontsize=9)
+    axes[0, 0].set_title(f'while training: seed {TUNING_SEED}', fontsize=9)
+    axes[0, 0].legend(fontsize=9, loc='upper right')
   figure.suptitle(study.question, fontsize=11)
   figure.savefig(path, dpi=120)
   plt.close(figure)
@@ -397,7 +404,7 @@ def plot(study, found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
 def report(runs: Runs, seeds: int, folder: pathlib.Path) -> str:
   """Writes NAME.csv, and from it NAME.md and NAME.png; returns the table."""
   name, study = runs.name, runs.study
-  rows = with_earlier(rows_of(runs, seeds), folder / f'{name}.csv')
+  rows = with_earlier(study, rows_of(runs, seeds), folder / f'{name}.csv')
   found = reported(study, rows)
   if not found:
     raise AblationError(f'no finished run of study {name} in {runs.out}')

@@ -50,7 +50,7 @@ from fractal_jax.models import fractal, masking  # noqa: E402
 from fractal_jax.planning import cost, memory  # noqa: E402
 from fractal_jax.training import optimizer, train, train_state  # noqa: E402
 
-# A chip's clock, bytes of HBM a second, FLOPs a second in bfloat16.
+# A chip's clock, bytes of HBM per second, FLOPs per second in bfloat16.
 CHIPS = {
   'v4': (1.05e9, 1228e9, 275e12),
   'v5e': (1.5e9, 819e9, 197e12),

@@ -1,7 +1,7 @@
 """The configuration of a run: every key with its default, and its checks.
 
 A config file in `configs/` calls `default()`, changes what differs, and
-returns the result: a plain ml_collections.ConfigDict of six flat sections. It
+returns the result: a plain ConfigDict of six flat sections. It
 is locked, so a misspelt key is an error that names the nearest one.
 
 `SECTIONS` is the one table of the keys. Each says what it is and its unit, what
@@ -12,8 +12,7 @@ value that breaks its rule, and then every rule that joins several keys.
 from collections.abc import Sequence
 import re
 
-import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
 from fractal_jax import checks
 from fractal_jax.checks import (
@@ -130,7 +129,7 @@ MODEL = {
     "'xla' never",
     'several times faster, with the same random draws'),
   'unroll': Key(0, FROM_0,
-    'layers: a stack of so many or fewer is unrolled, not looped over',
+    'layers: stacks of at most this many are written out, not looped over',
     'loops compile faster; unrolling a few layers runs faster'),
   'chunks': Key((), Each(FROM_1),
     'parts in which each level goes through its rows, to save memory; (): all '
@@ -185,8 +184,8 @@ OPTIM = {
     'global norm to which gradients are clipped; inf: not clipped',
     'published'),
   'spike': Key(0.0, Number(above=1, also=(0,)),
-    'an update is skipped whose loss is above so many times its running mean; '
-    '0: off. One that is not finite always is',
+    'an update is skipped if its loss is above this many times the running '
+    'mean; 0: never for that. One that is not finite is always skipped',
     'the published runs had no such guard'),
   'max_bad_steps': Key(10, FROM_1,
     'updates skipped one after another that stop the run',
@@ -292,7 +291,7 @@ SECTIONS = {
 }
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> ConfigDict:
   """The published recipe (section 5 of the paper) with no model chosen."""
 
   def value(key: Key):
@@ -300,13 +299,13 @@ def default() -> ml_collections.ConfigDict:
       return config_dict.FieldReference(key.default, field_type=object)
     return key.default
 
-  config = ml_collections.ConfigDict({'seed': SEED.default})
+  config = ConfigDict({'seed': SEED.default})
   for section, keys in SECTIONS.items():
     config[section] = {name: value(key) for name, key in keys.items()}
   return config.lock()
 
 
-def split_names(config) -> None:
+def split_names(config: ConfigDict) -> None:
   """Cuts names at commas: `--config.model.kinds=mar,ar,pixel`.
 
   ml_collections reads a list of numbers without quotes, but takes a list of
@@ -335,7 +334,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
       raise ConfigError(f'--{name} is given more than once: give it once')
 
 
-def problems(config) -> list[str]:
+def problems(config: ConfigDict) -> list[str]:
   """Every rule that the config breaks, each naming value, rule and remedy.
 
   The rules that join several keys of a section are looked at where each of its
@@ -358,7 +357,7 @@ def problems(config) -> list[str]:
   return out + sum(broken.values(), [])
 
 
-def _optim_problems(config, levels: int) -> list[str]:
+def _optim_problems(config: ConfigDict, levels: int) -> list[str]:
   """Rules that keys of section `optim` break together, or with the levels."""
   o, m = config.optim, config.model
   out = [
@@ -376,7 +375,7 @@ def _optim_problems(config, levels: int) -> list[str]:
   return out + shared.named_with_owners(m, 'model.init_levels', m.init_levels)
 
 
-def _mesh_problems(config) -> list[str]:
+def _mesh_problems(config: ConfigDict) -> list[str]:
   """Rules that keys of section `mesh` break together, or with the batch."""
   h, batch = config.mesh, config.optim.batch
   out = []
@@ -388,7 +387,7 @@ def _mesh_problems(config) -> list[str]:
   return out
 
 
-def sample_problems(sample, levels: int) -> list[str]:
+def sample_problems(sample: ConfigDict, levels: int) -> list[str]:
   """Rules that the keys of section `sample` break.
 
   Args:
@@ -404,7 +403,7 @@ def sample_problems(sample, levels: int) -> list[str]:
   return out
 
 
-def check(config) -> None:
+def check(config: ConfigDict) -> None:
   """Raises ConfigError listing every broken rule, before any compilation."""
   found = problems(config)
   if found:

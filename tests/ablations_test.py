@@ -87,7 +87,7 @@ def test_a_study_tunes_goes_on_and_reports(trained, tmp_path, monkeypatch):
   assert len(used) == 15
   seeds = [r for r in used if r['variant'] == 'flat']
   bits = [r['bits_per_dim'] for r in seeds]
-  assert bits == ['3.20000', '3.21000', '3.22000']
+  assert bits == ['3.200000', '3.210000', '3.220000']
   assert seeds[0]['curve'] == '200:4.2000 400:3.2000'
   c = ablations.configs.config_of('levels', 'flat')
   flops = cost.train_flops_per_image(c) * 32 * 400 / 1e12

@@ -1,5 +1,7 @@
 """Editing: what is under a mask is generated, given the rest."""
 
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.inference import inputs, likelihood, sample
@@ -10,13 +12,13 @@ from fractal_jax.models.types import Given
 
 def edit(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   images: np.ndarray,
   mask: np.ndarray,
   labels=None,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   num: int = 1,
   candidates: int = 1,
   seed: int = 0,

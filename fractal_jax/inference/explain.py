@@ -13,6 +13,8 @@ import itertools
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import sharding
@@ -118,12 +120,12 @@ class Question:
 
 def explain(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   image: np.ndarray,
   label: int | None = None,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   passes: int = 64,
   seed: int = 0,
   batch: int | None = None,
@@ -213,7 +215,7 @@ def _totals(maps: list[np.ndarray]) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=('net', 'parts'))
 def value_nats(
   net: fractal.Fractal,
-  params,
+  params: dict,
   question: Question,
   key: Array,
   index: Array,
@@ -254,7 +256,7 @@ def value_nats(
 
 
 def _value_nats(
-  net: fractal.Fractal, params, question: Question, draws: Draws
+  net: fractal.Fractal, params: dict, question: Question, draws: Draws
 ) -> list[Array]:
   """`value_nats` of one device's passes."""
   b = len(draws.ratio)

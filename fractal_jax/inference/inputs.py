@@ -4,7 +4,11 @@
 InputError.
 """
 
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import checks, paths, pictures
 from fractal_jax.errors import UserError
@@ -16,12 +20,12 @@ class InputError(UserError, ValueError):
   """An image, mask, label or setting that the model can't take."""
 
 
-def shape(model) -> tuple[int, ...]:
+def shape(model: ConfigDict) -> tuple[int, ...]:
   """The shape of one image, (S, (S,) C)."""
   return (model.sizes[0],) * model.rank + (model.channels,)
 
 
-def check_images(images, model) -> np.ndarray:
+def check_images(images: ArrayLike, model: ConfigDict) -> np.ndarray:
   """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1."""
   images = np.asarray(images)
   if images.shape[1:] != shape(model):
@@ -44,7 +48,7 @@ def check_images(images, model) -> np.ndarray:
   return images
 
 
-def check_mask(mask, images: np.ndarray) -> np.ndarray:
+def check_mask(mask: ArrayLike, images: np.ndarray) -> np.ndarray:
   """A mask, True where to generate, as bool [n, S, (S,) C].
 
   Args:
@@ -70,7 +74,7 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
   )
 
 
-def check_planes(mask: np.ndarray, model) -> None:
+def check_planes(mask: np.ndarray, model: ConfigDict) -> None:
   """Refuses masks of single channels where colours mix them."""
   if model.colour and (mask != mask[..., :1]).any():
     raise InputError(
@@ -80,7 +84,7 @@ def check_planes(mask: np.ndarray, model) -> None:
     )
 
 
-def check_labels(labels, model) -> np.ndarray:
+def check_labels(labels: ArrayLike, model: ConfigDict) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
   labels = np.atleast_1d(np.asarray(labels))
   if (
@@ -95,7 +99,9 @@ def check_labels(labels, model) -> np.ndarray:
   return labels.astype(np.int32)
 
 
-def labels_of(labels, n: int, model) -> np.ndarray:
+def labels_of(
+  labels: ArrayLike | None, n: int, model: ConfigDict
+) -> np.ndarray:
   """The class of each image, [n]: from one for all, n, or None (no class)."""
   labels = check_labels(-1 if labels is None else labels, model)
   if len(labels) not in (1, n):
@@ -123,7 +129,7 @@ def _check_number(name: str, value, rule: checks.Rule) -> None:
 # Files.
 
 
-def read_image(path: str, model) -> np.ndarray:
+def read_image(path: str, model: ConfigDict) -> np.ndarray:
   """An image file, or values in a .npy, as values [S, (S,) C]."""
   if path.endswith('.npy'):
     return check_images(_load(path)[None], model)[0]
@@ -142,7 +148,7 @@ def read_image(path: str, model) -> np.ndarray:
   return pictures.to_values(pixels.reshape(shape(model)), model)
 
 
-def read_mask(path: str, model) -> np.ndarray:
+def read_mask(path: str, model: ConfigDict) -> np.ndarray:
   """A mask from an image file, or a .npy, for `check_mask`.
 
   White or transparent is True: generate. A coloured image has one plane per
@@ -153,7 +159,7 @@ def read_mask(path: str, model) -> np.ndarray:
   return mask_of(_open(path, 'RGB'), model, path)
 
 
-def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
+def mask_of(pixels: np.ndarray, model: ConfigDict, name: str) -> np.ndarray:
   """A mask [S, S] or [S, S, 3] from shades [S, S, 3] of the image `name`."""
   planes = pixels >= 128
   if (planes == planes[..., :1]).all():
@@ -166,7 +172,13 @@ def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
   return planes
 
 
-def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
+def make_mask(
+  mode: str,
+  model: ConfigDict,
+  *,
+  box: Sequence[int] | None = None,
+  margin: int | None = None,
+) -> np.ndarray:
   """A mask [S, (S,)].
 
   Args:

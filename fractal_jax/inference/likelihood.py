@@ -68,7 +68,7 @@ class Masks:
 def evaluate(
   net: fractal.Fractal,
   params: dict,
-  config,
+  config: ConfigDict,
   split: str | None = None,
   *,
   mesh: Mesh | None = None,
@@ -219,7 +219,7 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
-def _score(net, params, rows: dict, masks: Masks, mesh) -> dict:
+def _score(net, params: dict, rows: dict, masks: Masks, mesh: Mesh) -> dict:
   """`score_batch` of this host's rows of a batch: NumPy arrays."""
   rows = {k: np.asarray(v).astype(np.int32) for k, v in rows.items()}
   placed = sharding.place(rows, mesh)
@@ -278,7 +278,7 @@ def score_batch(
   return jax.lax.with_sharding_constraint(out, jax.P())
 
 
-def _score_images(net, params, images, labels, draws):
+def _score_images(net, params: dict, images, labels, draws):
   """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
   result = net.score(params, images, labels, draws, train=False)
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))

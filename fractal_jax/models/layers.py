@@ -5,6 +5,7 @@ for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
 positions, no biases) for autoregressive ones. Axis letters: types.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,12 +37,14 @@ REMAT = {
 }
 
 
-def logical(init, *axes):
+def logical(init: Callable, *axes: str | None) -> Callable:
   """An initialiser of parameters with these logical axes (sharding.Rules)."""
   return nn.with_logical_partitioning(init, axes)
 
 
-def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
+def dense(
+  features: int, axes: tuple[str, str], dtype: jnp.dtype, *, bias: bool = True
+) -> nn.Dense:
   """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
   joins = 'width' if axes[1] == 'embed' else axes[1]  # see sharding.Rules
   return nn.Dense(
@@ -51,11 +54,10 @@ def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
     dot_general=products.dot_general(axes),
     kernel_init=logical(XAVIER, *axes),
     bias_init=logical(ZEROS, joins),
-    name=name,
   )
 
 
-def layer_norm(dtype, name=None) -> nn.LayerNorm:
+def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
   """LayerNorm, eps 1e-6; flax computes its statistics in float32."""
   return nn.LayerNorm(
     epsilon=1e-6,
@@ -63,17 +65,15 @@ def layer_norm(dtype, name=None) -> nn.LayerNorm:
     use_fast_variance=False,
     scale_init=logical(ONES, 'norm'),
     bias_init=logical(ZEROS, 'norm'),
-    name=name,
   )
 
 
-def rms_norm(dtype, name=None) -> nn.RMSNorm:
+def rms_norm(dtype: jnp.dtype) -> nn.RMSNorm:
   """RMSNorm, eps 1e-5, statistics in float32."""
   return nn.RMSNorm(
     epsilon=1e-5,
     dtype=dtype,
     scale_init=logical(ONES, 'norm'),
-    name=name,
   )
 
 
@@ -102,7 +102,13 @@ def rotate(x: Array, turns: Array) -> Array:
   return out.reshape(x.shape).astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
+def attend(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | None = None,
+  drop: Callable[[Array], Array] | None = None,
+) -> Array:
   """softmax(q k / sqrt(K)) v: [N, T, H, K], [N, S, H, K] to [N, T, H, K].
 
   Logits and softmax in float32. mask [T, S] is True where q may see k; `drop`
@@ -297,7 +303,9 @@ def swiglu_width(width: int) -> int:
   return -(-int(8 * width / 3) // 256) * 256
 
 
-def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
+def stack(
+  block: type, fields: dict, depth: int, remat: str, unroll: bool
+) -> nn.Module:
   """`depth` blocks, scanned; call it with (x, turns, train).
 
   Its parameters carry a leading axis `layers`. `unroll` writes the layers one
@@ -319,7 +327,14 @@ def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
   return scanned(**fields)
 
 
-def step_stack(block: nn.Module, params, x, cache, t, turns):
+def step_stack(
+  block: nn.Module,
+  params: dict,
+  x: Array,
+  cache: Array,
+  t: Array,
+  turns: Array | None,
+) -> tuple[Array, Array]:
   """One token through all layers of a `stack`, with its cache.
 
   Args:
@@ -349,7 +364,9 @@ def step_stack(block: nn.Module, params, x, cache, t, turns):
   return carry
 
 
-def narrow_stack(block: nn.Module, params, x, places) -> Array:
+def narrow_stack(
+  block: nn.Module, params: dict, x: Array, places: Array
+) -> Array:
   """A `stack` whose output is wanted at a few places.
 
   The last layer works for these alone: of all other tokens it needs keys and
@@ -383,6 +400,13 @@ def unrolls(depth: int) -> bool:
   return depth <= 8
 
 
-def empty_cache(depth, sequences, tokens, heads, head_size, dtype) -> Array:
+def empty_cache(
+  depth: int,
+  sequences: int,
+  tokens: int,
+  heads: int,
+  head_size: int,
+  dtype: jnp.dtype,
+) -> Array:
   """Keys and values [layers, 2, N, T, H, K] of no token yet."""
   return jnp.zeros((depth, 2, sequences, tokens, heads, head_size), dtype)

@@ -129,7 +129,7 @@ class Chores:
         self._writer.flush()
 
   def _due(self, every: int) -> bool:
-    """Whether it is time for what is done every so many steps; 0: never."""
+    """Whether what is done each `every` steps is due; 0: it never is."""
     return bool(every) and (
       self._done == self._total or self._done % every == 0
     )

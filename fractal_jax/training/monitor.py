@@ -4,6 +4,7 @@ import collections
 
 from clu import metrics as clu_metrics
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.errors import UserError
@@ -26,7 +27,12 @@ class Monitor:
   """
 
   def __init__(
-    self, config, total: int, progress: logs.Progress, writer, checkpoints
+    self,
+    config: ConfigDict,
+    total: int,
+    progress: logs.Progress,
+    writer,
+    checkpoints,
   ):
     """A monitor of one run.
 

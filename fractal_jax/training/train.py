@@ -44,7 +44,7 @@ UNSAVABLE = (
 
 
 def train(
-  config, workdir: str, *, profile: tuple[int, int] | None = None
+  config: ConfigDict, workdir: str, *, profile: tuple[int, int] | None = None
 ) -> TrainState:
   """Trains a model, from its work directory's last checkpoint if it has one.
 
@@ -159,7 +159,7 @@ def open_workdir(
 
 def announce(
   net: fractal.Fractal,
-  config,
+  config: ConfigDict,
   info: pipeline.Info,
   total: int,
   workdir: str,
@@ -200,7 +200,7 @@ def announce(
   )
 
 
-def initialise_levels(state: TrainState, config) -> TrainState:
+def initialise_levels(state: TrainState, config: ConfigDict) -> TrainState:
   """Takes model.init_levels from the run model.init_from, if it names one."""
   m = config.model
   if not m.init_from:
@@ -249,7 +249,7 @@ def compile_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
   state: TrainState,
-  config,
+  config: ConfigDict,
   batch: dict[str, jax.Array],
   *,
   mesh: Mesh,
@@ -267,7 +267,7 @@ def jitted_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
   state: TrainState,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> Callable:
@@ -283,7 +283,7 @@ def jitted_step(
 def make_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> Callable:
@@ -336,7 +336,7 @@ def make_step(
 def loss_fn(
   net: fractal.Fractal,
   params: dict,
-  config,
+  config: ConfigDict,
   batch: dict[str, jax.Array],
   key: jax.Array,
   *,
