@@ -136,7 +136,9 @@ class Either:
     return f'{self.one}, or {self.other}'
 
 
-def integer(least=None, most=None, also=()) -> Number:
+def integer(
+  least: int | None = None, most: int | None = None, also: tuple[int, ...] = ()
+) -> Number:
   """The rule of an integer."""
   return Number(least=least, most=most, also=also, integer=True)
 
@@ -163,7 +165,7 @@ class Key:
   why: str = ''
 
 
-def problem(name: str, value, rule: Rule, doc: str = '') -> str | None:
+def problem(name: str, value: object, rule: Rule, doc: str = '') -> str | None:
   """The message about a value that breaks a rule, or None if it keeps it.
 
   Args:
@@ -178,7 +180,9 @@ def problem(name: str, value, rule: Rule, doc: str = '') -> str | None:
   return f'{name}={shown!r} must be {rule}' + (f' ({doc})' if doc else '')
 
 
-def problems(section: str, values, keys: Mapping[str, Key]) -> list[str]:
+def problems(
+  section: str, values: Mapping, keys: Mapping[str, Key]
+) -> list[str]:
   """The messages about the values of a section that break their own rule.
 
   Args:

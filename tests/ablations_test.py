@@ -110,3 +110,12 @@ def test_studies_share_the_runs_of_their_base(trained, tmp_path):
     other.train_all(1)
   with pytest.raises(ablations.AblationError, match='no finished run'):
     ablations.report(ablations.Runs('mask', tmp_path), 1, tmp_path)
+
+
+def test_the_page_shows_the_tables_that_were_written():
+  docs = pathlib.Path(ablations.__file__).parent.parent / 'docs'
+  page = (docs / 'ablations.md').read_text()
+  tables = list((docs / 'ablations').glob('*.md'))
+  assert len(tables) >= 7
+  for table in tables:
+    assert table.read_text() in page, table.name

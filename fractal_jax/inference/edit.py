@@ -3,6 +3,7 @@
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax.inference import inputs, likelihood, sample
 from fractal_jax.inference.progress import Job
@@ -16,7 +17,7 @@ def edit(
   config: ConfigDict,
   images: np.ndarray,
   mask: np.ndarray,
-  labels=None,
+  labels: ArrayLike | None = None,
   *,
   mesh: Mesh | None = None,
   num: int = 1,

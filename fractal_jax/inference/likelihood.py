@@ -11,6 +11,7 @@ rounded colours, fewer than the image has: that is no likelihood of it, and said
 to be none.
 """
 
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import cpu, sharding
 from fractal_jax.inference import inputs
@@ -76,7 +78,7 @@ def evaluate(
   num: int | None = None,
   passes: int | None = None,
   conditional: bool = False,
-  progress=lambda batches: batches,
+  progress: Callable[[Iterable], Iterable] = lambda batches: batches,
 ) -> Likelihood:
   """Bits per dimension of a split, on any mesh and number of hosts.
 
@@ -134,7 +136,13 @@ def evaluate(
   return summarise(net, np.concatenate(nats), pixels, guides, dropped)
 
 
-def summarise(net, nats, pixels, guides, dropped: int) -> Likelihood:
+def summarise(
+  net: fractal.Fractal,
+  nats: np.ndarray,
+  pixels: np.ndarray,
+  guides: np.ndarray,
+  dropped: int,
+) -> Likelihood:
   """The Likelihood of scored images.
 
   Args:
@@ -171,7 +179,7 @@ def log_prob(
   params: dict,
   config: ConfigDict,
   images: np.ndarray,
-  labels=None,
+  labels: ArrayLike | None = None,
   *,
   mesh: Mesh | None = None,
   passes: int | None = None,
@@ -229,7 +237,7 @@ def _score(net, params: dict, rows: dict, masks: Masks, mesh: Mesh) -> dict:
 
 
 @functools.cache
-def scorer():
+def scorer() -> Callable:
   """`score_batch`, compiled. Made when first used: its options are of JAX's
   backend."""
   options = cpu.forward_options()

@@ -1,6 +1,7 @@
 """What the metrics of a step say: log lines, skipped updates, when to stop."""
 
 import collections
+from collections.abc import Mapping
 
 from clu import metrics as clu_metrics
 import jax
@@ -161,13 +162,13 @@ class Averages:
     return {k.replace('__', '/'): v for k, v in found.compute().items()}
 
 
-def levels(metrics) -> list[str]:
+def levels(metrics: Mapping) -> list[str]:
   """The trained subtrees of the parameters that the metrics tell of."""
   prefix = 'grad_norm/'
   return [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
 
 
-def skip_causes(metrics) -> list[str]:
+def skip_causes(metrics: Mapping) -> list[str]:
   """What was wrong with a skipped update: levels, or its loss."""
   if metrics['spike']:
     return ['steps', SPIKE]
@@ -177,7 +178,7 @@ def skip_causes(metrics) -> list[str]:
   return ['steps', *(bad or ['the total'])]
 
 
-def described(causes) -> str:
+def described(causes: collections.Counter) -> str:
   """'not finite: level_0 2, level_1 1; a loss above optim.spike 1'."""
   bad = [f'{k} {n}' for k, n in sorted(causes.items()) if k != SPIKE]
   parts = [f'not finite: {", ".join(bad)}'] if bad else []
