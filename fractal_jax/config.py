@@ -237,49 +237,30 @@ EVAL = {
     'enough over many images'),
 }
 
-# fmt: on
-
 SAMPLE = {
-  'every': Key(
-    5000,
-    integer(least=0),
+  'every': Key(5000, FROM_0,
     'steps between grids of samples in training; 0: never',
-    'with each checkpoint',
-  ),
-  'num': Key(64, integer(least=1), 'images of such a grid'),
-  'batch': Key(64, integer(least=1), 'images at a time, over all devices'),
-  'guidance': Key(
-    1.0,
-    Number(least=0),
-    'scale of classifier-free guidance; 1: none',
-    'the plain model',
-  ),
-  'schedule': Key(
-    'linear',
-    Choice(('linear', 'constant')),
+    'with each checkpoint'),
+  'num': Key(64, FROM_1, 'images of such a grid'),
+  'batch': Key(64, FROM_1, 'images at a time, over all devices'),
+  'guidance': Key(1.0, Number(least=0),
+    'scale of classifier-free guidance; 1: none', 'the plain model'),
+  'schedule': Key('linear', Choice(('linear', 'constant')),
     'how guidance goes from 1 to its scale over the steps of level 0',
-    'published',
-  ),
-  'temperature': Key(
-    1.0,
-    Number(above=0),
+    'published'),
+  'temperature': Key(1.0, POSITIVE,
     'what logits are divided by: below 1 is sharper. The published flag '
     'multiplies them, and is 1 over this',
-    'the plain model',
-  ),
-  'filter_threshold': Key(
-    1e-4,
-    Number(least=0, below=1),
+    'the plain model'),
+  'filter_threshold': Key(1e-4, SHARE,
     'probability below which a value is not made likelier by guidance',
-    'published',
-  ),
-  'iterations': Key(
-    (),
-    Each(integer(least=1)),
+    'published'),
+  'iterations': Key((), Each(FROM_1),
     'generation steps of each level above pixels; (): one per patch',
-    'the slowest, and the best for any kind of level',
-  ),
+    'the slowest, and the best for any kind of level'),
 }
+
+# fmt: on
 
 SECTIONS = {
   'model': MODEL,
