@@ -7,8 +7,9 @@ trains every variant of a study with every seed (`training.train`), and writes
 into --report a table (STUDY.md), one row per run (STUDY.csv) and a plot
 (STUDY.png). Runs lie under --out; one that is finished is never run again, not
 for another study either, so the same command goes on where it was stopped, and
-with more seeds adds to what is there. `--notrain` writes the report of what is
-there.
+with more seeds adds to what is there. The table and the plot are made of the
+CSV, to which the runs under --out are added: `--notrain` makes them anew
+without any run.
 
 Studies that change a model's size try their peak learning rates on seed 0, from
 the lowest up to the first that is not clearly better than the one before, and
@@ -17,9 +18,11 @@ studies read --data, an .npz of emoji of 64x64 (`images`, `labels`,
 `label_names`), halved twice by averaging; a fixed tenth is held out.
 """
 
+from collections.abc import Callable
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
@@ -136,17 +139,12 @@ class Runs:
 
   def peak(self, variant: str) -> float | None:
     """The learning rate to use, from the tuning seed; None: not known yet."""
-    peaks = self.study.peaks
-    best = None
-    for peak in peaks if len(peaks) > 1 else ():
+
+    def bits(peak: float) -> float | None:
       result = self.result(variant, TUNING_SEED, peak)
-      if result is None:
-        return None
-      bits = score(result)['bits_per_dim']
-      if best is not None and bits > best[0] - CLEARLY:
-        break
-      best = bits, peak
-    return best[1] if best else peaks[0]
+      return result and score(result)['bits_per_dim']
+
+    return best_peak(self.study.peaks, bits)
 
   def train_all(self, seeds: int) -> None:
     """Trains what is missing: first to tune, then seed by seed."""
@@ -158,16 +156,28 @@ class Runs:
       for variant in self.study.variants:
         self.train(variant, seed, self.peak(variant))
 
-  def found(self, seeds: int) -> dict[str, dict[int, dict]]:
-    """Results by variant and seed, of what is there."""
-    out = {}
-    for variant in self.study.variants:
-      peak = self.peak(variant)
-      for seed in range(seeds) if peak is not None else ():
-        result = self.result(variant, seed, peak)
-        if result is not None:
-          out.setdefault(variant, {})[seed] = result
-    return out
+
+def best_peak(
+  peaks: tuple[float, ...], bits: Callable[[float], float | None]
+) -> float | None:
+  """The learning rate before the first that is not clearly better.
+
+  Args:
+    peaks: the learning rates, the lowest first; one alone needs no trial.
+    bits: bits/dim with a learning rate, or None where it was not tried.
+
+  Returns:
+    The learning rate, or None where more must be tried.
+  """
+  best = None
+  for peak in peaks if len(peaks) > 1 else ():
+    found = bits(peak)
+    if found is None:
+      return None
+    if best is not None and found > best[0] - CLEARLY:
+      break
+    best = found, peak
+  return best[1] if best else peaks[0]
 
 
 def curve(path: pathlib.Path) -> list[dict]:
@@ -203,103 +213,157 @@ def spread(values) -> str:
   return f'{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}'
 
 
-def rows(runs: Runs, found, costs) -> list[dict]:
-  """One row per run, for the CSV."""
-  out = []
-  for variant, results in found.items():
-    for seed, result in results.items():
-      c = runs.config(variant, seed, runs.peak(variant))
-      flops = costs[variant].total('training')
-      last = score(result)
+def rows_of(runs: Runs, seeds: int) -> list[dict]:
+  """A row for each finished run, as texts; those that tuned, too."""
+  study, out = runs.study, []
+  for variant in study.variants:
+    flops = cost.train_flops_per_image(configs.config_of(runs.name, variant))
+    tried = itertools.product(study.peaks, range(seeds))
+    for peak, seed in tried:
+      result = runs.result(variant, seed, peak)
+      if result is None:
+        continue
+      c, last = runs.config(variant, seed, peak), score(result)
       out.append(
         dict(
           variant=variant,
-          seed=seed,
-          bits_per_dim=f'{last["bits_per_dim"]:.5f}',
+          seed=f'{seed}',
+          bits_per_dim=f'{last["bits_per_dim"]:.6f}',
           stderr_images=f'{last["stderr"]:.5f}',
           stderr_masks=f'{last["mc_stderr"]:.5f}',
           kind=kind(last),
-          parameters=costs[variant].params,
+          parameters=f'{cost.cost(c).params}',
           train_mflops_image=f'{flops / 1e6:.2f}',
           train_tflops=f'{flops * c.optim.batch * c.optim.steps / 1e12:.4f}',
-          peak_lr=runs.peak(variant),
-          batch=c.optim.batch,
-          steps=c.optim.steps,
+          peak_lr=f'{peak:g}',
+          batch=f'{c.optim.batch}',
+          steps=f'{c.optim.steps}',
           wall_seconds=f'{result["wall_seconds"]:.0f}',
           cpu_seconds=f'{result["cpu_seconds"]:.0f}',
+          curve=' '.join(
+            f'{point["step"]}:{point["bits_per_dim"]:.4f}'
+            for point in result['curve']
+          ),
         )
       )
   return out
 
 
-def difference(results: dict, first: dict) -> str:
+def with_earlier(study, rows: list[dict], path: pathlib.Path) -> list[dict]:
+  """The rows of a CSV, if there is one, with new ones in place of the same."""
+  places = {variant: i for i, variant in enumerate(study.variants)}
+  place = lambda row: (
+    places[row['variant']],
+    float(row['peak_lr']),
+    int(row['seed']),
+  )
+  earlier = []
+  if path.exists():
+    with open(path, newline='') as file:
+      earlier = [
+        {**x, 'curve': x.get('curve', '')} for x in csv.DictReader(file)
+      ]
+  found = {place(row): row for row in [*earlier, *rows]}
+  return [found[at] for at in sorted(found)]
+
+
+def reported(study, rows: list[dict]) -> dict[str, dict[str, dict]]:
+  """Rows with the learning rate that was chosen, by variant and seed."""
+  out = {}
+  for variant in study.variants:
+    own = [row for row in rows if row['variant'] == variant]
+    tried = {
+      float(row['peak_lr']): float(row['bits_per_dim'])
+      for row in own
+      if row['seed'] == str(TUNING_SEED)
+    }
+    peak = best_peak(study.peaks, tried.get)
+    by_seed = {r['seed']: r for r in own if float(r['peak_lr']) == peak}
+    if by_seed:
+      out[variant] = by_seed
+  return out
+
+
+def bits_of(by_seed: dict[str, dict]) -> list[float]:
+  """Bits/dim of each seed."""
+  return [float(row['bits_per_dim']) for row in by_seed.values()]
+
+
+def difference(by_seed: dict[str, dict], first: dict[str, dict]) -> str:
   """Mean difference to the first variant over common seeds, its std. error."""
-  bits = lambda x: score(x)['bits_per_dim']
-  both = [bits(results[s]) - bits(first[s]) for s in results if s in first]
-  if results is first or not both:
+  common = [seed for seed in by_seed if seed in first]
+  if by_seed is first or not common:
     return ''
+  ours, theirs = (bits_of({s: x[s] for s in common}) for x in (by_seed, first))
+  both = [a - b for a, b in zip(ours, theirs)]
   text = f'{statistics.mean(both):+.4f}'
   if len(both) > 1:
     text += f' ± {statistics.stdev(both) / math.sqrt(len(both)):.4f}'
   return text
 
 
-def table(runs: Runs, found, costs) -> str:
+def markdown(lines: list[tuple]) -> str:
+  """A table whose first line is its head."""
+  lines = [lines[0], ('---',) * len(lines[0]), *lines[1:]]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def table(study, found: dict[str, dict[str, dict]]) -> str:
   """The study as a Markdown table, one row per variant."""
   head = (
     'variant', 'seeds', 'bits/dim', 'difference', 'what the bits are',
     'parameters', 'training MFLOPs per image', 'peak learning rate',
     'CPU s per run', 'wall s',
   )  # fmt: skip
-  lines = [head, ('---',) * len(head)]
+  lines = [head]
   first = next(iter(found.values()))
-  for variant, results in found.items():
-    mean = lambda name, r=results: statistics.mean(x[name] for x in r.values())
+  for variant, by_seed in found.items():
+    one = next(iter(by_seed.values()))
+    seconds = (
+      f'{statistics.mean(float(row[name]) for row in by_seed.values()):.0f}'
+      for name in ('cpu_seconds', 'wall_seconds')
+    )
     lines.append(
       (
         variant,
-        str(len(results)),
-        spread([score(x)['bits_per_dim'] for x in results.values()]),
-        difference(results, first),
-        kind(score(next(iter(results.values())))),
-        f'{costs[variant].params:,}',
-        f'{costs[variant].total("training") / 1e6:.1f}',
-        f'{runs.peak(variant):g}',
-        f'{mean("cpu_seconds"):.0f}',
-        f'{mean("wall_seconds"):.0f}',
+        str(len(by_seed)),
+        spread(bits_of(by_seed)),
+        difference(by_seed, first),
+        one['kind'],
+        f'{int(one["parameters"]):,}',
+        f'{float(one["train_mflops_image"]):.1f}',
+        one['peak_lr'],
+        *seconds,
       )
     )
-  text = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-  tuning = tuned(runs)
-  return text + ('\n\n' + tuning if tuning else '') + '\n'
+  return markdown(lines)
 
 
-def tuned(runs: Runs) -> str:
-  """What the learning rates came to, seed 0."""
-  peaks = runs.study.peaks
-  if len(peaks) == 1:
-    return ''
-  head = ('peak learning rate (seed 0)', *(f'{p:g}' for p in peaks))
-  lines = [head, ('---',) * len(head)]
-  for variant in runs.study.variants:
-    results = [runs.result(variant, TUNING_SEED, p) for p in peaks]
-    bits = ['' if r is None else f'{score(r)["bits_per_dim"]:.4f}'
-            for r in results]  # fmt: skip
-    lines.append((variant, *bits))
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+def tuned(study, rows: list[dict]) -> str:
+  """What the learning rates came to, on the tuning seed."""
+  bits = {
+    (row['variant'], float(row['peak_lr'])): f'{float(row["bits_per_dim"]):.4f}'
+    for row in rows
+    if row['seed'] == str(TUNING_SEED)
+  }
+  head = ('peak learning rate (seed 0)', *(f'{p:g}' for p in study.peaks))
+  return markdown(
+    [head]
+    + [
+      (v, *(bits.get((v, p), '') for p in study.peaks)) for v in study.variants
+    ]
+  )
 
 
-def plot(runs: Runs, found, costs, path: pathlib.Path) -> None:
+def plot(study, found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
   """Bits/dim of every seed; against compute, where sizes are compared."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  last = {
-    v: [score(x)['bits_per_dim'] for x in r.values()] for v, r in found.items()
-  }
-  panels = 2 if runs.study.equal else 1
+  last = {variant: bits_of(by_seed) for variant, by_seed in found.items()}
+  panels = 2 if study.equal else 1
   figure, axes = plt.subplots(
     1, panels, figsize=(4.5 * panels + 1, 3.6), squeeze=False,
     layout='constrained',
@@ -309,45 +373,51 @@ def plot(runs: Runs, found, costs, path: pathlib.Path) -> None:
     colour = f'C{i}'
     ends.plot([i] * len(bits), bits, 'o', color=colour, alpha=0.5)
     ends.plot([i - 0.25, i + 0.25], [statistics.mean(bits)] * 2, color=colour)
-    if runs.study.equal:
-      c = runs.config(variant, 0, runs.peak(variant))
-      flops = costs[variant].total('training') * c.optim.batch / 1e12
-      for j, result in enumerate(found[variant].values()):
-        x = [point['step'] * flops for point in result['curve']]
-        y = [point['bits_per_dim'] for point in result['curve']]
-        label = f'{variant}' if not j else None
-        axes[0, 0].plot(x, y, color=colour, alpha=0.8, label=label)
-  ends.set_xticks(range(len(last)), last, fontsize=9)
+    if study.equal and str(TUNING_SEED) in found[variant]:
+      row = found[variant][str(TUNING_SEED)]
+      flops = float(row['train_tflops']) / int(row['steps'])
+      points = [point.split(':') for point in row['curve'].split()]
+      axes[0, 0].plot(
+        [int(step) * flops for step, _ in points],
+        [float(bits) for _, bits in points],
+        color=colour,
+        label=variant,
+      )
+  ends.set_xticks(
+    range(len(last)), [v.replace('_', '\n', 2) for v in last], fontsize=9
+  )
   ends.set_xlim(-0.6, len(last) - 0.4)
   ends.set_ylabel('validation bits/dim')
   ends.set_title('at the end: one dot per seed, a line at the mean', fontsize=9)
-  if runs.study.equal:
-    lowest = min(map(min, last.values()))
-    axes[0, 0].set_ylim(lowest - 0.02, lowest + 0.3)
+  if study.equal:
+    lowest, highest = min(map(min, last.values())), max(map(max, last.values()))
+    axes[0, 0].set_ylim(lowest - 0.02, highest + 0.45)
     axes[0, 0].set_xlabel('training TFLOPs')
     axes[0, 0].set_ylabel('validation bits/dim')
-    axes[0, 0].set_title('while training: one line per seed', fontsize=9)
-    axes[0, 0].legend(fontsize=9)
-  figure.suptitle(runs.study.question, fontsize=11)
+    axes[0, 0].set_title(f'while training: seed {TUNING_SEED}', fontsize=9)
+    axes[0, 0].legend(fontsize=9, loc='upper right')
+  figure.suptitle(study.question, fontsize=11)
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
 
 def report(runs: Runs, seeds: int, folder: pathlib.Path) -> str:
-  """Writes NAME.md, NAME.csv and NAME.png; returns the table."""
-  name, found = runs.name, runs.found(seeds)
+  """Writes NAME.csv, and from it NAME.md and NAME.png; returns the table."""
+  name, study = runs.name, runs.study
+  rows = with_earlier(study, rows_of(runs, seeds), folder / f'{name}.csv')
+  found = reported(study, rows)
   if not found:
     raise AblationError(f'no finished run of study {name} in {runs.out}')
   folder.mkdir(parents=True, exist_ok=True)
-  costs = {v: cost.cost(runs.config(v, 0, runs.peak(v))) for v in found}
-  each = rows(runs, found, costs)
   with open(folder / f'{name}.csv', 'w', newline='') as file:
-    writer = csv.DictWriter(file, each[0], lineterminator='\n')
+    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
     writer.writeheader()
-    writer.writerows(each)
-  text = table(runs, found, costs)
+    writer.writerows(rows)
+  text = table(study, found) + '\n'
+  if len(study.peaks) > 1:
+    text += '\n' + tuned(study, rows) + '\n'
   (folder / f'{name}.md').write_text(text)
-  plot(runs, found, costs, folder / f'{name}.png')
+  plot(study, found, folder / f'{name}.png')
   return text
 
 

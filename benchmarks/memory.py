@@ -45,7 +45,7 @@ QUICK = {
   'xla_llvm_disable_expensive_passes': True,
 }
 
-# Config, changes of its model, mesh (data, fsdp, tensor), images a device.
+# Config, changes of its model, mesh (data, fsdp, tensor), images per device.
 MAR, AR = 'mini:mar', 'mini:ar'
 CASES = [
   (AR, dict(remat='none'), (1, 1, 1), 16),

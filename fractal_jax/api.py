@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
-from fractal_jax.inference import edit, explain, inputs, sample, score
+from fractal_jax.inference import edit, explain, inputs, likelihood, sample
 from fractal_jax.inference.progress import Progress, result_of, stream
 from fractal_jax.models import fractal
 from fractal_jax.models.kernels import proof
@@ -33,7 +33,7 @@ from fractal_jax.training import checkpoint, restore, train_state
 JOBS = {
   'sample': functools.partial(sample.images, stepwise=True),
   'edit': functools.partial(edit.edit, stepwise=True),
-  'log_prob': score.log_prob,
+  'log_prob': likelihood.log_prob,
   'explain': explain.explain,
 }
 
@@ -254,7 +254,7 @@ class Model:
     Raises:
       inputs.InputError: images or labels that the model can't take.
     """
-    job = score.log_prob(
+    job = likelihood.log_prob(
       self.net,
       self.params,
       self.config,

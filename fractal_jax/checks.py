@@ -40,7 +40,7 @@ class Number:
     most: the largest number that is allowed.
     below: a larger number than any that is allowed.
     also: values with a meaning of their own, which need not be in the range.
-    whole: whether only integers are allowed.
+    integer: whether only integers are allowed.
   """
 
   least: float | None = None
@@ -48,16 +48,16 @@ class Number:
   most: float | None = None
   below: float | None = None
   also: tuple[float, ...] = ()
-  whole: bool = False
+  integer: bool = False
 
   def holds(self, value) -> bool:
-    kind = numbers.Integral if self.whole else numbers.Real
+    kind = numbers.Integral if self.integer else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
       return False
-    if self.whole and self.most is None and value > LARGEST:
+    if self.integer and self.most is None and value > LARGEST:
       return False
     return value in self.also or (
-      (self.whole or math.isfinite(value))
+      (self.integer or math.isfinite(value))
       and (self.least is None or value >= self.least)
       and (self.above is None or value > self.above)
       and (self.most is None or value <= self.most)
@@ -72,7 +72,7 @@ class Number:
       'below': self.below,
     }
     ends = [f'{word} {end}' for word, end in ends.items() if end is not None]
-    text = 'a whole number' if self.whole else 'a finite number'
+    text = 'a whole number' if self.integer else 'a finite number'
     text = ' '.join([text, ' and '.join(ends)]).strip()
     return ', or '.join([text, *map(str, self.also)])
 
@@ -144,13 +144,16 @@ class Either:
 LARGEST = 2**31 - 1
 
 
-def whole(least=None, most=None, also=()) -> Number:
+def integer(
+  least: int | None = None, most: int | None = None, also: tuple[int, ...] = ()
+) -> Number:
   """The rule of an integer."""
-  return Number(least=least, most=most, also=also, whole=True)
+  return Number(least=least, most=most, also=also, integer=True)
 
 
+FROM_0, FROM_1 = integer(least=0), integer(least=1)
 # Random keys are made of 32 bits; a larger seed would repeat a smaller one.
-SEED = whole(least=0, most=2**32 - 1)
+SEED = integer(least=0, most=2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Key:
   why: str = ''
 
 
-def problem(name: str, value, rule: Rule, doc: str = '') -> str | None:
+def problem(name: str, value: object, rule: Rule, doc: str = '') -> str | None:
   """The message about a value that breaks a rule, or None if it keeps it.
 
   Args:
@@ -190,7 +193,9 @@ def problem(name: str, value, rule: Rule, doc: str = '') -> str | None:
   return text + (f' ({doc})' if doc else '')
 
 
-def problems(section: str, values, keys: Mapping[str, Key]) -> list[str]:
+def problems(
+  section: str, values: Mapping, keys: Mapping[str, Key]
+) -> list[str]:
   """The messages about the values of a section that break their own rule.
 
   Args:

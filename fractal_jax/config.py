@@ -24,7 +24,7 @@ from fractal_jax.checks import (
   Key,
   Number,
   Text,
-  whole,
+  integer,
 )
 from fractal_jax.errors import UserError
 from fractal_jax.models import fractal, layers, masking, orders, rules, shared
@@ -49,7 +49,7 @@ SEED = Key(
 MODEL = {
   'sizes': Key(
     (64, 4, 1),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'side, in values, of the squares that each level sees; the last is 1',
     'the published 64x64 models: 16x16 patches of 4x4 pixels',
   ),
@@ -61,25 +61,25 @@ MODEL = {
   ),
   'widths': Key(
     (1024, 512, 128),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'width of the transformer of each level',
     'published',
   ),
   'depths': Key(
     (32, 8, 3),
-    Each(whole(least=0)),
+    Each(integer(least=0)),
     'transformer blocks of each level; the pixel level may have none',
     'published',
   ),
   'heads': Key(
     (16, 8, 4),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'attention heads of each level, which divide its width',
     'published',
   ),
   'num_conds': Key(
     5,
-    Either(whole(least=1), Each(whole(least=1))),
+    Either(integer(least=1), Each(integer(least=1))),
     'conditions that a level takes from the one above: one number for all, of '
     'which levels take fewer where fewer are given, or one for each level '
     'above pixels',
@@ -94,7 +94,7 @@ MODEL = {
   ),
   'share': Key(
     (),
-    Each(whole(least=0)),
+    Each(integer(least=0)),
     'for each level, the level whose blocks it uses: its own, or an earlier '
     'one of equal blocks, width, depth and heads; (): all have their own; '
     '(0, 0, 2): level 1 uses those of level 0',
@@ -103,10 +103,10 @@ MODEL = {
   'rank': Key(
     2, Choice((1, 2)), '1: series [S, C]; 2: images [S, S, C]', 'images'
   ),
-  'channels': Key(3, whole(least=1), 'values per pixel or time step', 'RGB'),
+  'channels': Key(3, integer(least=1), 'values per pixel or time step', 'RGB'),
   'num_values': Key(
     256,
-    whole(least=2),
+    integer(least=2),
     'values that a channel can take: 0 to num_values - 1',
     '8 bits',
   ),
@@ -139,13 +139,13 @@ MODEL = {
   ),
   'channel_order': Key(
     (),
-    Each(whole(least=0)),
+    Each(integer(least=0)),
     'order in which channels are predicted, by number; (): as they are; '
     '(1, 0, 2): green, red, blue. All else that is per channel stays in the '
     'order of the data',
     'published',
   ),
-  'classes': Key(1000, whole(least=1), 'classes of the data', "ImageNet's"),
+  'classes': Key(1000, integer(least=1), 'classes of the data', "ImageNet's"),
   'channel_weights': Key(
     (5.0, 1.0, 1.0),
     Each(Number(least=0)),
@@ -200,13 +200,13 @@ MODEL = {
   ),
   'unroll': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'layers: a stack of so many or fewer is unrolled, not looped over',
     'loops compile faster; unrolling a few layers runs faster',
   ),
   'chunks': Key(
     (),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'parts in which each level goes through its rows, to save memory; (): all '
     'at once. `fractal-jax cost --mesh` says how many it takes',
     'the fastest',
@@ -218,7 +218,7 @@ MODEL = {
     'Hugging Face Hub, that gives some levels',
   ),
   'init_levels': Key(
-    (), Each(whole(least=0)), 'numbers of the levels that init_from gives'
+    (), Each(integer(least=0)), 'numbers of the levels that init_from gives'
   ),
 }
 
@@ -252,16 +252,16 @@ DATA = {
   ),
   'shift': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'pixels by which training shifts images at most, edges repeated',
     'published',
   ),
   'stride': Key(
-    1, whole(least=1), 'rows between two windows of a series', 'every window'
+    1, integer(least=1), 'rows between two windows of a series', 'every window'
   ),
   'rows': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'rows of each series, its first, that training and validation may use; 0: '
     'as the file says (`train` of an .npz), or all',
   ),
@@ -301,7 +301,7 @@ DATA = {
   ),
   'threads': Key(
     16,
-    whole(least=1),
+    integer(least=1),
     'threads per host that decode images',
     'enough for the models here on hosts of many cores',
   ),
@@ -309,7 +309,7 @@ DATA = {
 
 OPTIM = {
   'batch': Key(
-    2048, whole(least=1), 'images per step, over all devices', 'published'
+    2048, integer(least=1), 'images per step, over all devices', 'published'
   ),
   'epochs': Key(
     800.0,
@@ -317,7 +317,7 @@ OPTIM = {
     'passes over the data, where steps is 0',
     'published',
   ),
-  'steps': Key(0, whole(least=0), 'steps of training; 0: as epochs says'),
+  'steps': Key(0, integer(least=0), 'steps of training; 0: as epochs says'),
   'lr': Key(
     5e-5,
     Number(above=0),
@@ -369,7 +369,7 @@ OPTIM = {
   ),
   'max_bad_steps': Key(
     10,
-    whole(least=1),
+    integer(least=1),
     'updates skipped one after another that stop the run',
     'a few bad batches pass, a broken run does not go on',
   ),
@@ -380,30 +380,30 @@ OPTIM = {
     'far longer than a step takes',
   ),
   'frozen': Key(
-    (), Each(whole(least=0)), 'numbers of the levels that are not trained'
+    (), Each(integer(least=0)), 'numbers of the levels that are not trained'
   ),
-  'log_every': Key(100, whole(least=1), 'steps between lines of the log'),
+  'log_every': Key(100, integer(least=1), 'steps between lines of the log'),
   'save_every': Key(
     5000,
-    whole(least=1),
+    integer(least=1),
     'steps between checkpoints',
     'eight epochs of the published recipe',
   ),
   'keep': Key(
     2,
-    whole(least=1),
+    integer(least=1),
     'latest checkpoints that are kept; the best one is, too',
     'one to go on from, and one before it',
   ),
   'keep_every': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'steps: checkpoints of multiples of it are kept for good; 0: none',
     'they take space',
   ),
 }
 
-AXIS = whole(least=1, also=(-1,))
+AXIS = integer(least=1, also=(-1,))
 MESH = {
   'data': Key(
     -1,
@@ -426,13 +426,13 @@ MESH = {
   ),
   'slices': Key(
     1,
-    whole(least=1),
+    integer(least=1),
     'TPU slices, or hosts, that a slow network joins',
     'one',
   ),
   'groups': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'groups of images that are compacted by themselves, and never cross '
     'devices; 0: one per device of the batch. A fixed number makes runs equal '
     'on any mesh',
@@ -443,15 +443,15 @@ MESH = {
 EVAL = {
   'every': Key(
     5000,
-    whole(least=0),
+    integer(least=0),
     'steps between likelihoods of data.val_split; 0: never',
     'with each checkpoint',
   ),
-  'batch': Key(256, whole(least=1), 'images at a time, over all devices'),
-  'num': Key(0, whole(least=0), 'images; 0: all of the split'),
+  'batch': Key(256, integer(least=1), 'images at a time, over all devices'),
+  'num': Key(0, integer(least=0), 'images; 0: all of the split'),
   'passes': Key(
     1,
-    whole(least=1),
+    integer(least=1),
     'Monte-Carlo passes over each image, for mar levels',
     'enough over many images',
   ),
@@ -460,12 +460,12 @@ EVAL = {
 SAMPLE = {
   'every': Key(
     5000,
-    whole(least=0),
+    integer(least=0),
     'steps between grids of samples in training; 0: never',
     'with each checkpoint',
   ),
-  'num': Key(64, whole(least=1), 'images of such a grid'),
-  'batch': Key(64, whole(least=1), 'images at a time, over all devices'),
+  'num': Key(64, integer(least=1), 'images of such a grid'),
+  'batch': Key(64, integer(least=1), 'images at a time, over all devices'),
   'guidance': Key(
     1.0,
     Either(Number(least=0), Each(Number(least=0))),
@@ -489,7 +489,7 @@ SAMPLE = {
   ),
   'resample': Key(
     0,
-    whole(least=0),
+    integer(least=0),
     'values that are drawn without guidance, for guidance to choose one of '
     'them; 0: values are drawn from the guided distribution itself',
     'published',
@@ -510,7 +510,7 @@ SAMPLE = {
   ),
   'iterations': Key(
     (),
-    Each(whole(least=1)),
+    Each(integer(least=1)),
     'generation steps of each level above pixels; (): one per patch',
     'the slowest, and the best for any kind of level',
   ),
@@ -530,12 +530,12 @@ SAMPLE = {
   ),
   'candidates': Key(
     1,
-    whole(least=1),
+    integer(least=1),
     'images that are drawn of each that is wanted, or of each sample.keep',
     'no image is rejected',
   ),
   'keep': Key(
-    1, whole(least=1), 'how many of so many candidates are kept: the best'
+    1, integer(least=1), 'how many of so many candidates are kept: the best'
   ),
   'keep_by': Key(
     'class',

@@ -267,7 +267,7 @@ def check_numbers() -> None:
   for name in FLAGS:
     flag = FLAGS[name]
     if flag.flag_type() == 'int' and name != 'seed' and flag.value is not None:
-      if wrong := checks.problem(f'--{name}', flag.value, checks.whole()):
+      if wrong := checks.problem(f'--{name}', flag.value, checks.integer()):
         raise common.UsageError(wrong)
 
 

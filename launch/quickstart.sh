@@ -22,7 +22,7 @@ python benchmarks/digits_baselines.py --fast
 echo "== Training a FractalAR on the digits"
 fractal-jax train --config=configs/digits.py --workdir="$workdir"
 
-echo "== Generating digits, a class a column, and a movie of it"
+echo "== Generating digits, a class per column, and a movie of it"
 fractal-jax sample --workdir="$workdir" --num=60 \
   --out="$workdir/samples.png" --movie="$workdir/samples.gif"
 

@@ -81,12 +81,24 @@ def test_a_study_tunes_goes_on_and_reports(trained, tmp_path, monkeypatch):
   assert '| flat | 3.2150 | 3.2000 | 3.2300 |  |' in text
   with open(tmp_path / 'report' / 'levels.csv') as file:
     rows = list(csv.DictReader(file))
-  assert len(rows) == 15
-  assert [r['bits_per_dim'] for r in rows[:2]] == ['3.20000', '3.21000']
+  assert len(rows) == 15 + 5 * 2  # two learning rates were tried and left
+  assert len({tuple(r.values()) for r in rows}) == 25
+  used = [r for r in rows if r['peak_lr'] == '0.003']
+  assert len(used) == 15
+  seeds = [r for r in used if r['variant'] == 'flat']
+  bits = [r['bits_per_dim'] for r in seeds]
+  assert bits == ['3.200000', '3.210000', '3.220000']
+  assert seeds[0]['curve'] == '200:4.2000 400:3.2000'
   c = ablations.configs.config_of('levels', 'flat')
   flops = cost.train_flops_per_image(c) * 32 * 400 / 1e12
-  assert rows[0]['train_tflops'] == f'{flops:.4f}'
-  assert (tmp_path / 'report' / 'levels.png').stat().st_size > 10_000
+  assert seeds[0]['train_tflops'] == f'{flops:.4f}'
+  plot = tmp_path / 'report' / 'levels.png'
+  assert plot.stat().st_size > 10_000
+  plot.unlink()
+  # The same report again, from the CSV alone.
+  none = ablations.Runs('levels', tmp_path / 'none')
+  assert ablations.report(none, 3, tmp_path / 'report') == text
+  assert plot.stat().st_size > 10_000
 
 
 def test_studies_share_the_runs_of_their_base(trained, tmp_path):
@@ -98,3 +110,12 @@ def test_studies_share_the_runs_of_their_base(trained, tmp_path):
     other.train_all(1)
   with pytest.raises(ablations.AblationError, match='no finished run'):
     ablations.report(ablations.Runs('mask', tmp_path), 1, tmp_path)
+
+
+def test_the_page_shows_the_tables_that_were_written():
+  docs = pathlib.Path(ablations.__file__).parent.parent / 'docs'
+  page = (docs / 'ablations.md').read_text()
+  tables = list((docs / 'ablations').glob('*.md'))
+  assert len(tables) >= 7
+  for table in tables:
+    assert table.read_text() in page, table.name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fractal_jax import checks
-from fractal_jax.checks import Choice, Each, Either, Flag, Number, Text, whole
+from fractal_jax.checks import Choice, Each, Either, Flag, Number, Text, integer
 
 INF, NAN = float('inf'), float('nan')
 
@@ -19,9 +19,9 @@ INF, NAN = float('inf'), float('nan')
      'a finite number at least 0 and below 1'),
     (Number(above=0, also=(INF,)), [INF, 1], [-INF, NAN, 0],
      'a finite number above 0, or inf'),
-    (whole(1), [1, np.int64(3), 2**31 - 1], [0, 1.0, True, '1', (1,), 2**31],
+    (integer(1), [1, np.int64(3), 2**31 - 1], [0, 1.0, True, '1', (1,), 2**31],
      'a whole number at least 1'),
-    (whole(1, also=(-1,)), [-1, 1], [0, -2],
+    (integer(1, also=(-1,)), [-1, 1], [0, -2],
      'a whole number at least 1, or -1'),
     (checks.SEED, [0, 2**32 - 1], [-1, 2**32, 2**63, 1.0],
      'a whole number at least 0 and at most 4294967295'),
@@ -30,9 +30,9 @@ INF, NAN = float('inf'), float('nan')
     (Flag(), [True, False], [0, 1, 'True'], 'True or False'),
     (Choice(('a', 'b')), ['a'], ['', 'c', 0, None], "'a' or 'b'"),
     (Choice((1, 2)), [1], [3, True, 1.0, '1'], '1 or 2'),
-    (Each(whole(1)), [(), (1,), [2, 3]], [1, (0,), ('a,b',), 'ab'],
+    (Each(integer(1)), [(), (1,), [2, 3]], [1, (0,), ('a,b',), 'ab'],
      'a tuple of which each entry is a whole number at least 1'),
-    (Either(whole(1), Each(whole(1))), [1, (1,)], [0, (0,), 'a'],
+    (Either(integer(1), Each(integer(1))), [1, (1,)], [0, (0,), 'a'],
      'a whole number at least 1, or a tuple of which each entry is a whole '
      'number at least 1'),
   ],
@@ -51,12 +51,12 @@ def test_problem_names_value_rule_and_meaning():
   assert found == (
     'optim.lr=nan must be a finite number above 0 (learning rate)'
   )
-  assert checks.problem('steps', 2**40, whole(0)) == (
+  assert checks.problem('steps', 2**40, integer(0)) == (
     f'steps={2**40} must be a whole number at least 0, and at most {2**31 - 1}'
   )
   assert checks.problem('seed', 2**40, checks.SEED).count('at most') == 1
   keys = {
-    'a': checks.Key(1, whole(1), 'first'),
+    'a': checks.Key(1, integer(1), 'first'),
     'b': checks.Key('', Text(), 'second'),
   }
   assert checks.problems('s', {'a': 1}, keys) == []

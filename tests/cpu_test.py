@@ -1,4 +1,4 @@
-"""Huge pages, for which the program starts again; a device a core; options."""
+"""Huge pages, for which the program starts again; devices of cores; options."""
 
 import os
 import subprocess

@@ -185,7 +185,7 @@ def test_progress_line_at_most_so_often_but_always_at_the_end(
   for step in range(10, 101, 10):
     now[0] += 2.0
     speeds.append(progress.update(step, 1.0, 2.0))
-  assert speeds == [20.0] * 10  # 5 steps a second of 4 images
+  assert speeds == [20.0] * 10  # 5 steps of 4 images per second
   out = capsys.readouterr().out.splitlines()
   assert [int(x.split()[1].split('/')[0]) for x in out] == [10, 40, 70, 100]
   assert out[0] == (

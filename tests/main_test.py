@@ -188,7 +188,11 @@ def test_cost_prints_the_papers_total():
     ),
     (2, ['likelihood', '--workdir=X'], ['X', 'config.json']),
     (2, ['demo', '--workdir=X'], ['X', 'config.json']),
-    (1, ['sample', '--workdir=X', '--num=0'], ['--num=0', 'positive']),
+    (
+      1,
+      ['sample', '--workdir=X', '--num=0'],
+      ['--num=0', 'must be a whole number at least 1'],
+    ),
     (2, ['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
     (
       2,

@@ -11,7 +11,7 @@ from fractal_jax import api, sharding
 from fractal_jax.data import pipeline, series
 from fractal_jax.data.common import DataError
 from fractal_jax.errors import UserError
-from fractal_jax.inference import inputs, score
+from fractal_jax.inference import inputs, likelihood
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import Draws
 from fractal_jax.series import (
@@ -166,7 +166,7 @@ def test_bits_of_a_window_sum_to_its_log_prob():
   labels = np.array([0, 2], np.int32)
   config = settings.settings(100)
   wanted = result_of(
-    score.log_prob(net, params, _with(config, c), images, labels)
+    likelihood.log_prob(net, params, _with(config, c), images, labels)
   )
   windows = scores.Windows(images, labels, np.arange(2))
   mesh = sharding.single_device_mesh()

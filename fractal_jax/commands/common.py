@@ -20,6 +20,22 @@ class UsageError(UserError, ValueError):
   """Flags that don't go together, or a value out of range."""
 
 
+def number_flag(
+  name: str,
+  default: float | None,
+  text: str,
+  rule: checks.Number = checks.FROM_1,
+) -> None:
+  """A flag of a number, which is refused if it is set and breaks a rule."""
+  define = flags.DEFINE_integer if rule.integer else flags.DEFINE_float
+  define(name, default, text)
+  flags.register_validator(
+    name,
+    lambda value: value is None or rule.holds(value),
+    f'must be {rule}',
+  )
+
+
 def distributed_flags():
   """Where the processes of a job on several hosts find each other."""
   flags.DEFINE_bool(
@@ -223,12 +239,7 @@ def one_value(name: str, value):
 
 def batch_flag():
   """How many images are worked on at a time."""
-  flags.DEFINE_integer(
-    'batch',
-    None,
-    "Images at a time; the config's if unset.",
-    lower_bound=1,
-  )
+  number_flag('batch', None, "Images at a time; the config's if unset.")
 
 
 def metrics_flags():
@@ -298,11 +309,11 @@ def image_flags():
   """The run, and one image that it is asked about."""
   workdir_flags()
   flags.DEFINE_string('image', None, 'An image file, or a .npy of values.')
-  flags.DEFINE_integer(
+  number_flag(
     'index',
     None,
     'In place of --image: the number of an image in --split, from 0.',
-    lower_bound=0,
+    checks.FROM_0,
   )
   flags.DEFINE_string(
     'split', None, 'The split of --index; the validation split if unset.'
@@ -312,7 +323,7 @@ def image_flags():
     None,
     "The image's class, by name or number; unset or 'none': no class.",
   )
-  flags.DEFINE_integer('seed', 0, 'The same seed gives the same draws.')
+  number_flag('seed', 0, 'The same seed gives the same draws.', checks.SEED)
 
 
 def the_image(config):
@@ -376,26 +387,6 @@ def use_cores(images: int) -> None:
 
   if not FLAGS.distributed:
     cpu.use_cores(images)
-
-
-def at_least(name: str, least: int) -> None:
-  """Refuses a flag's number below a bound."""
-  value = FLAGS[name].value
-  if value is not None and value < least:
-    raise UsageError(f'--{name}={value} must be at least {least}')
-
-
-def keeps(name: str, rule) -> None:
-  """Raises UsageError unless a flag is unset, or its value keeps a rule.
-
-  Args:
-    name: of the flag.
-    rule: a checks.Rule, for a seed checks.SEED.
-  """
-  value = FLAGS[name].value
-  found = value is not None and checks.problem(f'--{name}', value, rule)
-  if found:
-    raise UsageError(found)
 
 
 def integers(name: str, values: list[str]) -> tuple[int, ...]:

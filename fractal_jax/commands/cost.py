@@ -6,6 +6,7 @@ fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
 
 from absl import flags
 
+from fractal_jax import checks
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -21,14 +22,17 @@ def define_flags():
     'Memory and hours on it: data=1,fsdp=8,tensor=1. Axes left out are 1; one '
     'may be -1, the rest of the devices.',
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'devices', None, 'How many devices; unset: the product of --mesh.'
   )
   flags.DEFINE_string(
     'device', None, 'Their kind: v4, v5e, v5p, v6e, A100, H100 or H200.'
   )
-  flags.DEFINE_float(
-    'mfu', 0.4, 'Share of the peak FLOP/s that a step is assumed to reach.'
+  common.number_flag(
+    'mfu',
+    0.4,
+    'Share of the peak FLOP/s that a step is assumed to reach.',
+    checks.Number(above=0, most=1),
   )
   flags.DEFINE_string(
     'topology',
@@ -36,7 +40,7 @@ def define_flags():
     "In place of --device and --devices: ask the TPUs' compiler. A chip and "
     'how many: v5e:8x8, v6e:4x4, v5p:4x4x2. It takes libtpu, and minutes.',
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'images', 1_281_167, "Images of an epoch; ImageNet's if unset."
   )
 
@@ -50,8 +54,6 @@ def run():
   config_lib.check(config)
   if FLAGS.show:
     return common.show_config()
-  common.at_least('images', 1)
-  common.at_least('devices', 1)
   if FLAGS.mesh is not None:
     set_mesh(config)
   if FLAGS.topology is not None:
@@ -81,8 +83,6 @@ def check_counting(config) -> int:
       f'--device={FLAGS.device}: --mesh needs one of '
       f'{", ".join(memory.DEVICES)}, or --topology'
     )
-  if not 0 < FLAGS.mfu <= 1:
-    raise common.UsageError(f'--mfu={FLAGS.mfu} must be above 0, at most 1')
   axes = [config.mesh[axis] for axis in sharding.AXES]
   if FLAGS.devices is None and -1 in axes:
     raise common.UsageError('--mesh: an axis of -1 needs --devices')

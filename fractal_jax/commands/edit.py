@@ -41,12 +41,11 @@ def define_flags():
     'How many pixels outpaint and uncrop generate at each side; a quarter of '
     'the side if unset.',
   )
-  flags.DEFINE_integer('num', 8, 'How many completions.', lower_bound=1)
-  flags.DEFINE_integer(
+  common.number_flag('num', 8, 'How many completions.')
+  common.number_flag(
     'candidates',
     1,
     'Draws of which each completion is the likeliest.',
-    lower_bound=1,
   )
   common.batch_flag()
   common.sampling_flags()

@@ -24,7 +24,7 @@ def define_flags():
     'folder, one with a folder for each class, by name or number, or an .npz '
     "in the format of ADM's suite.",
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'num', 50_000, 'How many images: a multiple of the number of classes.'
   )
   run_flags()
@@ -46,11 +46,14 @@ def run_flags():
     'An .npz of reference statistics. Unset: those of the training split of '
     'the --workdir, made once.',
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'batch', None, 'Images at a time; unset: sample.batch of the config.'
   )
-  flags.DEFINE_integer(
-    'seed', 0, 'Image i is a function of the seed and of i alone.'
+  common.number_flag(
+    'seed',
+    0,
+    'Image i is a function of the seed and of i alone.',
+    checks.SEED,
   )
   flags.DEFINE_string(
     'cache',
@@ -111,16 +114,8 @@ def run():
     common.write_numbers(FLAGS.out, found)
 
 
-def check_numbers():
-  """Refuses numbers of images, and seeds, that there can't be."""
-  for name, least in (('num', 1), ('batch', 1)):
-    common.at_least(name, least)
-  common.keeps('seed', checks.SEED)
-
-
 def check_flags():
   """Refuses flags that don't go together, before anything is loaded."""
-  check_numbers()
   if not (FLAGS.workdir or FLAGS.images):
     raise common.UsageError(
       'give --workdir of a run, or --images=DIR or FILE.npz'

@@ -5,7 +5,7 @@ fractal-jax explain --workdir=runs/digits --index=0 --out=explain
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -14,11 +14,11 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The command's flags."""
   common.image_flags()
-  flags.DEFINE_integer(
+  common.number_flag(
     'passes',
     64,
     'Random masks that bits are averaged over, if any level is masked.',
-    lower_bound=2,
+    checks.integer(least=2),
   )
   flags.DEFINE_string(
     'out', 'explain', 'A folder for the maps as PNGs, bits.npy and report.html.'

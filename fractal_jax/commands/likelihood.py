@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -23,19 +23,18 @@ def define_flags():
     "run's own; images of another size are cropped and resized as in training.",
   )
   flags.DEFINE_string('split', None, 'The validation split if unset.')
-  flags.DEFINE_integer(
+  common.number_flag(
     'num',
     None,
     "How many images; 0: the whole split. The config's eval.num if unset.",
-    lower_bound=0,
+    checks.FROM_0,
   )
   common.batch_flag()
-  flags.DEFINE_integer(
+  common.number_flag(
     'passes',
     None,
     'Random masks per image, if any level is masked: more, less noise. The '
     "config's eval.passes if unset.",
-    lower_bound=1,
   )
   flags.DEFINE_bool('conditional', False, 'Give the labels to the model.')
   flags.DEFINE_string('out', None, 'A .json file for the numbers.')

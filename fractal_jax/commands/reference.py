@@ -5,7 +5,7 @@ fractal-jax reference --data=photos --size=64 --out=ref.npz
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -22,12 +22,17 @@ def define_flags():
     'In place of --config: a folder with a folder of images per class, or '
     'an .npz file.',
   )
-  flags.DEFINE_integer('size', None, 'With --data: the side of the images.')
-  flags.DEFINE_integer('channels', 3, 'With --data: 3, or 1 for grey.')
-  flags.DEFINE_integer('values', 256, 'With --data: values are 0 to this - 1.')
+  common.number_flag('size', None, 'With --data: the side of the images.')
+  common.number_flag('channels', 3, 'With --data: 3, or 1 for grey.')
+  common.number_flag(
+    'values',
+    256,
+    'With --data: values are 0 to this - 1.',
+    checks.integer(least=2),
+  )
   flags.DEFINE_string('split', None, 'Split; the training split if unset.')
-  flags.DEFINE_integer('num', 0, 'Images; 0: the whole split.')
-  flags.DEFINE_integer('batch', None, 'Images at a time.')
+  common.number_flag('num', 0, 'Images; 0: the whole split.', checks.FROM_0)
+  common.number_flag('batch', None, 'Images at a time.')
   flags.DEFINE_string('out', None, 'The .npz file to write.')
   flags.mark_flag_as_required('out')
   common.metrics_flags()
@@ -43,8 +48,6 @@ def run():
   from fractal_jax.data import pipeline
   from fractal_jax.metrics import features, reference, weights
 
-  common.at_least('num', 0)
-  common.at_least('batch', 1)
   paths.check_output(FLAGS.out, '--out', ('.npz',))
   config = the_config()
   features.check_model(config.model)
@@ -86,8 +89,6 @@ def the_config():
     raise common.UsageError(
       '--data needs --size, the side that images are cropped to'
     )
-  for name, least in (('size', 1), ('channels', 1), ('values', 2)):
-    common.at_least(name, least)
   config = config_lib.default()
   with config.unlocked():
     name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'

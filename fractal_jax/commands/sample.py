@@ -6,7 +6,7 @@ fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -15,14 +15,15 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The command's flags."""
   common.workdir_flags()
-  flags.DEFINE_integer(
+  common.number_flag(
     'num',
     None,
     "How many images; the config's sample.num if unset.",
-    lower_bound=1,
   )
   common.batch_flag()
-  flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.')
+  common.number_flag(
+    'seed', 0, 'Image i depends on the seed and i alone.', checks.SEED
+  )
   flags.DEFINE_list(
     'labels',
     None,

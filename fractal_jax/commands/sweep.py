@@ -36,8 +36,8 @@ def define_flags():
   flags.DEFINE_multi_string(
     'interval', None, 'An interval to try, such as 0.1,0.8; give several flags.'
   )
-  flags.DEFINE_integer('num', 10_000, 'Images per setting and seed.')
-  flags.DEFINE_integer(
+  common.number_flag('num', 10_000, 'Images per setting and seed.')
+  common.number_flag(
     'seeds', 1, 'Seeds per setting, from --seed on: they make the error bars.'
   )
   evaluate.run_flags()
@@ -59,8 +59,6 @@ def run():
   from fractal_jax.inference import sample
   from fractal_jax.metrics import results, sweep
 
-  evaluate.check_numbers()
-  common.at_least('seeds', 1)
   paths.check_output(FLAGS.out, '--out', ('.csv',))
   paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
   evaluate.cache()

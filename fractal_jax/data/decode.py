@@ -9,7 +9,7 @@ the same rules:
   `imagenet2012`, whose published crop leaves images as they are stored.
 - Transparent pixels are composited on white. So the transparent pixels of a
   mask are white, too: they are generated.
-- Images of more than 8 bits a value are refused, also where Pillow would cut
+- Images of more than 8 bits per value are refused, also where Pillow would cut
   them to 8 bits without a word. (AVIF is the exception: its decoder scales 10
   and 12 bits to 8.) CMYK, palettes and black-and-white are converted.
 - Images of too many pixels, or of an extreme shape, are refused by their
@@ -118,7 +118,7 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     )
   if _is_deep(image):
     raise ImageError(
-      f'{name} has more than 8 bits a value (mode {image.mode}): convert it '
+      f'{name} has more than 8 bits per value (mode {image.mode}): convert it '
       'to 8 bits'
     )
 

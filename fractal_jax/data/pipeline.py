@@ -250,8 +250,8 @@ def eval_batches(
   Args:
     config: the config; reads data and the model's shape.
     split: such as config.data.val_split.
-    batch: examples a batch, over all hosts; where the split has fewer, no more
-      than `parts` needs to hold them.
+    batch: examples per batch, over all hosts; where the split has fewer,
+      no more than `parts` needs to hold them.
     process_index: this host, h.
     process_count: number of hosts; each gets b = batch / hosts rows.
     num: 0 for the whole split in its own order; else only so many examples,

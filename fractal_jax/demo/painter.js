@@ -1,5 +1,5 @@
 // A canvas on which a mask is painted pixel by pixel. `props.value` is
-// {image: data URL or null, side, channels, mask}: a digit a pixel, whose bit k
+// {image: data URL or null, side, channels, mask}: a digit per pixel, whose bit k
 // says that channel k is to be generated. See painter.py.
 let drag = null; // while the pointer is down: the digit that is painted
 let last = null; // the pixel that it was at

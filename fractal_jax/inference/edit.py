@@ -1,8 +1,11 @@
 """Editing: what is under a mask is generated, given the rest."""
 
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fractal_jax.inference import inputs, sample, score
+from fractal_jax.inference import inputs, likelihood, sample
 from fractal_jax.inference.progress import Job
 from fractal_jax.models import fractal
 from fractal_jax.models.types import Given
@@ -10,13 +13,13 @@ from fractal_jax.models.types import Given
 
 def edit(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   images: np.ndarray,
   mask: np.ndarray,
-  labels=None,
+  labels: ArrayLike | None = None,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   num: int = 1,
   candidates: int = 1,
   seed: int = 0,
@@ -49,7 +52,7 @@ def edit(
   )
   found = drawn.values
   if candidates > 1:
-    scores = yield from score.log_prob(
+    scores = yield from likelihood.log_prob(
       net, params, config, found, repeat(labels), **how
     )
     best = scores.reshape(-1, candidates).argmax(1)

@@ -13,6 +13,8 @@ import itertools
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import sharding
@@ -118,12 +120,12 @@ class Question:
 
 def explain(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   image: np.ndarray,
   label: int | None = None,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   passes: int = 64,
   seed: int = 0,
   batch: int | None = None,
@@ -144,32 +146,32 @@ def explain(
   passes = 1 if net.exact else passes
   batch = min(batch or config.eval.batch, passes)
   batch = sharding.padded_batch(batch, mesh)
-  questions = [_question(net, image, label)]
-  told = _told(net, label)
-  questions += [_question(net, image, label, x) for x in told]
   key, parts = jax.random.key(seed), sharding.batch_devices(mesh)
-  found, dropped = [[] for _ in questions], 0
-  starts = range(0, passes, batch)
-  steps = list(itertools.product(range(len(questions)), starts))
+  told, dropped = _questions(net, image, label), 0
+  found = [[] for _ in told]  # of each question: the maps of each batch
+  steps = list(itertools.product(range(len(told)), range(0, passes, batch)))
   for done, (i, start) in enumerate(steps):
     index = start + np.arange(batch)
     with jax.set_mesh(mesh):
       *maps, lost = jax.device_get(
-        value_nats(net, params, questions[i], key, index, parts=parts)
+        value_nats(net, params, told[i][-1], key, index, parts=parts)
       )
     found[i].append(maps)
     dropped += int(lost.sum())
     yield Progress('explaining', done + 1, len(steps))
   maps, *without = [_bits(batches, passes) for batches in found]
+  total = _totals(maps)
+  conditions = []
+  for (level, name, _), fewer in zip(told[1:], without):
+    more = _totals(fewer) - total  # by the same masks
+    worth = float(more.mean()), float(_stderr(more))
+    conditions.append(Condition(level, name, *worth))
   flops = np.array([level.forward for level in cost.cost(config).levels])
   return Explanation(
     each=maps[-1],
     guide_bits=tuple(g.mean(0) for g in maps[:-1]),
-    stderr=float(_stderr(_totals(maps))),
-    conditions=tuple(
-      _condition(level, name, maps, x)
-      for (level, name, _), x in zip(told, without)
-    ),
+    stderr=float(_stderr(total)),
+    conditions=tuple(conditions),
     flops=tuple((flops / flops.sum()).tolist()),
     sides=tuple(s.patch for s in net.specs[:-1]),
     exact=net.exact,
@@ -178,30 +180,25 @@ def explain(
   )
 
 
-def _told(net: fractal.Fractal, label: int) -> list[tuple[int, str, int]]:
-  """What levels are told: (the level, the condition's name, its number)."""
-  out = [(0, 'class', 0)] if label >= 0 else []
-  for kind, spec in zip(net.kinds, net.specs[:-1]):
-    names = kind.conditions(spec.rank)[: spec.out_conds]
-    out += [(spec.index + 1, name, i) for i, name in enumerate(names)]
-  return out
+def _questions(
+  net: fractal.Fractal, image: np.ndarray, label: int
+) -> list[tuple[int, str, Question]]:
+  """What an image costs, told all; then, told all but one condition.
 
-
-def _question(
-  net: fractal.Fractal,
-  image: np.ndarray,
-  label: int,
-  without: tuple[int, str, int] | None = None,
-) -> Question:
-  """What an image costs, told all, or all but one of `_told`."""
+  Returns:
+    Of each question: the level that is not told, the condition's name, and
+    the question.
+  """
   keep = [np.ones(s.out_conds, np.float32) for s in net.specs[:-1]]
-  if without is not None:
-    level, _, number = without
-    if level == 0:
-      label = -1
-    else:
-      keep[level - 1][number] = 0
-  return Question(image, np.int32(label), keep)
+  out = [(0, '', Question(image, np.int32(label), keep))]
+  if label >= 0:
+    out.append((0, 'class', Question(image, np.int32(-1), keep)))
+  for i, (kind, spec) in enumerate(zip(net.kinds, net.specs[:-1])):
+    for j, name in enumerate(kind.conditions(spec.rank)[: spec.out_conds]):
+      one = [x.copy() for x in keep]
+      one[i][j] = 0
+      out.append((i + 1, name, Question(image, np.int32(label), one)))
+  return out
 
 
 def _bits(batches: list[list[np.ndarray]], passes: int) -> list[np.ndarray]:
@@ -215,16 +212,10 @@ def _totals(maps: list[np.ndarray]) -> np.ndarray:
   return sum(x.reshape(len(x), -1).sum(1) for x in maps)
 
 
-def _condition(level: int, name: str, maps, without) -> Condition:
-  """What a condition is worth, from the maps with it and without."""
-  more = _totals(without) - _totals(maps)  # by the same masks
-  return Condition(level, name, float(more.mean()), float(_stderr(more)))
-
-
 @functools.partial(jax.jit, static_argnames=('net', 'parts'))
 def value_nats(
   net: fractal.Fractal,
-  params,
+  params: dict,
   question: Question,
   key: Array,
   index: Array,
@@ -265,7 +256,7 @@ def value_nats(
 
 
 def _value_nats(
-  net: fractal.Fractal, params, question: Question, draws: Draws
+  net: fractal.Fractal, params: dict, question: Question, draws: Draws
 ) -> list[Array]:
   """`value_nats` of one device's passes."""
   b = len(draws.ratio)

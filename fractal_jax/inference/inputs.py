@@ -4,7 +4,11 @@
 InputError.
 """
 
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import checks, paths, pictures
 from fractal_jax.errors import UserError
@@ -16,7 +20,7 @@ class InputError(UserError, ValueError):
   """An image, mask, label or setting that the model can't take."""
 
 
-def shape(model) -> tuple[int, ...]:
+def shape(model: ConfigDict) -> tuple[int, ...]:
   """The shape of one image, (S, (S,) C)."""
   return (model.sizes[0],) * model.rank + (model.channels,)
 
@@ -28,7 +32,7 @@ def _array(x, name: str) -> np.ndarray:
     raise InputError(f'{name} are no array: {e}') from e
 
 
-def check_images(images, model) -> np.ndarray:
+def check_images(images: ArrayLike, model: ConfigDict) -> np.ndarray:
   """Images [n, S, (S,) C], if they are whole numbers 0 .. V - 1.
 
   Of series with values that are not known (model.unknown) also ~v, below 0.
@@ -55,7 +59,7 @@ def check_images(images, model) -> np.ndarray:
   return images
 
 
-def check_mask(mask, images: np.ndarray) -> np.ndarray:
+def check_mask(mask: ArrayLike, images: np.ndarray) -> np.ndarray:
   """A mask, True where to generate, as bool [n, S, (S,) C].
 
   Args:
@@ -81,7 +85,7 @@ def check_mask(mask, images: np.ndarray) -> np.ndarray:
   )
 
 
-def check_planes(mask: np.ndarray, model) -> None:
+def check_planes(mask: np.ndarray, model: ConfigDict) -> None:
   """Refuses masks of single channels where colours mix them."""
   if model.colour and (mask != mask[..., :1]).any():
     raise InputError(
@@ -91,7 +95,7 @@ def check_planes(mask: np.ndarray, model) -> None:
     )
 
 
-def check_labels(labels, model) -> np.ndarray:
+def check_labels(labels: ArrayLike, model: ConfigDict) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
   labels = np.atleast_1d(_array(labels, 'labels'))
   if (
@@ -107,7 +111,9 @@ def check_labels(labels, model) -> np.ndarray:
   return labels.astype(np.int32)
 
 
-def labels_of(labels, n: int, model) -> np.ndarray:
+def labels_of(
+  labels: ArrayLike | None, n: int, model: ConfigDict
+) -> np.ndarray:
   """The class of each image, [n]: from one for all, n, or None (no class)."""
   labels = check_labels(-1 if labels is None else labels, model)
   if len(labels) not in (1, n):
@@ -144,21 +150,24 @@ def check_guide(guide, model) -> None:
 def check_counts(**counts) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
-    wrong = checks.problem(name, value, checks.whole(least=1))
-    if value is not None and wrong:
-      raise InputError(wrong)
+    if value is not None:
+      _check_number(name, value, checks.FROM_1)
 
 
 def check_seed(seed: int) -> None:
   """Refuses a seed of more than 32 bits, which would repeat a smaller one."""
-  if wrong := checks.problem('seed', seed, checks.SEED):
+  _check_number('seed', seed, checks.SEED)
+
+
+def _check_number(name: str, value, rule: checks.Rule) -> None:
+  if wrong := checks.problem(name, value, rule):
     raise InputError(wrong)
 
 
 # Files.
 
 
-def read_image(path: str, model) -> tuple[np.ndarray, str]:
+def read_image(path: str, model: ConfigDict) -> tuple[np.ndarray, str]:
   """An image file, or values in a .npy, as values [S, (S,) C].
 
   An image of another size is cropped and resized as in training.
@@ -191,7 +200,7 @@ def fitted(image, name: str, model) -> tuple[np.ndarray, str]:
   return pictures.to_values(shades, model), note
 
 
-def read_mask(path: str, model) -> np.ndarray:
+def read_mask(path: str, model: ConfigDict) -> np.ndarray:
   """A mask from an image file, or a .npy, for `check_mask`.
 
   White or transparent is True: generate. A coloured image has one plane per
@@ -202,7 +211,7 @@ def read_mask(path: str, model) -> np.ndarray:
   return mask_of(np.asarray(_open(path, 'RGB')), model, path)
 
 
-def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
+def mask_of(pixels: np.ndarray, model: ConfigDict, name: str) -> np.ndarray:
   """A mask [S, S] or [S, S, 3] from shades [S, S, 3] of the image `name`."""
   planes = pixels >= 128
   if (planes == planes[..., :1]).all():
@@ -215,7 +224,13 @@ def mask_of(pixels: np.ndarray, model, name: str) -> np.ndarray:
   return planes
 
 
-def make_mask(mode: str, model, *, box=None, margin=None) -> np.ndarray:
+def make_mask(
+  mode: str,
+  model: ConfigDict,
+  *,
+  box: Sequence[int] | None = None,
+  margin: int | None = None,
+) -> np.ndarray:
   """A mask [S, (S,)].
 
   Args:

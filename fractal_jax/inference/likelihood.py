@@ -1,4 +1,4 @@
-"""Bits per dimension of a split.
+"""Likelihoods: bits per dimension of a split, and of images at hand.
 
 Levels that send all patches down give the exact likelihood. For masked levels
 the model is any-order, and its likelihood is the mean over orders, estimated
@@ -11,15 +11,20 @@ rounded colours, fewer than the image has: that is no likelihood of it, and said
 to be none.
 """
 
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import cpu, sharding
+from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal, masking
 from fractal_jax.models.types import Draws
@@ -65,15 +70,15 @@ class Masks:
 def evaluate(
   net: fractal.Fractal,
   params: dict,
-  config,
+  config: ConfigDict,
   split: str | None = None,
   *,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: Mesh | None = None,
   batch: int | None = None,
   num: int | None = None,
   passes: int | None = None,
   conditional: bool = False,
-  progress=lambda batches: batches,
+  progress: Callable[[Iterable], Iterable] = lambda batches: batches,
 ) -> Likelihood:
   """Bits per dimension of a split, on any mesh and number of hosts.
 
@@ -131,7 +136,13 @@ def evaluate(
   return summarise(net, np.concatenate(nats), pixels, guides, dropped)
 
 
-def summarise(net, nats, pixels, guides, dropped: int) -> Likelihood:
+def summarise(
+  net: fractal.Fractal,
+  nats: np.ndarray,
+  pixels: np.ndarray,
+  guides: np.ndarray,
+  dropped: int,
+) -> Likelihood:
   """The Likelihood of scored images.
 
   Args:
@@ -163,45 +174,41 @@ def summarise(net, nats, pixels, guides, dropped: int) -> Likelihood:
   )
 
 
-def image_nats(
+def log_prob(
   net: fractal.Fractal,
   params: dict,
+  config: ConfigDict,
   images: np.ndarray,
-  labels: np.ndarray,
+  labels: ArrayLike | None = None,
   *,
-  mesh: jax.sharding.Mesh | None = None,
-  batch: int = 64,
-  passes: int = 1,
+  mesh: Mesh | None = None,
+  passes: int | None = None,
   seed: int = 0,
+  batch: int | None = None,
   first: int = 0,
 ) -> Job:
-  """A job: negative log-likelihoods of images at hand.
+  """The job of `api.Model.log_prob`, whose arguments and errors these are.
 
   Args:
-    net: the model.
-    params: its parameters.
-    images: [n, S, (S,) C], the same on every host.
-    labels: [n] classes, -1 for "no class".
-    mesh: the mesh; one of the first device where None.
-    batch: images at a time, rounded up to what the mesh divides.
-    passes: random masks per image; exact models need just one.
-    seed: of the masks.
+    net, params, config, images, labels, mesh, passes, seed, batch: of it.
     first: the number of the first image: the masks of an image follow from its
       number.
 
   Yields:
     Progress after each pass over a batch.
-
-  Returns:
-    Nats [n, passes], float64: where the model masks, estimates each.
   """
+  inputs.check_counts(passes=passes, batch=batch)
+  inputs.check_seed(seed)
+  images = inputs.check_images(images, config.model)
+  labels = inputs.labels_of(labels, len(images), config.model)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
-  passes = 1 if net.exact else passes
-  batch = sharding.padded_batch(min(batch, len(images)), mesh)
+  passes = 1 if net.exact else passes or config.eval.passes
+  batch = min(batch or config.eval.batch, len(images))
+  batch = sharding.padded_batch(batch, mesh)
   host, hosts = sharding.host_rows(mesh)
   mine = slice(host * batch // hosts, (host + 1) * batch // hosts)
   key = jax.random.key(seed)
-  out = np.zeros((len(images), passes))
+  nats = np.zeros((len(images), passes))
   starts = range(0, len(images), batch)
   steps = [(s, i) for s in starts for i in range(passes)]
   for done, (start, i) in enumerate(steps):
@@ -214,10 +221,10 @@ def image_nats(
       'valid': index < len(images),
     }
     masks = Masks(key, first=first + start, number=i, offset=i / passes)
-    nats = _score(net, params, rows, masks, mesh)['nats']
-    out[start : start + batch, i] = nats[: len(images) - start]
+    found = _score(net, params, rows, masks, mesh)['nats']
+    nats[start : start + batch, i] = found[: len(images) - start]
     yield Progress('scoring', done + 1, len(steps))
-  return out
+  return -nats.mean(1)
 
 
 def _sums(per_image, seen):
@@ -226,7 +233,7 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
-def _score(net, params, rows: dict, masks: Masks, mesh) -> dict:
+def _score(net, params: dict, rows: dict, masks: Masks, mesh: Mesh) -> dict:
   """`score_batch` of this host's rows of a batch: NumPy arrays."""
   rows = {k: np.asarray(v).astype(np.int32) for k, v in rows.items()}
   placed = sharding.place(rows, mesh)
@@ -236,7 +243,7 @@ def _score(net, params, rows: dict, masks: Masks, mesh) -> dict:
 
 
 @functools.cache
-def scorer():
+def scorer() -> Callable:
   """`score_batch`, compiled. Made when first used: its options are of JAX's
   backend."""
   options = cpu.forward_options()
@@ -285,7 +292,7 @@ def score_batch(
   return jax.lax.with_sharding_constraint(out, jax.P())
 
 
-def _score_images(net, params, images, labels, draws):
+def _score_images(net, params: dict, images, labels, draws):
   """Per image: total nats [B]; unweighted (nats, rows) of pixels, guides."""
   result = net.score(params, images, labels, draws, train=False)
   total = functools.partial(jax.ops.segment_sum, num_segments=len(images))

@@ -1,8 +1,8 @@
 """Jobs that say how far they are.
 
 A job is a generator: it yields a Progress after each step, and returns its
-result. Whoever stops asking it for the next step, ends it. A job holds no
-context (no mesh is set) while it waits to be asked.
+result. A caller that asks for no further step ends the job. While a job waits
+to be asked, it holds no context (no mesh is set).
 """
 
 import collections
@@ -38,7 +38,7 @@ def stream(job: Job) -> Iterator[Progress]:
   yield Progress('done', 1, 1, result=result)
 
 
-def result_of(job: Job):
+def result_of(job: Job) -> Any:
   """Runs a job to its end, and gives its result."""
   (last,) = collections.deque(stream(job), maxlen=1)
   return last.result

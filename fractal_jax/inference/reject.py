@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from fractal_jax.inference import dimension, inputs, score
+from fractal_jax.inference import dimension, inputs, likelihood
 from fractal_jax.inference.progress import Job
 
 SETTINGS = ('candidates', 'keep', 'keep_by')
@@ -95,10 +95,12 @@ def scores(
   """
   if by == 'class':
     how = dict(mesh=mesh, seed=seed, first=first)
-    given = yield from score.log_prob(
+    given = yield from likelihood.log_prob(
       net, params, config, images, labels, **how
     )
-    alone = yield from score.log_prob(net, params, config, images, None, **how)
+    alone = yield from likelihood.log_prob(
+      net, params, config, images, None, **how
+    )
     return given - alone  # under the same masks, so that their noise cancels
   low, high = dimension.ranges_of_run(config)[labels].T  # -1: of all classes
   found = dimension.box_dimension(images, config.model.num_values)

@@ -8,6 +8,7 @@ Section 5 of the paper compares RGB, GRB, B first, and YCbCr.
 import dataclasses
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from fractal_jax.models.types import Array, Drawn, Given
 
@@ -43,6 +44,7 @@ class Colour:
 
   @property
   def lossy(self) -> bool:
+    """Whether several colours of the data share one of the model."""
     return self.space == 'ycbcr'
 
   @property
@@ -92,6 +94,7 @@ class Colour:
     return jnp.take(x, jnp.array(self.order), axis) if self.order else x
 
   def unordered(self, x: Array, axis: int = -1) -> Array:
+    """The inverse of `ordered`."""
     return jnp.take(x, jnp.array(self.back), axis) if self.order else x
 
 
@@ -108,6 +111,7 @@ def to_ycbcr(x: Array, values: int) -> Array:
 
 
 def from_ycbcr(x: Array, values: int) -> Array:
+  """YCbCr [..., 3] to the nearest RGB, clipped to 0 .. 255."""
   del values
   y, cb, cr = jnp.moveaxis(x, -1, 0)
   cb, cr = cb - 128, cr - 128
@@ -133,6 +137,7 @@ def to_ycocg(x: Array, values: int) -> Array:
 
 
 def from_ycocg(x: Array, values: int) -> Array:
+  """The inverse of `to_ycocg`."""
   y, co, cg = jnp.moveaxis(x, -1, 0)
   half = values // 2
   t = (y - ((cg - half) >> 1)) % values
@@ -142,12 +147,12 @@ def from_ycocg(x: Array, values: int) -> Array:
   return jnp.stack([r, g, b], -1)
 
 
-def from_config(model) -> Colour:
+def from_config(model: ConfigDict) -> Colour:
   """Of a config's section `model`."""
   return Colour(model.colour, tuple(model.channel_order), model.num_values)
 
 
-def problems(model) -> list[str]:
+def problems(model: ConfigDict) -> list[str]:
   """Every rule about colour that a config's section `model` breaks."""
   out = []
   order, c = tuple(model.channel_order), model.channels

@@ -22,12 +22,14 @@ in kinds.py. Parameters are one subtree per level: `labels`, `level_0`,
 """
 
 import dataclasses
+import math
 
 import chex
 from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from fractal_jax import sharding
 from fractal_jax.models import colour, layers, pixel, shared
@@ -168,8 +170,15 @@ class Fractal(nn.Module):
     logits = self.levels[-1].logits(rows.conds, values_of(rows))
     return self.colour.unordered(logits, 1)
 
-  def down(self, images, labels, draws, masks=None, keep=None, *, train):
-    """Images down to the rows of the pixel level; guides' Scores; dropped."""
+  def down(
+    self, images, labels, draws, masks=None, keep=None, *, train: bool
+  ) -> tuple[Rows, list[Scores], Array]:
+    """Through all levels above the pixels; the arguments are those of `score`.
+
+    Returns:
+      The rows of the pixel level, the guides' scores, and how many masked
+      patches did not fit.
+    """
     if self.unknown:
       images = jnp.where(images < 0, ~images, images)
     rows = self.rows(self.colour.encode(images), labels, draws, train)
@@ -209,46 +218,13 @@ class Fractal(nn.Module):
 
   # Generating.
 
-  @nn.nowrap  # pure: it calls `apply` itself, inside loops
-  def generate(
-    self,
-    params: dict,
-    labels: Array,
-    keys: Array,
-    sampling: Sampling,
-    *,
-    guided: bool,
-    guide: 'Guide | None' = None,
-    orders=None,
-    given: Given | None = None,
-  ) -> Drawn:
-    """Generates images; pure: call it on the unbound module, under jit.
+  @nn.nowrap
+  def generate(self, *args, **how) -> Drawn:
+    """Images [B, S, (S,) C]: all of `steps`, whose arguments it takes.
 
-    Args:
-      params: the parameters by level, without their logical axes.
-      labels: [B] classes, -1 for "no class".
-      keys: [B] typed keys: an image is a function of its own key.
-      sampling: how values are drawn. Iterations: one number per level.
-      guided: whether to run a second stream (guidance is not 1).
-      guide: the network of the second stream, under the same classes; None:
-        this one, without classes.
-      orders: orders of the patches at each level, in place of the sampling's.
-      given: values that are known, and returned as they are. Where none is,
-        the images are those drawn without.
-
-    Returns:
-      Images [B, S, (S,) C].
+    It is pure: call it on the unbound module, under jit.
     """
-    return self.steps(
-      params,
-      labels,
-      keys,
-      sampling,
-      guided=guided,
-      guide=guide,
-      orders=orders,
-      given=given,
-    ).run()
+    return self.steps(*args, **how).run()
 
   @nn.nowrap
   def by_level(self, sampling: Sampling) -> Sampling:
@@ -268,7 +244,7 @@ class Fractal(nn.Module):
       iterations=sampling.iterations or lengths,
     )
 
-  @nn.nowrap
+  @nn.nowrap  # pure: it calls `apply` itself, inside loops
   def steps(
     self,
     params: dict,
@@ -281,7 +257,23 @@ class Fractal(nn.Module):
     orders=None,
     given: Given | None = None,
   ) -> Steps:
-    """The steps of `generate` at level 0, to be run some at a time."""
+    """The generation of images, by steps of level 0.
+
+    Args:
+      params: the parameters by level, without their logical axes.
+      labels: [B] classes, -1 for "no class".
+      keys: [B] typed keys: an image is a function of its own key.
+      sampling: how values are drawn. Iterations: one number per level.
+      guided: whether to run a second stream (guidance is not 1).
+      guide: the network of the second stream, under the same classes; None:
+        this one, without classes.
+      orders: orders of the patches at each level, in place of the sampling's.
+      given: values that are known, and returned as they are. Where none is,
+        the images are those drawn without.
+
+    Returns:
+      The steps, to be run at once or some at a time.
+    """
     own = Guide(self, params)
     sampling = self.by_level(sampling)
     orders = (None,) * len(self.specs) if orders is None else (*orders, None)
@@ -378,7 +370,7 @@ class Labels(nn.Module):
     return table[labels] * known + none[0] * (1 - known)
 
 
-def from_config(model) -> Fractal:
+def from_config(model: ConfigDict) -> Fractal:
   """The model of a config's section `model`."""
   return Fractal(
     specs(model),
@@ -389,7 +381,7 @@ def from_config(model) -> Fractal:
   )
 
 
-def init(net: Fractal, key):
+def init(net: Fractal, key: Array) -> dict:
   """Initial parameters, with their logical axes; under jit or eval_shape."""
   spec = net.specs[0]
   side = (spec.side,) * spec.rank
@@ -400,50 +392,51 @@ def init(net: Fractal, key):
   return shared.collapse(params, net.specs)
 
 
-def specs(model) -> tuple[Spec, ...]:
+def specs(model: ConfigDict) -> tuple[Spec, ...]:
   """The levels of a config's section `model`, outermost first."""
   last = len(model.sizes) - 1
   order = tuple(model.channel_order) or range(model.channels)
-  out = []
-  offered = None  # conditions that the level above can give
-  for i, kind in enumerate(model.kinds):
-    wanted = model.num_conds
-    if not isinstance(wanted, int):
-      wanted = wanted[i] if i < last else 1
-    elif offered is not None:
-      wanted = min(wanted, offered)
-    takes = 1 if i == last else KINDS[kind].takes(wanted)
-    offered = None if i == last else len(KINDS[kind].conditions(model.rank))
-    out.append(
-      Spec(
-        index=i,
-        side=model.sizes[i],
-        patch=model.sizes[i + 1] if i < last else 1,
-        rank=model.rank,
-        channels=model.channels,
-        values=model.num_values,
-        width=model.widths[i],
-        depth=model.depths[i],
-        heads=model.heads[i],
-        cond_width=model.widths[max(i - 1, 0)],
-        num_conds=takes,
-        out_conds=0,
-        kind=kind,
-        shares=shared.owners(model)[i],
-        guide=bool(model.guide and 0 < i < last and KINDS[kind].GUIDES),
-        mean=tuple(model.mean[c] for c in order),
-        std=tuple(model.std[c] for c in order),
-        dropout=model.dropout,
-        mask_law=model.mask_law,
-        mask_mean=model.mask_mean,
-        mask_std=model.mask_std,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-        unroll=model.depths[i] <= model.unroll,
-        chunks=model.chunks[i] if model.chunks else 1,
-        # 'auto' is found out on the devices of a run: see kernels/proof.py.
-        kernels='pallas' if model.kernels == 'pallas' else 'xla',
-      )
+  taken = [*conditions_taken(model), 0]
+  return tuple(
+    Spec(
+      index=i,
+      side=model.sizes[i],
+      patch=model.sizes[i + 1] if i < last else 1,
+      rank=model.rank,
+      channels=model.channels,
+      values=model.num_values,
+      width=model.widths[i],
+      depth=model.depths[i],
+      heads=model.heads[i],
+      cond_width=model.widths[max(i - 1, 0)],
+      num_conds=taken[i],
+      out_conds=taken[i + 1],
+      kind=kind,
+      shares=shared.owners(model)[i],
+      guide=bool(model.guide and 0 < i < last and KINDS[kind].GUIDES),
+      mean=tuple(model.mean[c] for c in order),
+      std=tuple(model.std[c] for c in order),
+      dropout=model.dropout,
+      mask_law=model.mask_law,
+      mask_mean=model.mask_mean,
+      mask_std=model.mask_std,
+      dtype=jnp.dtype(model.dtype),
+      remat=model.remat,
+      unroll=model.depths[i] <= model.unroll,
+      chunks=model.chunks[i] if model.chunks else 1,
+      # 'auto' is found out on the devices of a run: see kernels/proof.py.
+      kernels='pallas' if model.kernels == 'pallas' else 'xla',
     )
-  below = [s.num_conds for s in out[1:]] + [0]
-  return tuple(dataclasses.replace(s, out_conds=n) for s, n in zip(out, below))
+    for i, kind in enumerate(model.kinds)
+  )
+
+
+def conditions_taken(model: ConfigDict) -> list[int]:
+  """How many conditions each level takes from the one above it."""
+  out, offered = [], math.inf
+  for i, name in enumerate(model.kinds[:-1]):
+    wanted = model.num_conds
+    wanted = min(wanted, offered) if isinstance(wanted, int) else wanted[i]
+    out.append(KINDS[name].takes(wanted))
+    offered = len(KINDS[name].conditions(model.rank))
+  return [*out, 1]  # the pixel level reads the first alone

@@ -5,6 +5,7 @@ for masked levels and the pixel level, `LlamaBlock` (RMSNorm, SwiGLU, rotary
 positions, no biases) for autoregressive ones. Axis letters: types.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,11 +37,14 @@ REMAT = {
 }
 
 
-def logical(init, *axes):
+def logical(init: Callable, *axes: str | None) -> Callable:
+  """An initialiser of parameters with these logical axes (sharding.Rules)."""
   return nn.with_logical_partitioning(init, axes)
 
 
-def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
+def dense(
+  features: int, axes: tuple[str, str], dtype: jnp.dtype, *, bias: bool = True
+) -> nn.Dense:
   """A linear layer with Xavier weights; `axes` are its logical (in, out)."""
   joins = 'width' if axes[1] == 'embed' else axes[1]  # see sharding.Rules
   return nn.Dense(
@@ -50,11 +54,10 @@ def dense(features, axes, dtype, *, bias=True, name=None) -> nn.Dense:
     dot_general=products.dot_general(axes),
     kernel_init=logical(XAVIER, *axes),
     bias_init=logical(ZEROS, joins),
-    name=name,
   )
 
 
-def layer_norm(dtype, name=None) -> nn.LayerNorm:
+def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
   """LayerNorm, eps 1e-6; flax computes its statistics in float32."""
   return nn.LayerNorm(
     epsilon=1e-6,
@@ -62,17 +65,15 @@ def layer_norm(dtype, name=None) -> nn.LayerNorm:
     use_fast_variance=False,
     scale_init=logical(ONES, 'norm'),
     bias_init=logical(ZEROS, 'norm'),
-    name=name,
   )
 
 
-def rms_norm(dtype, name=None) -> nn.RMSNorm:
+def rms_norm(dtype: jnp.dtype) -> nn.RMSNorm:
   """RMSNorm, eps 1e-5, statistics in float32."""
   return nn.RMSNorm(
     epsilon=1e-5,
     dtype=dtype,
     scale_init=logical(ONES, 'norm'),
-    name=name,
   )
 
 
@@ -101,7 +102,13 @@ def rotate(x: Array, turns: Array) -> Array:
   return out.reshape(x.shape).astype(x.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, mask=None, drop=None) -> Array:
+def attend(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | None = None,
+  drop: Callable[[Array], Array] | None = None,
+) -> Array:
   """softmax(q k / sqrt(K)) v: [N, T, H, K], [N, S, H, K] to [N, T, H, K].
 
   Logits and softmax in float32. mask [T, S] is True where q may see k; `drop`
@@ -211,14 +218,49 @@ class Attention(nn.Module):
     return self.proj(attend(q, k, v).reshape(here.shape))
 
 
-class ViTBlock(nn.Module):
-  """Pre-LayerNorm attention and an exact-GELU MLP of 4 D, with biases."""
+class Block(nn.Module):
+  """Attention, then an MLP, each after a norm and added to what it reads.
+
+  A block has `norm1`, `attention`, `norm2` and a method `mlp(x, train)`.
+  """
 
   width: int
   heads: int
   causal: bool
   dropout: float
   dtype: Any
+
+  def __call__(self, x, turns, train):
+    """x [N, T, D] to the same, and None: what a scan collects."""
+    if isinstance(x, kernels.Packed):
+      return kernels.block(self, x, turns, train=train), None
+    x = x + self.attention(self.norm1(x), turns, train=train)
+    return x + self.mlp(self.norm2(x), train), None
+
+  def step(self, x, cache, layer, t, turns):
+    """Token t alone, as in `Attention.step`."""
+    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
+    x = x + y
+    return x + self.mlp(self.norm2(x), False), cache
+
+  def fill(self, x, turns):
+    """The first tokens at once, as in `Attention.fill`."""
+    y, cached = self.attention.fill(self.norm1(x), turns)
+    x = x + y
+    return x + self.mlp(self.norm2(x), False), cached
+
+  def at(self, x, places):
+    """Its output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
+    y = self.norm1(x)
+    x, here = (
+      jnp.take_along_axis(a, places[..., None], 1, mode='clip') for a in (x, y)
+    )
+    x = x + self.attention.at(y, here)
+    return x + self.mlp(self.norm2(x), False)
+
+
+class ViTBlock(Block):
+  """LayerNorm, and an exact-GELU MLP of 4 D; with biases."""
 
   def setup(self):
     rate = self.dropout
@@ -231,6 +273,7 @@ class ViTBlock(nn.Module):
     self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
 
   def mlp(self, x, train):
+    """x [N, T, D] to the same, dropout included."""
     x = gelu(self.fc1(x))
     x = self.fc2(self.drop1(x, deterministic=not train))
     return self.drop2(x, deterministic=not train)
@@ -241,35 +284,9 @@ class ViTBlock(nn.Module):
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (self.drop1, self.drop2)
 
-  def __call__(self, x, turns, train):
-    if isinstance(x, kernels.Packed):
-      return kernels.block(self, x, turns, train=train), None
-    x = x + self.attention(self.norm1(x), turns, train=train)
-    return x + self.mlp(self.norm2(x), train), None
 
-  def step(self, x, cache, layer, t, turns):
-    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
-    x = x + y
-    return x + self.mlp(self.norm2(x), False), cache
-
-  def at(self, x, places):
-    """Its output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
-    y = self.norm1(x)
-    x, here = (
-      jnp.take_along_axis(a, places[..., None], 1, mode='clip') for a in (x, y)
-    )
-    x = x + self.attention.at(y, here)
-    return x + self.mlp(self.norm2(x), False)
-
-
-class LlamaBlock(nn.Module):
-  """RMSNorm attention and SwiGLU, without biases."""
-
-  width: int
-  heads: int
-  causal: bool
-  dropout: float
-  dtype: Any
+class LlamaBlock(Block):
+  """RMSNorm and SwiGLU, without biases; rotary positions."""
 
   def setup(self):
     hidden = swiglu_width(self.width)
@@ -284,6 +301,7 @@ class LlamaBlock(nn.Module):
     self.drop = Dropout(self.dropout)
 
   def mlp(self, x, train):
+    """x [N, T, D] to the same, dropout included."""
     x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
 
@@ -293,29 +311,15 @@ class LlamaBlock(nn.Module):
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (None, self.drop)
 
-  def __call__(self, x, turns, train):
-    if isinstance(x, kernels.Packed):
-      return kernels.block(self, x, turns, train=train), None
-    x = x + self.attention(self.norm1(x), turns, train=train)
-    return x + self.mlp(self.norm2(x), train), None
-
-  def step(self, x, cache, layer, t, turns):
-    y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
-    x = x + y
-    return x + self.mlp(self.norm2(x), False), cache
-
-  def fill(self, x, turns):
-    y, cached = self.attention.fill(self.norm1(x), turns)
-    x = x + y
-    return x + self.mlp(self.norm2(x), False), cached
-
 
 def swiglu_width(width: int) -> int:
   """int(8 D / 3), rounded up to a multiple of 256."""
   return -(-int(8 * width / 3) // 256) * 256
 
 
-def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
+def stack(
+  block: type, fields: dict, depth: int, remat: str, unroll: bool
+) -> nn.Module:
   """`depth` blocks, scanned; call it with (x, turns, train).
 
   Its parameters carry a leading axis `layers`. `unroll` writes the layers one
@@ -337,7 +341,14 @@ def stack(block: type, fields: dict, depth: int, remat: str, unroll: bool):
   return scanned(**fields)
 
 
-def step_stack(block: nn.Module, params, x, cache, t, turns):
+def step_stack(
+  block: nn.Module,
+  params: dict,
+  x: Array,
+  cache: Array,
+  t: Array,
+  turns: Array | None,
+) -> tuple[Array, Array]:
   """One token through all layers of a `stack`, with its cache.
 
   Args:
@@ -386,7 +397,9 @@ def fill_cache(block: nn.Module, params, x, cache, turns) -> Array:
   return cache.at[:, :, :, : x.shape[1]].set(new.astype(cache.dtype))
 
 
-def narrow_stack(block: nn.Module, params, x, places) -> Array:
+def narrow_stack(
+  block: nn.Module, params: dict, x: Array, places: Array
+) -> Array:
   """A `stack` whose output is wanted at a few places.
 
   The last layer works for these alone: of all other tokens it needs keys and
@@ -420,5 +433,13 @@ def unrolls(depth: int) -> bool:
   return depth <= 8
 
 
-def empty_cache(depth, sequences, tokens, heads, head_size, dtype) -> Array:
+def empty_cache(
+  depth: int,
+  sequences: int,
+  tokens: int,
+  heads: int,
+  head_size: int,
+  dtype: jnp.dtype,
+) -> Array:
+  """Keys and values [layers, 2, N, T, H, K] of no token yet."""
   return jnp.zeros((depth, 2, sequences, tokens, heads, head_size), dtype)

@@ -125,7 +125,7 @@ class Level(Protocol):
     """Of scoring one square."""
 
   def sample_flops(self, iterations: int) -> float:
-    """Of generating one square in so many iterations."""
+    """Of generating one square in `iterations` steps."""
 
   def share(self, law: str) -> float:
     """The share of a square's patches that go down; law: as in Draws."""

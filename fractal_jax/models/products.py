@@ -6,6 +6,7 @@ backward pass, of every layer at once; `product` keeps the split one, and
 gathers it again. Axis letters: types.py.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -24,7 +25,7 @@ def product(x: Array, w: Array, axes: tuple) -> Array:
   return checkpoint_name(_product(x, w, axes), 'linear')
 
 
-def dot_general(axes: tuple):
+def dot_general(axes: tuple) -> Callable:
   """`product` as the `dot_general` of an nn.Dense with kernel axes `axes`.
 
   It contracts the last axis of x with the kernel's first, as nn.Dense does.

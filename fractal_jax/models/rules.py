@@ -6,12 +6,14 @@ default, in `config.MODEL`; the rules of a kind of level are its own, see
 level.Level.problems.
 """
 
+from ml_collections import ConfigDict
+
 from fractal_jax.models import colour, pixel, shared
 from fractal_jax.models.fractal import specs
 from fractal_jax.models.kinds import KINDS
 
 
-def problems(model) -> list[str]:
+def problems(model: ConfigDict) -> list[str]:
   """Every rule that the section breaks; see `config.MODEL` for single keys."""
   out = structure_problems(model)
   out += value_problems(model)
@@ -26,7 +28,7 @@ def problems(model) -> list[str]:
   return out
 
 
-def structure_problems(model) -> list[str]:
+def structure_problems(model: ConfigDict) -> list[str]:
   """Whether the levels are well formed: sizes, kinds, widths, heads, depths."""
   out = []
   sizes, kinds = tuple(model.sizes), tuple(model.kinds)
@@ -64,7 +66,7 @@ def structure_problems(model) -> list[str]:
   return out
 
 
-def value_problems(model) -> list[str]:
+def value_problems(model: ConfigDict) -> list[str]:
   """Whether what is per channel, or names levels, fits the model."""
   out = []
   for name in ('mean', 'std', 'channel_weights'):
@@ -94,7 +96,7 @@ def value_problems(model) -> list[str]:
   return out
 
 
-def condition_problems(model) -> list[str]:
+def condition_problems(model: ConfigDict) -> list[str]:
   """Whether each level is given as many conditions as it is to take."""
   wanted = model.num_conds
   if isinstance(wanted, int):  # levels take as many as there are

@@ -6,10 +6,12 @@ holds such blocks once, at their owner, so that gradients add up there and
 nothing can come apart; `expand` puts them in place where a level is applied.
 """
 
+from ml_collections import ConfigDict
+
 from fractal_jax.models.types import Spec
 
 
-def owners(model) -> tuple[int, ...]:
+def owners(model: ConfigDict) -> tuple[int, ...]:
   """For each level of a config's section `model`, whose blocks it uses."""
   return tuple(model.share) or tuple(range(len(model.sizes)))
 
@@ -34,7 +36,7 @@ def collapse(params: dict, specs: tuple[Spec, ...]) -> dict:
   return out
 
 
-def problems(model, blocks: list[type]) -> list[str]:
+def problems(model: ConfigDict, blocks: list[type]) -> list[str]:
   """Every rule that model.share breaks; blocks: each level's kind of block."""
   share, levels = tuple(model.share), len(model.sizes)
   if share and len(share) != levels:
@@ -69,7 +71,7 @@ def problems(model, blocks: list[type]) -> list[str]:
   return out
 
 
-def named_with_owners(model, key: str, named) -> list[str]:
+def named_with_owners(model: ConfigDict, key: str, named) -> list[str]:
   """The rule that a key which names levels names the owners of their blocks."""
   share = owners(model)
   return [

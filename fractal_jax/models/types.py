@@ -68,6 +68,7 @@ class Spec:
 
   @property
   def patch_values(self) -> int:
+    """Channel values of a patch, C p^rank."""
     return self.channels * self.patch**self.rank
 
 
@@ -192,7 +193,9 @@ class Steps:
     return self.drawn(state)
 
 
-def undrawn(shape, sampling: Sampling, given: Given | None) -> Drawn:
+def undrawn(
+  shape: tuple[int, ...], sampling: Sampling, given: Given | None
+) -> Drawn:
   """Before the first draw: what is known is there."""
   values = jnp.zeros(shape, jnp.int32)
   if given is not None:

@@ -412,7 +412,7 @@ def _checked(position) -> tuple[dict, optimizer.Guard]:
   fits = isinstance(data, dict) and isinstance(guard, dict)
   if (
     not fits
-    or not checks.whole(least=0).holds(data.get('step'))
+    or not checks.integer(least=0).holds(data.get('step'))
     or guard.keys() != none.keys()
     or not all(isinstance(x, int | float) for x in guard.values())
   ):

@@ -1,9 +1,11 @@
 """What the metrics of a step say: log lines, skipped updates, when to stop."""
 
 import collections
+from collections.abc import Mapping
 
 from clu import metrics as clu_metrics
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.errors import UserError
@@ -26,7 +28,12 @@ class Monitor:
   """
 
   def __init__(
-    self, config, total: int, progress: logs.Progress, writer, checkpoints
+    self,
+    config: ConfigDict,
+    total: int,
+    progress: logs.Progress,
+    writer,
+    checkpoints,
   ):
     """A monitor of one run.
 
@@ -184,13 +191,13 @@ class Averages:
     return {k.replace('__', '/'): v for k, v in found.compute().items()}
 
 
-def levels(metrics) -> list[str]:
+def levels(metrics: Mapping) -> list[str]:
   """The trained subtrees of the parameters that the metrics tell of."""
   prefix = 'grad_norm/'
   return [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
 
 
-def skip_causes(metrics) -> list[str]:
+def skip_causes(metrics: Mapping) -> list[str]:
   """What was wrong with a skipped update: levels, or its loss."""
   if metrics['spike']:
     return ['steps', SPIKE]
@@ -200,7 +207,7 @@ def skip_causes(metrics) -> list[str]:
   return ['steps', *(bad or ['the total'])]
 
 
-def described(causes) -> str:
+def described(causes: collections.Counter) -> str:
   """'not finite: level_0 2, level_1 1; a loss above optim.spike 1'."""
   bad = [f'{k} {n}' for k, n in sorted(causes.items()) if k != SPIKE]
   parts = [f'not finite: {", ".join(bad)}'] if bad else []

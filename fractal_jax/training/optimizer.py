@@ -8,18 +8,19 @@ gradients nor optimizer state.
 from flax import struct
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import optax
 
 from fractal_jax.models import names
 
 
-def steps(config, num_train: int) -> int:
+def steps(config: ConfigDict, num_train: int) -> int:
   """Training steps: optim.steps, or as many as optim.epochs make."""
   o = config.optim
   return o.steps or max(1, round(o.epochs * num_train / o.batch))
 
 
-def schedule(config, total: int) -> optax.Schedule:
+def schedule(config: ConfigDict, total: int) -> optax.Schedule:
   """The learning rate of each step, 0 to total - 1.
 
   A linear ramp from 0 over the share optim.warmup of the steps, then a
@@ -39,7 +40,7 @@ def schedule(config, total: int) -> optax.Schedule:
   )
 
 
-def create(config, total: int) -> optax.GradientTransformation:
+def create(config: ConfigDict, total: int) -> optax.GradientTransformation:
   """Gradient clipping, then AdamW, for the parameters of trained levels.
 
   Args:
@@ -67,7 +68,7 @@ def decay_mask(params: dict) -> dict:
   )
 
 
-def split(config, params: dict) -> tuple[dict, dict]:
+def split(config: ConfigDict, params: dict) -> tuple[dict, dict]:
   """Parameters, or any other tree by level, as (trained, frozen)."""
   stay = {n for level in config.optim.frozen for n in names.of_level(level)}
   trained = {k: v for k, v in params.items() if k not in stay}
@@ -96,12 +97,17 @@ class Guard:
 
   @classmethod
   def new(cls) -> 'Guard':
+    """Before the first update."""
     zero = jnp.zeros((), jnp.int32)
     return cls(zero, zero, jnp.zeros((), jnp.float32))
 
 
 def judge(
-  config, guard: Guard, step: jax.Array, loss: jax.Array, grad_norm: jax.Array
+  config: ConfigDict,
+  guard: Guard,
+  step: jax.Array,
+  loss: jax.Array,
+  grad_norm: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Guard]:
   """Whether to apply the update of a step.
 

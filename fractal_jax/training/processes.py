@@ -69,9 +69,9 @@ def start(
   """
   last = processes - 1 if processes else None
   for name, value, rule in (
-    ('--processes', processes, checks.whole(least=1)),
-    ('--process', process, checks.whole(least=0, most=last)),
-    ('--heartbeat', heartbeat, checks.whole(least=1)),
+    ('--processes', processes, checks.integer(least=1)),
+    ('--process', process, checks.integer(least=0, most=last)),
+    ('--heartbeat', heartbeat, checks.integer(least=1)),
   ):
     wrong = value is not None and checks.problem(name, value, rule)
     if wrong:

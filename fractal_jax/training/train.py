@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import dataclasses
-import sys
 import time
 
 import chex
@@ -11,6 +9,7 @@ from clu import parameter_overview
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 
@@ -34,6 +33,7 @@ from fractal_jax.training import (
   resume,
   train_state,
 )
+from fractal_jax.training.chores import Chores, report
 from fractal_jax.training.train_state import TrainState
 
 # What spoils the state, or the saving of it: nothing is saved after these.
@@ -45,7 +45,7 @@ UNSAVABLE = (
 
 
 def train(
-  config, workdir: str, *, profile: tuple[int, int] | None = None
+  config: ConfigDict, workdir: str, *, profile: tuple[int, int] | None = None
 ) -> TrainState:
   """Trains a model, from its work directory's last checkpoint if it has one.
 
@@ -72,157 +72,82 @@ def train(
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
   info = pipeline.info(config)
+  total = optimizer.steps(config, info.num_train)
   with contextlib.ExitStack() as stack:
-    held = stack.enter_context(lease.hold(workdir))
-    checkpoint.check_config(config, workdir)
-    checkpoints = checkpoint.Checkpoints(workdir, config, held)
-    stack.push(closing(checkpoints))
-    start = checkpoints.latest()
-    if start is not None:
-      resume.check(config, workdir)
-    classes.check(config, workdir, info.class_names, start is not None)
-    if start is not None:
-      pipeline.check_files(workdir, info.files)
-
-    # ---------------------------------------------- the model, what trains it
-    total = optimizer.steps(config, info.num_train)
+    checkpoints, start = open_workdir(config, workdir, info, stack)
     net = fractal.from_config(config.model)
     net = proof.tried(net, config.model.kernels)
     tx = optimizer.create(config, total)
     announce(net, config, info, total, workdir, mesh=mesh)
-
-    # ----------------------------- the state and the data: new, or restored
-    index, count = sharding.host_rows(mesh)
-    batches = pipeline.train_batches(
-      config, process_index=index, process_count=count
-    )
-    if start is not None:
-      like = train_state.abstract(net, tx, config, mesh=mesh)
-      state, position = checkpoints.restore(like)
-      batches.set_state(position)
-      logs.say(f'resuming after step {start}')
-    else:
-      start = 0
-      given = given_levels(net, config, mesh=mesh)
-      state = train_state.create(net, tx, config, mesh=mesh)
-      state = state.replace(params=state.params | given)
+    state, batches = begin(net, tx, config, checkpoints, start, mesh=mesh)
     # From here on the run is this one: what it finds there is overwritten.
     checkpoint.save_config(config, workdir)
     if jax.process_index() == 0:
       classes.save(workdir, info.class_names)
       for name, text in info.files.items():
         paths.write_text(paths.path(workdir) / name, text)
-
-    # ------------------------------------------------- what watches the steps
-    stop = stack.enter_context(processes.stop_requests())
-    writer = logs.metric_writer(workdir, start)
-    stack.callback(writer.close)
-    writer.write_hparams(resume.flat(config))
-    actions = logs.periodic_actions(workdir, start, total, writer, profile)
-    stack.callback(logs.stop_profile)
-    dog = stack.enter_context(
-      processes.watchdog().limit(config.optim.hang_after)
-    )
-    progress = logs.Progress(start, total, config.optim.batch)
-    watch = monitor.Monitor(config, total, progress, writer, checkpoints)
-    validation = monitor.Validation()
-
-    # ---------------------------------------------------------------- the loop
-    step_fn, final = None, None
-    done = saved = start
-    position = batches.get_state()  # where step `done` left the data
-    together = jax.process_count() == 1  # all processes stop after `done`
-    for action in actions:
-      action(start)
+    start, step_fn = start or 0, None
+    chores = Chores(
+      net, config, checkpoints, workdir, start, total, stack,
+      profile=profile, mesh=mesh,
+    )  # fmt: skip
     try:
       for step in range(start + 1, total + 1):
-        dog.at(step, 'waiting for a batch')
+        chores.dog.at(step, 'waiting for a batch')
         batch = sharding.place(next(batches), mesh)
         if step_fn is None:
-          with progress.pause(), dog.slow('compiling'):
+          with chores.pause('compiling'):
             step_fn = compile_step(net, tx, state, config, batch, mesh=mesh)
-        dog.at(step, 'waiting for the devices')
+        chores.dog.at(step, 'waiting for the devices')
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = step_fn(state, batch)
-        done, position = step, batches.get_state()
-
-        # What is done now and then; the last step does it all. The order:
-        # 1. Metrics, a step late, so that the devices always have work. Before
-        #    anything else is done with the state, this step's are read, too: a
-        #    run whose updates went bad stops before it saves or shows them.
-        # 2. clu's actions, between two steps: a profile holds whole steps.
-        # 3. Evaluation before the checkpoint, which is kept if it is the best.
-        # 4. The checkpoint before the samples, which may take long: what is
-        #    saved in the background is written meanwhile.
-        # 5. Whether to stop, last: a run told to stop has nothing else to do.
-        last = step == total
-        evals = due(config.eval.every, step, last)
-        samples = due(config.sample.every, step, last)
-        saves = due(config.optim.save_every, step, last)
-        with stop.on_error():
-          watch.add(step, metrics)
-        for action in actions:
-          with stop.on_error():
-            action(step)
-        if evals or samples or saves:
-          with stop.on_error():
-            watch.catch_up()
-          with progress.pause(), dog.slow('evaluating, saving or sampling'):
-            bits = None
-            if evals:
-              final = evaluate(net, state.params, config, mesh=mesh)
-              bits = final.bits_per_dim
-              with stop.on_error():
-                write_evaluation(final, step, writer)
-                if not last:
-                  logs.say(f'step {step}  {report(final)}')
-                if risen := validation.add(step, final):
-                  logs.say(f'step {step}  {risen}')
-            if saves:
-              checkpoints.save(step, state, position, bits)
-              saved = step
-            if samples:
-              with stop.on_error():
-                sample(
-                  net, state.params, config, step, workdir, writer, last,
-                  mesh=mesh,
-                )  # fmt: skip
-            with stop.on_error():
-              writer.flush()
-        if stop(step) and not last:
-          together = True
-          raise stop.reason(step)
+        chores.attend(step, state, batches.get_state(), metrics)
+        if chores.stop(step) and step < total:
+          chores.save_rest()
+          raise chores.stop.reason(step)
     except UNSAVABLE:
       raise
     except Exception:
       # Saving takes all processes: where one of them fails by itself, the
       # others are on their way to the next step.
-      if done > saved and together:
-        with contextlib.suppress(OSError, UnicodeError):  # of log lines
-          watch.catch_up()
-        with dog.slow('saving before the end'):
-          checkpoints.save(done, state, position)
-          checkpoints.wait()
-        warn(f'saved after step {done}')
+      if jax.process_count() == 1:
+        chores.save_rest()
       raise
-
-    # ----------------------------------------------------------------- the end
-    if stop.error is not None:  # in the last step
-      raise stop.error
-    if final is None and config.eval.every:  # nothing was left to train
-      final = evaluate(net, state.params, config, mesh=mesh)
+    if chores.stop.error is not None:  # in the last step
+      raise chores.stop.error
+    if start >= total and config.eval.every:  # nothing was left to train
+      chores.evaluate(state)
   if jax.process_index() == 0:
     kind = mesh.devices.flat[0].device_kind
     page = run_report.write(workdir, f'{mesh.size} x {kind}')
     logs.say(f'report: {page}')
-  if final is not None:
-    logs.say(report(final))
+  if chores.likelihood is not None:
+    logs.say(report(chores.likelihood))
   return state
 
 
-def closing(checkpoints):
-  """What to do with the checkpoints at the end: an exit of a context."""
+def open_workdir(
+  config: ConfigDict,
+  workdir: str,
+  info: pipeline.Info,
+  stack: contextlib.ExitStack,
+) -> tuple[checkpoint.Checkpoints, int | None]:
+  """Takes hold of the work directory, if this run may go on in it.
 
+  Args:
+    config: the run's config.
+    workdir: the work directory.
+    info: of the data.
+    stack: closes what is opened here.
+
+  Returns:
+    Its checkpoints, and the step of the latest; None: the run is new.
+  """
+  held = stack.enter_context(lease.hold(workdir))
+  checkpoint.check_config(config, workdir)
+  checkpoints = checkpoint.Checkpoints(workdir, config, held)
+
+  @stack.push
   def close(kind, error, trace):
     del kind, trace
     # Saving takes all processes; where one fails, the others never come.
@@ -233,17 +158,18 @@ def closing(checkpoints):
       with processes.stop_requests():  # who is told to stop saves first
         checkpoints.close()
 
-  return close
-
-
-def due(every: int, step: int, last: bool) -> bool:
-  """Whether it is time for something done every so many steps; 0: never."""
-  return bool(every) and (last or step % every == 0)
+  start = checkpoints.latest()
+  if start is not None:
+    resume.check(config, workdir)
+  classes.check(config, workdir, info.class_names, start is not None)
+  if start is not None:
+    pipeline.check_files(workdir, info.files)
+  return checkpoints, start
 
 
 def announce(
   net: fractal.Fractal,
-  config,
+  config: ConfigDict,
   info: pipeline.Info,
   total: int,
   workdir: str,
@@ -281,7 +207,9 @@ def announce(
   )
 
 
-def given_levels(net: fractal.Fractal, config, *, mesh: Mesh) -> dict:
+def given_levels(
+  net: fractal.Fractal, config: ConfigDict, *, mesh: Mesh
+) -> dict:
   """Parameters of model.init_levels, from the run or release model.init_from.
 
   Raises:
@@ -299,6 +227,31 @@ def given_levels(net: fractal.Fractal, config, *, mesh: Mesh) -> dict:
   return found
 
 
+def begin(
+  net: fractal.Fractal,
+  tx: optax.GradientTransformation,
+  config: ConfigDict,
+  checkpoints: checkpoint.Checkpoints,
+  start: int | None,
+  *,
+  mesh: Mesh,
+) -> tuple[TrainState, pipeline.TrainBatches]:
+  """The state and the batches of step `start`; None: those of a new run."""
+  index, count = sharding.host_rows(mesh)
+  batches = pipeline.train_batches(
+    config, process_index=index, process_count=count
+  )
+  if start is None:
+    given = given_levels(net, config, mesh=mesh)
+    state = train_state.create(net, tx, config, mesh=mesh)
+    return state.replace(params=state.params | given), batches
+  like = train_state.abstract(net, tx, config, mesh=mesh)
+  state, position = checkpoints.restore(like)
+  batches.set_state(position)
+  logs.say(f'resuming after step {start}')
+  return state, batches
+
+
 # The step.
 
 
@@ -306,7 +259,7 @@ def compile_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
   state: TrainState,
-  config,
+  config: ConfigDict,
   batch: dict[str, jax.Array],
   *,
   mesh: Mesh,
@@ -324,7 +277,7 @@ def jitted_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
   state: TrainState,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> Callable:
@@ -340,7 +293,7 @@ def jitted_step(
 def make_step(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> Callable:
@@ -393,7 +346,7 @@ def make_step(
 def loss_fn(
   net: fractal.Fractal,
   params: dict,
-  config,
+  config: ConfigDict,
   batch: dict[str, jax.Array],
   key: jax.Array,
   *,
@@ -418,24 +371,14 @@ def loss_fn(
     same of each guide. And metrics: loss, bits_per_dim (all channels alike;
     with dropout and label dropping on), guide_loss, dropped.
   """
-  size = config.optim.batch
-  groups = sharding.num_groups(config, mesh)
-  weights = np.array(config.model.channel_weights, np.float32)
-  weights /= weights.sum()
-
-  places = jnp.arange(size)
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  shift = jax.random.bits(
-    jax.random.fold_in(key, Salt.RATIO.value), (), jnp.uint32
-  )
-  draws = Draws(fold(key, places), masking.strata(shift, places))
-  dropout = fold(
-    jax.random.fold_in(key, Salt.DROPOUT.value), jnp.arange(groups)
-  )
+  m, size = config.model, config.optim.batch
   images, labels = batch['image'].astype(jnp.int32), batch['label']
-  m = config.model
   chex.assert_shape(images, (size, *(m.sizes[0],) * m.rank, m.channels))
   chex.assert_shape(labels, (size,))
+  groups = sharding.num_groups(config, mesh)
+  draws, dropout = draws_of(key, size, groups)
+  weights = np.array(m.channel_weights, np.float32)
+  weights /= weights.sum()
 
   def sums(scores):  # over the pixels of a group
     w = scores.weight
@@ -443,14 +386,8 @@ def loss_fn(
     return w @ (scores.nats @ weights), w @ mean, w.sum()
 
   def one_group(images, labels, draws, dropout):
-    out = net.score(
-      params,
-      images,
-      labels,
-      draws,
-      train=True,
-      rngs={'dropout': dropout},
-    )
+    rngs = {'dropout': dropout}
+    out = net.score(params, images, labels, draws, train=True, rngs=rngs)
     return sums(out.pixels), [sums(s) for s in out.guides], out.dropped
 
   grouped = jax.tree.map(
@@ -472,65 +409,16 @@ def loss_fn(
   return loss, metrics | {'loss': loss}
 
 
-# Now and then.
+def draws_of(key: jax.Array, size: int, groups: int) -> tuple[Draws, jax.Array]:
+  """A step's draws for each of its `size` images, and dropout's [groups] keys.
 
-
-def evaluate(net: fractal.Fractal, params: dict, config, *, mesh: Mesh):
-  """The Likelihood of the validation split; see likelihood.evaluate."""
-  from fractal_jax.inference import likelihood
-
-  return likelihood.evaluate(net, params, config, mesh=mesh)
-
-
-def write_evaluation(found, step: int, writer) -> None:
-  """Writes the numbers of a Likelihood."""
-  numbers = dataclasses.asdict(found).items()
-  writer.write_scalars(step, {f'val/{k}': float(v) for k, v in numbers})
-
-
-def report(found) -> str:
-  """Validation bits/dim with its standard error."""
-  bound = ' (upper bound)' if found.bound else ''
-  bound += ' (of rounded colours)' if found.rounded else ''
-  bits, error = found.bits_per_dim, found.stderr
-  return f'validation bits/dim: {bits:.3f} ± {error:.3f}{bound}'
-
-
-def sample(
-  net: fractal.Fractal,
-  params: dict,
-  config,
-  step: int,
-  workdir: str,
-  writer,
-  last: bool,
-  *,
-  mesh: Mesh,
-) -> None:
-  """A grid of samples, as a PNG file and in TensorBoard; a movie of the last.
-
-  The movie is samples/growing.gif.
+  Mask ratios are the points of an even grid under one random shift.
   """
-  from fractal_jax.inference import sample as sample_lib
-
-  folder = paths.path(workdir) / 'samples'
-  movie = folder / 'growing.gif' if last else None
-  grid = sample_lib.sample_grid(
-    net,
-    params,
-    config,
-    mesh=mesh,
-    path=str(folder / f'step_{step:07d}.png'),
-    names=classes.load(workdir),
-    movie=movie and str(movie),
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  places = jnp.arange(size)
+  shift = jax.random.bits(
+    jax.random.fold_in(key, Salt.RATIO.value), (), jnp.uint32
   )
-  writer.write_images(step, {'samples/grid': grid})
-  if movie and jax.process_index() == 0:
-    writer.write_gifs(step, {'samples/growing': movie.read_bytes()})
-
-
-def warn(text: str) -> None:
-  """Says on process 0 what must not get lost with the standard output."""
-  if jax.process_index() == 0:
-    with contextlib.suppress(OSError):
-      print(text, file=sys.stderr, flush=True)
+  draws = Draws(fold(key, places), masking.strata(shift, places))
+  dropout = jax.random.fold_in(key, Salt.DROPOUT.value)
+  return draws, fold(dropout, jnp.arange(groups))

@@ -4,6 +4,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import optax
 
 from fractal_jax import sharding
@@ -50,7 +51,7 @@ def abstract_params(net: fractal.Fractal, mesh: Mesh) -> dict:
 def abstract(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> TrainState:
@@ -74,7 +75,7 @@ def abstract(
 def create(
   net: fractal.Fractal,
   tx: optax.GradientTransformation,
-  config,
+  config: ConfigDict,
   *,
   mesh: Mesh,
 ) -> TrainState:
@@ -86,7 +87,7 @@ def create(
     return init()
 
 
-def _init(net, tx, config) -> TrainState:
+def _init(net, tx, config: ConfigDict) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
   trained, _ = optimizer.split(config, params)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
