@@ -5,7 +5,7 @@
 `fractal-jax` alone says what to do first; `fractal-jax COMMAND --help` lists a
 command's flags.
 
-Exit codes: 0 done; 1 bad flags; 2 an error that the message explains; 70 the
+Exit codes: 0 done; 2 a flag or an error that the message explains; 70 the
 run hung or another of its processes failed; 75 told to stop (by SIGTERM, or
 SIGHUP) and saved; 130 interrupted by Ctrl-C, after saving if it trained; 143
 and 129 ended by SIGTERM or SIGHUP, with nothing to save; 141 nobody reads the
@@ -214,10 +214,11 @@ def run() -> None:
     tell(f'fractal_jax {fractal_jax.__version__}')
   if command not in COMMANDS:
     near = difflib.get_close_matches(command, COMMANDS, 1)
-    sys.exit(
+    leave(
       f"fractal-jax: no command '{command}'."
       + ''.join(f" Did you mean '{name}'?" for name in near)
-      + f' There are {", ".join(COMMANDS)}.'
+      + f' There are {", ".join(COMMANDS)}.',
+      2,
     )
   wants_help = not set(HELP).isdisjoint(given)
   if not wants_help:
@@ -250,16 +251,17 @@ def parse(command: str, argv: list[str]) -> list[str]:
       config_lib.check_arguments(argv)
     return rest
   except flags.Error as e:
-    sys.exit(
+    leave(
       f'fractal-jax {command}: {e}\nfractal-jax {command} --help lists the '
-      'flags.'
+      'flags.',
+      2,
     )
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
     # A key, value or file of --config; a list of choices takes several lines.
     text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
     if isinstance(e, OSError):  # its text holds a whole traceback
       text = ' '.join(line.strip() for line in text.splitlines()[-2:])
-    sys.exit(f'fractal-jax {command}: --config: {text}')
+    leave(f'fractal-jax {command}: --config: {text}', 2)
 
 
 def check_numbers() -> None:
