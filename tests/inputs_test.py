@@ -63,6 +63,16 @@ def test_files_are_read_as_they_were_written(tmp_path):
   (tmp_path / 'bad.png').write_text('no image')
   with pytest.raises(inputs.InputError, match='bad.png is not an image'):
     inputs.read_image(str(tmp_path / 'bad.png'), model)
+  np.savez(tmp_path / 'x.npz', a=1)
+  (tmp_path / 'x.npz').rename(tmp_path / 'several.npy')
+  (tmp_path / 'empty.npy').write_bytes(b'')
+  for name, words in (
+    ('empty', 'is not a .npy file'),
+    ('several', 'holds several arrays'),
+    ('none', 'cannot be opened'),
+  ):
+    with pytest.raises(inputs.InputError, match=words):
+      inputs.read_image(str(tmp_path / f'{name}.npy'), model)
 
 
 @pytest.mark.parametrize('size', [(40, 24), (6, 9)])
@@ -85,6 +95,11 @@ def test_images_of_another_size_are_cropped_as_in_training(size, tmp_path):
     ({'images': np.zeros((1, 4, 4, 1))}, 'float64: give whole numbers'),
     ({'mask': np.ones((4, 3), bool)}, r'mask of shape \(4, 3\): give \(4, 4\)'),
     ({'mask': np.full((4, 4), 7)}, 'must be bool'),
+    ({'mask': np.full((4, 4), 'x')}, 'must be bool'),
+    ({'mask': [[1], [1, 0]]}, 'masks are no array'),
+    ({'labels': [[0]]}, r'labels \[\[0\]\]: classes are'),
+    ({'labels': [2**70]}, 'classes are 0 to 2'),
+    ({'num': 1.5}, 'num=1.5 must be a whole number'),
     ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
     ({'labels': [0, 1]}, '2 labels for 1 images'),
     ({'num': 0}, 'num=0 must be a whole number at least 1'),

@@ -26,6 +26,7 @@ def test_json_lines_continue_without_repeating_steps(tmp_path):
     writer.write_scalars(step, {'loss': np.float32(step)})
   writer.close()
   with open(path, 'a') as file:
+    file.write('3\n{}\n{"step": "x"}\n')  # of something else
     file.write('{"step": 4, "lo')  # torn
   writer = logs.JSONLines(path, 2)
   writer.write_scalars(3, {'loss': 30})

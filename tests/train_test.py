@@ -386,6 +386,19 @@ def goes_on_as_if_nothing_had_been(workdir, every_state, capsys):
   chex.assert_trees_all_equal(jax.device_get(state), every_state[-1])
 
 
+def test_the_last_checkpoint_is_finished_where_a_run_is_told_to_stop():
+  class Checkpoints:
+    finished = False
+
+    def close(self):
+      signal.raise_signal(signal.SIGTERM)
+      self.finished = True
+
+  found = Checkpoints()
+  train.closing(found)(None, None, None)
+  assert found.finished
+
+
 @pytest.mark.parametrize(
   'number, code',
   [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
