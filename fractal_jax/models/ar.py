@@ -6,10 +6,12 @@ paper, FractalAR). Axis letters: types.py.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
@@ -21,6 +23,7 @@ from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
   Draws,
+  Network,
   Request,
   Rows,
   Sampling,
@@ -101,17 +104,20 @@ class ARLevel(nn.Module):
     s = self.spec
     return layers.rotary_angles(s.grid, s.width // s.heads)  # [2, 1 + L, K/2]
 
+  def tokens(self, patches: Array, conds: Array) -> Array:
+    """Patches [N, t, p, (p,) C] and conditions to tokens [N, 1 + t, D]."""
+    first = self.cond_embed(conds[:, :1])  # [N, 1, D]
+    x = self.patch_embed(flatten_patches(patches, self.spec))
+    x = jnp.concatenate([first, x], 1)  # [N, 1 + t, D]
+    return self.norm_in(x + self.table()[: x.shape[1]].astype(x.dtype))
+
   # Teacher-forced.
 
   def outputs(self, patches: Array, conds: Array, *, train: bool) -> Array:
     """Patches [N, L, p, (p,) C], conditions to the patches' own [N, L, D]."""
     s = self.spec
-    first = self.cond_embed(conds[:, :1])  # [N, 1, D]
     # Patch L is never a condition: nothing follows it.
-    x = self.patch_embed(flatten_patches(patches[:, :-1], s))
-    x = jnp.concatenate([first, x], 1)  # [N, L, D]
-    positions = self.table()[: s.length]
-    x = self.norm_in(x + positions.astype(x.dtype))
+    x = self.tokens(patches[:, :-1], conds)
     turns = self.turns()[:, : s.length]
     x = kernels.through(self.blocks, s, x, turns, train=train)
     return self.norm_out(x)  # [N, L, D]
@@ -146,57 +152,74 @@ class ARLevel(nn.Module):
     sampling: Sampling,
     draw_patch,
     order=None,
+    guide: Network | None = None,
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
     See level.Level. At level 0 a linear schedule raises the guidance from
-    almost 1 to its full scale at the last patch.
+    almost 1 to its full scale at the last patch, and the guide runs in the
+    interval of guidance alone: there it first reads what was drawn before.
     """
     del order
     s = self.spec
-    level = self.clone(spec=dataclasses.replace(s, remat='none'))
-    streams, n = request.conds.shape[:2]
-    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
-    turns = self.turns()
-    block = layers.LlamaBlock(**self.block_fields())
+    networks = [Network(self, params)] + ([guide] if guide else [])
+    networks = [net.generating() for net in networks]
+    streams = [Stream(net, c) for net, c in zip(networks, request.conds)]
     linear = s.index == 0 and sampling.schedule == 'linear'
-
-    def call(method, *args):
-      return level.apply({'params': params}, *args, method=method)
-
     given = jax.tree.map(
       lambda x: patchify(x, s).swapaxes(0, 1), request.given
     )  # [L, N, p, (p,) C]
 
-    def step(t, state):
-      patch, cache, drawn = state
-      x = call('token', patch, conds, t)
-      turn = jax.lax.dynamic_slice_in_dim(turns, t, 1, 1)
-      x, cache = layers.step_stack(block, params['blocks'], x, cache, t, turn)
+    def step(count, t, state):
+      """Draws patch t with the first `count` streams."""
+      patch, caches, drawn = state
+      used = zip(streams[:count], caches)
+      conds, new = zip(*(x.step(patch, cache, t) for x, cache in used))
       scale = request.guidance
       if linear:
         scale = 1 + (scale - 1) * (t + 1) / s.length
       wanted = Request(
-        conds=call('output', x).reshape(streams, n, 1, s.width),
+        conds=conds,
         keys=fold_in(request.keys, t),
         guidance=scale,
         given=jax.tree.map(lambda x: x[t], given),
       )
-      new = draw_patch(wanted)
+      found = draw_patch(wanted)
       if sampling.record:  # counted in values: of earlier patches, all
-        new = new.replace(when=new.when + t * s.patch_values)
-      drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, new)
-      return new.values, cache, drawn
+        found = found.replace(when=found.when + t * s.patch_values)
+      drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, found)
+      return found.values, (*new, *caches[count:]), drawn
 
+    on = np.array([
+      s.index > 0 or sampling.guides(t / s.length) for t in range(s.length)
+    ])
+    counts = np.where(on, len(streams), 1)
+    begin = int(on.argmax())  # when the guide does, if it runs at all
+
+    def guided_step(t, state):
+      patch, (first, *others), drawn = state
+      catch_up = lambda caches: [
+        x.filled(cache, drawn.values[: begin - 1])
+        for x, cache in zip(streams[1:], caches)
+      ]
+      if begin:
+        others = jax.lax.cond(t == begin, catch_up, lambda x: x, others)
+      return step(len(streams), t, (patch, (first, *others), drawn))
+
+    n = len(request.keys)
     shape = (n,) + (s.patch,) * s.rank + (s.channels,)
-    cache = layers.empty_cache(
-      s.depth, streams * n, s.length, s.heads, s.width // s.heads, s.dtype
-    )
     drawn = undrawn((s.length,) + shape, sampling, given)
+    branches = {1: functools.partial(step, 1), len(streams): guided_step}
+    branches = [branches[count] for count in np.unique(counts)]
+    branch = jnp.asarray(np.searchsorted(np.unique(counts), counts))
     return Steps(
       count=s.length,
-      start=(jnp.zeros(shape, jnp.int32), cache, drawn),
-      step=step,
+      start=(
+        jnp.zeros(shape, jnp.int32),
+        tuple(x.empty_cache() for x in streams),
+        drawn,
+      ),
+      step=lambda t, state: jax.lax.switch(branch[t], branches, t, state),
       drawn=lambda state: jax.tree.map(
         lambda x: unpatchify(x.swapaxes(0, 1), s), state[-1]
       ),
@@ -223,3 +246,57 @@ class ARLevel(nn.Module):
   def share(self, law: str) -> float:
     del law
     return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """One network's part in generating a level's squares, patch by patch."""
+
+  network: Network
+  conds: Array  # [G, N, 1, D of the level above]
+
+  @property
+  def rows(self) -> Array:
+    """The conditions [G N, 1, .]."""
+    return self.conds.reshape((-1,) + self.conds.shape[2:])
+
+  @property
+  def blocks(self):
+    """The block, and the parameters of the stack."""
+    level = self.network.level
+    block = layers.LlamaBlock(**level.block_fields(), parent=None)
+    return block, self.network.params['blocks']
+
+  def empty_cache(self) -> Array:
+    s = self.network.spec
+    return layers.empty_cache(
+      s.depth, len(self.rows), s.length, s.heads, s.width // s.heads, s.dtype
+    )
+
+  def step(self, patch: Array, cache: Array, t: Array) -> tuple[Array, Array]:
+    """Patch t - 1 [N, p, (p,) C] to the conditions [G, N, 1, D] of patch t.
+
+    Args:
+      patch: the patch drawn last; not read at t = 0.
+      cache: of the tokens before.
+      t: a scalar.
+
+    Returns:
+      The conditions, and the cache with token t.
+    """
+    s = self.network.spec
+    x = self.network('token', patch, self.rows, t)
+    turn = jax.lax.dynamic_slice_in_dim(self.network.level.turns(), t, 1, 1)
+    x, cache = layers.step_stack(*self.blocks, x, cache, t, turn)
+    x = self.network('output', x)
+    return x.reshape(*self.conds.shape[:2], 1, s.width), cache
+
+  def filled(self, cache: Array, patches: Array) -> Array:
+    """The cache after patches [t, N, p, (p,) C], the first ones, all drawn."""
+    patches = patches.swapaxes(0, 1)
+    patches = jnp.tile(
+      patches, (self.conds.shape[0],) + (1,) * (patches.ndim - 1)
+    )
+    x = self.network('tokens', patches, self.rows)
+    turns = self.network.level.turns()[:, : x.shape[1]]
+    return layers.fill_cache(*self.blocks, x, cache, turns)

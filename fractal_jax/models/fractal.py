@@ -39,6 +39,7 @@ from fractal_jax.models.types import (
   Drawn,
   Draws,
   Given,
+  Network,
   Request,
   Rows,
   Sampling,
@@ -195,6 +196,7 @@ class Fractal(nn.Module):
     sampling: Sampling,
     *,
     guided: bool,
+    guide: 'Guide | None' = None,
     orders=None,
     given: Given | None = None,
   ) -> Drawn:
@@ -205,8 +207,10 @@ class Fractal(nn.Module):
       labels: [B] classes, -1 for "no class".
       keys: [B] typed keys: an image is a function of its own key.
       sampling: how values are drawn. Iterations: one number per level.
-      guided: whether to run the unconditional stream (guidance is not 1).
-      orders: orders of the patches at each level, in place of random ones.
+      guided: whether to run a second stream (guidance is not 1).
+      guide: the network of the second stream, under the same classes; None:
+        this one, without classes.
+      orders: orders of the patches at each level, in place of the sampling's.
       given: values that are known, and returned as they are. Where none is,
         the images are those drawn without.
 
@@ -214,8 +218,33 @@ class Fractal(nn.Module):
       Images [B, S, (S,) C].
     """
     return self.steps(
-      params, labels, keys, sampling, guided=guided, orders=orders, given=given
+      params,
+      labels,
+      keys,
+      sampling,
+      guided=guided,
+      guide=guide,
+      orders=orders,
+      given=given,
     ).run()
+
+  @nn.nowrap
+  def by_level(self, sampling: Sampling) -> Sampling:
+    """The same with an entry for each level where there is one, or none."""
+    drawing = [s.index for s in self.specs if s.guide or s.side == 1]
+
+    def spread(x):
+      if jnp.ndim(x) == 0:
+        return x
+      levels = jnp.ones(len(self.specs), jnp.float32)
+      return levels.at[jnp.array(drawing)].set(jnp.asarray(x, jnp.float32))
+
+    lengths = tuple(s.length for s in self.specs[:-1])
+    return sampling.replace(
+      guidance=spread(sampling.guidance),
+      temperature=spread(sampling.temperature),
+      iterations=sampling.iterations or lengths,
+    )
 
   @nn.nowrap
   def steps(
@@ -226,31 +255,40 @@ class Fractal(nn.Module):
     sampling: Sampling,
     *,
     guided: bool,
+    guide: 'Guide | None' = None,
     orders=None,
     given: Given | None = None,
   ) -> Steps:
     """The steps of `generate` at level 0, to be run some at a time."""
-    params = shared.expand(params, self.specs)
-    levels = [kind(s, parent=None) for kind, s in zip(self.kinds, self.specs)]
-    if not sampling.iterations:
-      lengths = tuple(s.length for s in self.specs[:-1])
-      sampling = sampling.replace(iterations=lengths)
-    orders = (None,) * len(levels) if orders is None else (*orders, None)
+    own = Guide(self, params)
+    sampling = self.by_level(sampling)
+    orders = (None,) * len(self.specs) if orders is None else (*orders, None)
+    none = jnp.full_like(labels, -1)
+    # A second stream that is not there in all steps is a network of its own,
+    # at level 0; below, one network does the work of both.
+    apart = guided and guide is None and sampling.interval != (0.0, 1.0)
+    if guided and (guide or apart):
+      networks = [own.levels(), (guide or own).levels()]
+      conds = own.conds(labels), (guide or own).conds(none if apart else labels)
+    else:
+      networks = [own.levels()]
+      conds = (own.conds(labels, none) if guided else own.conds(labels),)
 
     def squares(i: int, request: Request) -> Steps:
       """Level i draws squares, and calls level i + 1 for their patches."""
-      draw_patch = lambda request: squares(i + 1, request).run()
-      steps = levels[i].generate(
-        params[f'level_{i}'], request, sampling, draw_patch, orders[i]
+
+      def draw_patch(wanted: Request) -> Drawn:
+        if apart:
+          wanted = wanted.replace(conds=(jnp.concatenate(wanted.conds),))
+        return squares(i + 1, wanted).run()
+
+      level, *others = (levels[i] for levels in networks[: len(request.conds)])
+      steps = level.level.generate(
+        level.params, request, sampling, draw_patch, orders[i], *others
       )
       scope = jax.named_scope(f'level_{i}')  # for profiles
       return dataclasses.replace(steps, step=scope(steps.step))
 
-    # The conditional stream, and with guidance the unconditional one.
-    streams = [labels, jnp.full_like(labels, -1)] if guided else [labels]
-    embed = Labels(self.classes, self.specs[0].width, parent=None)
-    conds = embed.apply({'params': params['labels']}, jnp.stack(streams))
-    conds = jnp.repeat(conds[:, :, None], self.specs[0].num_conds, 2)
     known = None if given is None else self.colour.encode_given(given)
     steps = squares(0, Request(conds, keys, sampling.guidance, known))
 
@@ -261,6 +299,29 @@ class Fractal(nn.Module):
       return found
 
     return dataclasses.replace(steps, drawn=drawn)
+
+
+@struct.dataclass
+class Guide:
+  """A network with its parameters, as one argument of compiled programs."""
+
+  net: Fractal = struct.field(pytree_node=False)
+  params: dict
+
+  def levels(self) -> list[Network]:
+    """Its levels, outermost first."""
+    params = shared.expand(self.params, self.net.specs)
+    return [
+      Network(kind(s, parent=None), params[f'level_{s.index}'])
+      for kind, s in zip(self.net.kinds, self.net.specs)
+    ]
+
+  def conds(self, *labels: Array) -> Array:
+    """What level 0 is given under each of [B] labels, [G, B, n, D]."""
+    top = self.net.specs[0]
+    embed = Labels(self.net.classes, top.width, parent=None)
+    conds = embed.apply({'params': self.params['labels']}, jnp.stack(labels))
+    return jnp.repeat(conds[:, :, None], top.num_conds, 2)
 
 
 def values_of(rows: Rows) -> Array:

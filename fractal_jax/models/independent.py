@@ -7,8 +7,6 @@ What a decoder without autoregression would be; docs/ablations.md compares it
 with "ar" and "mar". Axis letters: types.py.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ from fractal_jax.models.patches import patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
   Draws,
+  Network,
   Request,
   Rows,
   Sampling,
@@ -110,22 +109,28 @@ class IndependentLevel(nn.Module):
     sampling: Sampling,
     draw_patch,
     order=None,
+    guide: Network | None = None,
   ) -> Steps:
-    """All patches in one step; see level.Level. Guidance is at full scale."""
+    """All patches in one step; see level.Level. Guidance is at full scale.
+
+    At level 0 the step is guided where the interval of guidance begins at 0.
+    """
     del order
-    s = self.spec
-    level = self.clone(spec=dataclasses.replace(s, remat='none'))
-    streams, n = request.conds.shape[:2]
-    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
+    s, n = self.spec, len(request.keys)
+    networks = [Network(self, params)] + ([guide] if guide else [])
+    if s.index == 0 and not sampling.guides(0):
+      networks = networks[:1]
     given = jax.tree.map(lambda x: patchify(x, s), request.given)
+
+    def conds_below(network, conds):  # [G, N, n, .] to [G, N L, 1, D]
+      rows = conds.reshape((-1,) + conds.shape[2:])
+      out = network.generating()('outputs', rows, train=False)
+      return out.reshape(len(conds), n * s.length, 1, network.spec.width)
 
     def step(t, drawn):
       del t
-      conds_below = level.apply(
-        {'params': params}, conds, train=False, method='outputs'
-      )
       wanted = Request(
-        conds=conds_below.reshape(streams, n * s.length, 1, s.width),
+        conds=tuple(map(conds_below, networks, request.conds)),
         keys=fold_in(request.keys[:, None], jnp.arange(s.length)).reshape(-1),
         guidance=request.guidance,
         given=jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), given),

@@ -26,6 +26,8 @@ class Salt(enum.IntEnum):
   GUIDE_NOISE = 1 << 20  # plus the square: noise on the guide's target
   OVERFLOW = 1 << 21  # plus the level: which masked patches don't fit
   LABEL = 1 << 22  # whether the image's label is dropped
+  # Folded into a pixel's key.
+  RESAMPLE = 1 << 23  # its candidates, and the choice among them
   # Folded into a step's key.
   RATIO = 1 << 30  # the shift of the mask ratios' strata
   DROPOUT = (1 << 30) + 1  # dropout of all levels

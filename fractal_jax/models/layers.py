@@ -196,6 +196,14 @@ class Attention(nn.Module):
     mask = (jnp.arange(k.shape[1]) <= t)[None]
     return self.proj(attend(q, k, v, mask).reshape(x.shape)), cache
 
+  def fill(self, x, turns):
+    """Tokens x [N, T, D] and, for a cache, their k, v: [2, N, T, H, K]."""
+    q, k, v = self.heads_of(x)
+    if turns is not None:
+      q, k = rotate(q, turns), rotate(k, turns)
+    out = attend(q, k, v, jnp.tri(x.shape[1], dtype=bool)).reshape(x.shape)
+    return self.proj(out), jnp.stack([k, v])
+
   def at(self, x, here):
     """x [N, T, D] read by tokens here [N, W, D] alone: [N, W, D]."""
     (q,) = self.heads_of(here, slice(1))
@@ -296,6 +304,11 @@ class LlamaBlock(nn.Module):
     x = x + y
     return x + self.mlp(self.norm2(x), False), cache
 
+  def fill(self, x, turns):
+    y, cached = self.attention.fill(self.norm1(x), turns)
+    x = x + y
+    return x + self.mlp(self.norm2(x), False), cached
+
 
 def swiglu_width(width: int) -> int:
   """int(8 D / 3), rounded up to a multiple of 256."""
@@ -352,6 +365,25 @@ def step_stack(block: nn.Module, params, x, cache, t, turns):
     unroll=depth if unrolls(depth) else 1,
   )
   return carry
+
+
+def fill_cache(block: nn.Module, params, x, cache, turns) -> Array:
+  """The first tokens through all layers of a causal `stack` at once.
+
+  Args:
+    block: the stack's block, unbound; it has a method `fill`.
+    params: the stack's parameters, each with a leading axis `layers`.
+    x: [N, t, D], tokens 0 .. t - 1.
+    cache: [layers, 2, N, T, H, K].
+    turns: [2, t, K/2] rotary angles of these tokens, or None.
+
+  Returns:
+    The cache as `step_stack` leaves it after token t - 1.
+  """
+  depth = cache.shape[0]
+  call = lambda x, p: block.apply({'params': p}, x, turns, method='fill')
+  _, new = jax.lax.scan(call, x, params, unroll=depth if unrolls(depth) else 1)
+  return cache.at[:, :, :, : x.shape[1]].set(new.astype(cache.dtype))
 
 
 def narrow_stack(block: nn.Module, params, x, places) -> Array:

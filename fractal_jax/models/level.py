@@ -19,6 +19,7 @@ from fractal_jax.models.types import (
   Array,
   Drawn,
   Draws,
+  Network,
   Request,
   Rows,
   Sampling,
@@ -98,6 +99,7 @@ class Level(Protocol):
     sampling: Sampling,
     draw_patch: Callable[[Request], Drawn],
     order=None,
+    guide: Network | None = None,
   ) -> Steps:
     """Generates squares [N, s, (s,) C], patch by patch.
 
@@ -106,9 +108,12 @@ class Level(Protocol):
       request: the squares that are wanted.
       sampling: how values are drawn.
       draw_patch: the next level: M patches from conditions [G, M, out_conds,
-        D], one key and one Given each.
-      order: [L], an order of the patches for all squares, in place of random
-        ones; levels with an order of their own ignore it.
+        D] of each network, one key and one Given each. Without those of the
+        guide, they are drawn unguided.
+      order: [L], an order of the patches for all squares, in place of that of
+        `sampling`; levels with an order of their own ignore it.
+      guide: this level of the network that guides; None: none does, or one
+        network has both streams.
 
     Returns:
       The steps whose result are the squares. What is known of them is kept.

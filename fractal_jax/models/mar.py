@@ -6,37 +6,29 @@ is its own output and those of its neighbours; only masked patches go down.
 Axis letters: types.py.
 """
 
-import dataclasses
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fractal_jax import sharding
-from fractal_jax.models import layers, masking, pixel, published
+from fractal_jax.models import layers, masking, pixel, published, unmasking
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.level import check_rows
-from fractal_jax.models.patches import (
-  flatten_patches,
-  normalise,
-  patchify,
-  unpatchify,
-)
+from fractal_jax.models.patches import flatten_patches, normalise, patchify
 from fractal_jax.models.types import (
   Array,
   Draws,
   Given,
+  Network,
   Request,
   Rows,
   Sampling,
   Scores,
   Spec,
   Steps,
-  undrawn,
 )
 
 # By rank: whose outputs are a patch's conditions, and how far these are away.
@@ -271,125 +263,27 @@ class MARLevel(nn.Module):
     sampling: Sampling,
     draw_patch,
     order=None,
+    guide: Network | None = None,
   ) -> Steps:
-    """Several patches per step, in a random order for each square.
+    """Several patches per step, in an order for each square.
 
-    See level.Level. The last entries of an order are generated first. Patches
-    that are known as a whole count as generated in the first steps, and are
-    seen from the start. At level 0 a linear schedule raises the guidance with
-    the number of patches that are there.
+    See level.Level, and unmasking.py.
     """
-    s = self.spec
-    generating = dataclasses.replace(
-      s, remat='none', unroll=layers.unrolls(s.depth)
-    )
-    level = self.clone(spec=generating)
-    streams, n = request.conds.shape[:2]
-    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
-    guide = self.draw_guide(params, request, sampling) if s.guide else None
-    given = jax.tree.map(lambda x: patchify(x, s), request.given)
-    known = None  # [N, L]: which patches are known as a whole
-    if given is not None:
-      known = given.known.all(tuple(range(2, given.known.ndim)))
-    order = self.order_of(request.keys, order, known)  # [N, L]
-    rows = jnp.arange(n)[:, None]
-    linear = s.index == 0 and sampling.schedule == 'linear'
-
-    def step(size, drawn, left, still):
-      """Generates the patches of an order's places left .. still - 1.
-
-      It computes `size` of them, at least as many, and drops the others.
-      """
-      first = jnp.maximum(still - size, 0)
-      slots = first + jnp.arange(size)
-      place = jax.lax.dynamic_slice_in_dim(order, first, size, 1)  # [N, m]
-      used = (slots >= left) & (slots < still)
-      mask = jnp.zeros((n, s.length), bool)
-      mask = mask.at[rows, order].set(jnp.arange(s.length) < still)
-      if known is not None:
-        mask &= ~known
-      cond = level.conds_of(
-        params, drawn.values, mask, conds, guide, jnp.tile(place, (streams, 1))
-      )  # [G N, m, n, D]
-      scale = request.guidance
-      if linear:
-        # The published schedule counts one patch as masked at the last step.
-        seen = s.length - jnp.maximum(left, 1)
-        scale = 1 + (scale - 1) * seen / s.length
-      wanted = Request(
-        conds=cond.reshape((streams, n * size) + cond.shape[2:]),
-        keys=fold_in(request.keys[:, None], place).reshape(-1),
-        guidance=scale,
-        given=jax.tree.map(
-          lambda x: x[rows, place].reshape((-1,) + x.shape[2:]), given
-        ),
-      )
-      patches = draw_patch(wanted)  # [N m, p, (p,) C]
-      if sampling.record:
-        when = (s.length - still) * s.patch_values + patches.when * size
-        patches = patches.replace(when=when)
-      at = jnp.where(used, place, s.length)  # out of range: dropped
-      return jax.tree.map(
-        lambda all, new: all.at[rows, at].set(
-          new.reshape((n, size) + new.shape[1:]), mode='drop'
-        ),
-        drawn,
-        patches,
-      )
-
-    # How many patches a step generates is known now. Each number would be a
-    # program of its own; a few sizes serve all. Programs multiply from level to
-    # level, so the outermost can afford more.
-    steps = min(s.length, sampling.iterations[s.index])
-    left = np.array(masking.unmask_counts(s.length, steps))
-    still = np.concatenate([[s.length], left[:-1]])
-    left, still = left[still > left], still[still > left]
-    most = 3 if s.index == 0 else 2
-    sizes = masking.static_sizes(list(still - left), most)
-    branches = [functools.partial(step, size) for size in sizes]
-    branch = np.searchsorted(sizes, still - left)
-    branch, left, still = jax.tree.map(jnp.asarray, (branch, left, still))
-    shape = (n, s.length) + (s.patch,) * s.rank + (s.channels,)
-    return Steps(
-      count=len(branch),
-      start=undrawn(shape, sampling, given),
-      step=lambda t, drawn: jax.lax.switch(
-        branch[t], branches, drawn, left[t], still[t]
-      ),
-      drawn=lambda drawn: jax.tree.map(lambda x: unpatchify(x, s), drawn),
-    )
-
-  @nn.nowrap
-  def draw_guide(self, params, request: Request, sampling: Sampling) -> Array:
-    """The mean colour of each square, drawn first: [N, C].
-
-    It is one that the known values allow, so the true one where all are known.
-    """
-    s = self.spec
-    keys = fold_in(request.keys, jnp.asarray(Salt.GUIDE_NOISE.value))
-    guide = pixel.PixelLevel(pixel.guide_spec(s)).generate(
-      params['guide'],
-      request.replace(keys=keys, given=None),
-      sampling.replace(record=False),
-      bounds=(
-        None if request.given is None else possible_means(request.given, s)
-      ),
-    )
-    return guide.run().values.reshape(-1, s.channels)
-
-  @nn.nowrap
-  def order_of(self, keys: Array, order, known) -> Array:
-    """Each square's order [N, L]: `order`, or a random one; known ones last."""
-    n, length = len(keys), self.spec.length
-    if order is None:
-      scores = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(keys)
-      order = scores.argsort(-1)
-    else:
-      order = jnp.broadcast_to(jnp.asarray(order), (n, length))
-    if known is not None:
-      last = jnp.take_along_axis(known, order, 1).argsort(-1, stable=True)
-      order = jnp.take_along_axis(order, last, 1)
-    return order
+    networks = [Network(self, params)] + ([guide] if guide else [])
+    colour = None
+    if self.spec.guide:
+      colour = draw_guide(networks, request, sampling)
+    return unmasking.Squares(
+      networks=[
+        net.generating(unroll=layers.unrolls(net.spec.depth))
+        for net in networks
+      ],
+      request=request,
+      sampling=sampling,
+      draw_patch=draw_patch,
+      guide=colour,
+      order=order,
+    ).steps()
 
   @nn.nowrap
   def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
@@ -464,3 +358,31 @@ class MARLevel(nn.Module):
     strata = (np.arange(1 << 16) + 0.5) / (1 << 16)
     counts = masking.counts(strata, self.spec, law, np)
     return counts.mean() / self.spec.length
+
+
+def draw_guide(
+  networks: list[Network], request: Request, sampling: Sampling
+) -> Array:
+  """The mean colour of each square, drawn first: [N, C].
+
+  It is one that the known values allow, so the true one where all are known.
+  """
+  s = networks[0].spec
+  keys = fold_in(request.keys, jnp.asarray(Salt.GUIDE_NOISE.value))
+  own, *other = (
+    Network(
+      pixel.PixelLevel(pixel.guide_spec(net.spec), parent=None),
+      net.params['guide'],
+    )
+    for net in networks
+  )
+  drawn = own.level.generate(
+    own.params,
+    request.replace(keys=keys, given=None),
+    sampling.replace(record=False, order=()),
+    guide=other[0] if other else None,
+    bounds=(
+      None if request.given is None else possible_means(request.given, s)
+    ),
+  )
+  return drawn.run().values.reshape(-1, s.channels)

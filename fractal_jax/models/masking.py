@@ -23,6 +23,7 @@ from fractal_jax.models.types import Array, Draws, Rows, Spec
 # circle evenly for every i, and so does every run of consecutive i.
 GOLDEN = 2654435769
 LAWS = ('normal', 'uniform')  # of model.mask_law
+STEP_SIZES = ('cosine', 'two-stage')  # of sample.step_sizes
 
 
 def strata(shift: Array, index: Array) -> Array:
@@ -114,13 +115,27 @@ def compact(mask: Array, capacity: int, key) -> tuple[Array, Array, Array]:
   return index, filled, excess
 
 
-def unmask_counts(length: int, iterations: int) -> list[int]:
-  """Patches still masked after each generation step (cosine schedule)."""
+def unmask_counts(
+  length: int, iterations: int, step_sizes: str = 'cosine'
+) -> list[int]:
+  """Patches still masked after each generation step.
+
+  Args:
+    length: patches.
+    iterations: steps, no more than patches.
+    step_sizes: 'cosine', as published: ever more patches a step. 'two-stage':
+      the first quarter of the patches, which set the structure, in the first
+      three quarters of the steps, and all others in the rest.
+  """
   steps = min(iterations, length)
   left, out = length, []
   for t in range(steps - 1):
-    cosine = np.floor(length * np.cos(np.pi / 2 * (t + 1) / steps))
-    left = int(max(1, min(left - 1, cosine)))
+    if step_sizes == 'cosine':
+      share = np.cos(np.pi / 2 * (t + 1) / steps)
+    else:
+      done = (t + 1) / steps
+      share = min(1 - done / 3, 3 * (1 - done))
+    left = int(max(1, min(left - 1, np.floor(length * share))))
     out.append(left)
   return out + [0]
 

@@ -17,13 +17,16 @@ from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.kernels import pixel_draw, pixel_nats
+from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.types import (
   Array,
   Drawn,
+  Network,
   Request,
   Sampling,
   Spec,
   Steps,
+  of_level,
 )
 
 
@@ -136,6 +139,7 @@ class PixelLevel(nn.Module):
     sampling: Sampling,
     draw_patch=None,
     order=None,
+    guide: Network | None = None,
     *,
     bounds: tuple[Array, Array] | None = None,
   ) -> Steps:
@@ -144,52 +148,82 @@ class PixelLevel(nn.Module):
     Args:
       params: this level's parameters; call it on the unbound module.
       request: the pixels that are wanted: squares of side 1.
-      sampling: temperature, filter threshold.
+      sampling: temperature, filter threshold, resampling.
       draw_patch: not used: no level is below.
       order: not used: channels come in their order.
+      guide: as in level.Level.
       bounds: the least and the largest value that may be drawn, [N, C] each.
 
     Returns:
       The steps whose result are the squares, values [N, 1, (1,) C].
     """
     del draw_patch, order
-    s = self.spec
-    if kernels.usable(s):
+    s, n = self.spec, len(request.keys)
+    sampling = sampling.replace(
+      temperature=of_level(sampling.temperature, s),
+      resample=sampling.resample if is_guided(request) else 0,
+    )
+    request = request.replace(guidance=of_level(request.guidance, s))
+    if kernels.usable(s) and pixel_draw.offers(sampling, guide is None):
       return draw_by_kernel(s, params, request, sampling, bounds)
-    streams, n = request.conds.shape[:2]
-    conds = request.conds.reshape((streams * n,) + request.conds.shape[2:])
-
-    def call(method, *args):
-      return self.apply({'params': params}, *args, method=method)
-
-    uniforms = draw_uniforms(request.keys, s).T  # [C, N]
+    networks = [Network(self, params)] + ([guide] if guide else [])
+    rows = [c.reshape((-1,) + c.shape[2:]) for c in request.conds]
+    uniforms = draw_uniforms(request.keys, s, sampling.resample)
+    uniforms = uniforms.swapaxes(0, 1)  # [C, N, ...]
     given, bounds = jax.tree.map(
       lambda x: x.reshape(n, s.channels).T, (request.given, bounds)
     )  # [C, N]
-    block = layers.ViTBlock(**self.block_fields())
+
+    def read(network, x, cache, k):
+      """Token k [G N, 1, D] to the logits of channel k, [G, N, V]."""
+      level = network.level
+      if level.spec.depth:
+        block = layers.ViTBlock(**level.block_fields(), parent=None)
+        blocks = network.params['blocks']
+        x, cache = layers.step_stack(block, blocks, x, cache, k, None)
+      return network('head', x, k).reshape(-1, n, s.values), cache
 
     def step(k, state):
-      x, cache, drawn = state
-      if s.depth:
-        x, cache = layers.step_stack(block, params['blocks'], x, cache, k, None)
-      logits = call('head', x, k).reshape(streams, n, s.values)
+      tokens, caches, drawn, nats = state
+      found = [read(*of_one, k) for of_one in zip(networks, tokens, caches)]
+      logits, caches = zip(*found)
+      logits = jnp.concatenate(logits)  # [G, N, V]
       limits = jax.tree.map(lambda x: x[k], bounds)
       values = draw(logits, uniforms[k], request.guidance, sampling, limits)
       if given is not None:
         values = jnp.where(given.known[k], given.values[k], values)
-      x = jnp.tile(call('next', k, values), (streams, 1, 1))
-      return x, cache, drawn.at[k].set(values)
+      tokens = tuple(
+        jnp.tile(network('next', k, values), (len(x) // n, 1, 1))
+        for network, x in zip(networks, rows)
+      )
+      if nats is not None:
+        now = nats_of(logits, values, request.guidance, sampling)
+        if given is not None:
+          now = jnp.where(given.known[k], 0, now)
+        nats = nats.at[k].set(now)
+      return tokens, caches, drawn.at[k].set(values), nats
 
-    cache = layers.empty_cache(
-      s.depth, streams * n, s.channels, s.heads, s.width // s.heads, s.dtype
+    caches = tuple(
+      layers.empty_cache(
+        x.depth, len(c), x.channels, x.heads, x.width // x.heads, x.dtype
+      )
+      for x, c in zip([network.spec for network in networks], rows)
     )
-    start = call('first', conds), cache, jnp.zeros((s.channels, n), jnp.int32)
-    return Steps(
-      count=s.channels,
-      start=start,
-      step=step,
-      drawn=lambda state: squares(state[-1].T, s, sampling),
+    start = (
+      tuple(network('first', c) for network, c in zip(networks, rows)),
+      caches,
+      jnp.zeros((s.channels, n), jnp.int32),
+      jnp.zeros((s.channels, n)) if sampling.confident else None,
     )
+
+    def drawn(state) -> Drawn:
+      *_, values, nats = state
+      found = squares(values.T, s, sampling)
+      if nats is not None:
+        found = found.replace(nats=nats.T.reshape(found.values.shape))
+      return found
+
+    return Steps(count=s.channels, start=start, step=step, drawn=drawn)
 
   @nn.nowrap
   def flops(self) -> float:
@@ -203,10 +237,24 @@ class PixelLevel(nn.Module):
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
 
 
-def draw_uniforms(keys: Array, spec: Spec) -> Array:
-  """What each pixel's channels are drawn with, [N, C] in [0, 1)."""
-  draw = lambda key: jax.random.uniform(key, (spec.channels,))
-  return jax.vmap(draw)(keys)
+def is_guided(request: Request) -> bool:
+  """Whether there is a second stream, of whichever network."""
+  return sum(len(c) for c in request.conds) > 1
+
+
+def draw_uniforms(keys: Array, spec: Spec, resample: int = 0) -> Array:
+  """What each pixel's channels are drawn with, [N, C] in [0, 1).
+
+  With resampling [N, C, resample + 1]: a number for each candidate, the first
+  of which is that without resampling, and one for the choice among them.
+  """
+  shape = (spec.channels,)
+  first = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+  if not resample:
+    return first
+  keys = fold_in(keys, jnp.asarray(Salt.RESAMPLE.value))
+  more = lambda key: jax.random.uniform(key, (*shape, resample))
+  return jnp.concatenate([first[..., None], jax.vmap(more)(keys)], -1)
 
 
 def squares(values: Array, spec: Spec, sampling: Sampling) -> Drawn:
@@ -241,14 +289,14 @@ def draw_by_kernel(
     return pixel_draw.pixel_draw(
       kernel_sizes(spec),
       params,
-      request.conds[:, :, 0].astype(spec.dtype),
+      request.conds[0][:, :, 0].astype(spec.dtype),
       draw_uniforms(request.keys, spec),
       bounds,
       given,
       how,
     )
 
-  n = request.conds.shape[1]
+  n = len(request.keys)
   return Steps(
     count=1,
     start=jnp.zeros((n, spec.channels), jnp.int32),
@@ -289,34 +337,56 @@ def cross_entropy(outputs, codebooks, bias, values) -> Array:
 def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
   """Logits [G, N, V] of the streams to the logits [N, V] that are drawn from.
 
-  With two streams, the unconditional logit of a value that is unlikely under
-  the condition is first raised, so that guidance can't push the draw there.
+  With two streams, the logit that guides away from a value that is unlikely
+  under the condition is first raised, so that guidance can't push the draw
+  there. Two equal streams give exactly either.
   """
   logits = logits / sampling.temperature
   if len(logits) == 1:
     return logits[0]
-  cond, uncond = logits
+  cond, other = logits
   top = lambda x: x.max(-1, keepdims=True)
-  raised = jnp.maximum(uncond, cond - top(cond) + top(uncond))
+  raised = jnp.maximum(other, cond + (top(other) - top(cond)))
   unlikely = jax.nn.softmax(cond) < sampling.filter_threshold
-  uncond = jnp.where(unlikely, raised, uncond)
-  return uncond + guidance * (cond - uncond)
+  other = jnp.where(unlikely, raised, other)
+  return other + guidance * (cond - other)
 
 
 def draw(logits, uniform, guidance, sampling: Sampling, bounds=None) -> Array:
   """Values [N], int32, from logits [G, N, V] by inverting the distribution.
 
   With bounds, the least and the largest value [N], from what the distribution
-  is given that the value lies between.
+  is given that the value lies between. With sampling.resample, `uniform` is
+  [N, resample + 1], see `draw_uniforms`.
   """
-  logits = guided_logits(logits, guidance, sampling)
+  guided = guided_logits(logits, guidance, sampling)
+  plain = logits[0] / sampling.temperature
   if bounds is not None:
     least, most = (x[:, None] for x in bounds)
     value = jnp.arange(logits.shape[-1])
-    logits = jnp.where((value >= least) & (value <= most), logits, -jnp.inf)
+    inside = (value >= least) & (value <= most)
+    guided, plain = (jnp.where(inside, x, -jnp.inf) for x in (guided, plain))
   if sampling.greedy:
-    return logits.argmax(-1).astype(jnp.int32)
+    return guided.argmax(-1).astype(jnp.int32)
+  if not sampling.resample:
+    return inverted(guided, uniform[:, None])[:, 0]
+  *candidates, choice = jnp.moveaxis(uniform, -1, 0)
+  found = inverted(plain, jnp.stack(candidates, 1))  # [N, candidates]
+  ratio = jnp.take_along_axis(guided - plain, found, 1)
+  chosen = inverted(ratio, choice[:, None])
+  return jnp.take_along_axis(found, chosen, 1)[:, 0]
+
+
+def inverted(logits: Array, uniforms: Array) -> Array:
+  """Draws [N, m], int32, from each of [N, V] logits by numbers [N, m]."""
   cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)
   # Scaled by the last entry, since rounding leaves that just off 1.
-  level = uniform[:, None] * cumulative[:, -1:]
-  return (cumulative <= level).sum(-1).clip(max=logits.shape[-1] - 1)
+  level = uniforms * cumulative[:, -1:]
+  found = (cumulative[:, None] <= level[..., None]).sum(-1)
+  return found.clip(max=logits.shape[-1] - 1)
+
+
+def nats_of(logits, values, guidance, sampling: Sampling) -> Array:
+  """-log p of values [N] under what `draw` draws from without resampling."""
+  log_p = jax.nn.log_softmax(guided_logits(logits, guidance, sampling))
+  return -jnp.take_along_axis(log_p, values[:, None], 1)[:, 0]

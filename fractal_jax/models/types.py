@@ -107,15 +107,36 @@ class Draws:
 
 @struct.dataclass
 class Sampling:
-  """How values are drawn in generation (section 4.2, appendix of the paper)."""
+  """How values are drawn in generation (section 4.2, appendix of the paper).
+
+  What `config.SAMPLE` says of the keys of the same names. Guidance and
+  temperature are one number, or one for each level that draws values: those
+  with a guiding pixel, and the pixel level.
+  """
 
   guidance: Array | float = 1.0
   temperature: Array | float = 1.0  # divides the logits: below 1 is sharper
   filter_threshold: Array | float = 1e-4
   schedule: str = struct.field(pytree_node=False, default='linear')
+  interval: tuple[float, float] = struct.field(
+    pytree_node=False, default=(0.0, 1.0)
+  )
+  resample: int = struct.field(pytree_node=False, default=0)
   iterations: tuple[int, ...] = struct.field(pytree_node=False, default=())
+  order: tuple[str, ...] = struct.field(pytree_node=False, default=())
+  step_sizes: str = struct.field(pytree_node=False, default='cosine')
   greedy: bool = struct.field(pytree_node=False, default=False)
   record: bool = struct.field(pytree_node=False, default=False)
+
+  @property
+  def confident(self) -> bool:
+    """Whether some level asks how likely the values drawn for it were."""
+    return 'confidence' in self.order
+
+  def guides(self, share) -> bool:
+    """Whether guidance is on when this share of level 0's patches is there."""
+    start, stop = self.interval
+    return start <= share < stop
 
 
 @struct.dataclass
@@ -136,6 +157,7 @@ class Drawn:
 
   values: Array  # [N, s, (s,) C] int32
   when: Array | None = None  # [N, s, (s,) C] int32, counted in values drawn
+  nats: Array | None = None  # [N, s, (s,) C], of values when they were drawn
 
 
 NEVER = 2**31 - 1  # when a value is drawn that is not drawn yet
@@ -143,11 +165,15 @@ NEVER = 2**31 - 1  # when a value is drawn that is not drawn yet
 
 @struct.dataclass
 class Request:
-  """N squares of a level to be generated, and what each is generated from."""
+  """N squares of a level to be generated, and what each is generated from.
 
-  conds: Array  # [G, N, n, D of the level above]
+  A network has its guidance streams on one axis. Where another network guides,
+  there are two arrays, of G = 1 each.
+  """
+
+  conds: tuple[Array, ...]  # a network each: [G, N, n, D of the level above]
   keys: Array  # [N] typed keys: a square is a function of its own key
-  guidance: Array | float  # not used where G = 1
+  guidance: Array | float  # one number, or [levels]; not used without guidance
   given: Given | None = None  # values that are known, of these squares
 
 
@@ -171,4 +197,35 @@ def undrawn(shape, sampling: Sampling, given: Given | None) -> Drawn:
   values = jnp.zeros(shape, jnp.int32)
   if given is not None:
     values = jnp.where(given.known, given.values, values)
-  return Drawn(values, jnp.full(shape, NEVER) if sampling.record else None)
+  return Drawn(
+    values,
+    jnp.full(shape, NEVER) if sampling.record else None,
+    jnp.zeros(shape) if sampling.confident else None,
+  )
+
+
+def of_level(x: Array | float, spec: Spec) -> Array | float:
+  """A level's entry of what is one number, or [levels]."""
+  return x if jnp.ndim(x) == 0 else x[spec.index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A level with its parameters, to be applied inside loops."""
+
+  level: Any  # an unbound flax module
+  params: Any
+
+  def __call__(self, method: str, *args, **kwargs):
+    return self.level.apply(
+      {'params': self.params}, *args, method=method, **kwargs
+    )
+
+  @property
+  def spec(self) -> Spec:
+    return self.level.spec
+
+  def generating(self, **changes) -> 'Network':
+    """The same, without what only training needs."""
+    spec = dataclasses.replace(self.spec, remat='none', **changes)
+    return Network(self.level.clone(spec=spec, parent=None), self.params)

@@ -14,6 +14,16 @@ from fractal_jax.models.kernels.pixel_nats import How, dense, outer, read
 from fractal_jax.models.kernels.values import F32, iota, linear
 
 
+def offers(sampling, one_network: bool) -> bool:
+  """Whether the kernel draws like this; otherwise XLA does.
+
+  Args:
+    sampling: a Sampling.
+    one_network: whether all streams are of one network.
+  """
+  return one_network and not sampling.resample and not sampling.confident
+
+
 def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
   """Draws pixels by the kernel.
 
@@ -112,7 +122,7 @@ def draw(logits, uniform, limits, scalars, greedy):
   total = lambda x: jnp.sum(x, -1, keepdims=True)
   if logits.shape[0] > n:
     cond, uncond = logits[:n], logits[n:]
-    raised = jnp.maximum(uncond, cond - top(cond) + top(uncond))
+    raised = jnp.maximum(uncond, cond + (top(uncond) - top(cond)))
     e = jnp.exp(cond - top(cond))
     uncond = jnp.where(e / total(e) < threshold, raised, uncond)
     logits = uncond + guidance * (cond - uncond)
