@@ -64,6 +64,7 @@ class Model:
     seed: int = 0,
     batch: int | None = None,
     movie: str | None = None,
+    guide: 'Model | None' = None,
     **settings,
   ) -> np.ndarray:
     """Generates images.
@@ -75,8 +76,11 @@ class Model:
       seed: image i is a function of the seed and i alone.
       batch: images at a time; config.sample.batch where None.
       movie: a .gif or .mp4 to write, of the images as they grow.
-      **settings: guidance, temperature, schedule, filter_threshold, iterations
-        in place of those of config.sample.
+      guide: a weaker model, such as an earlier checkpoint, away from which
+        images are guided; this one without classes where None.
+      **settings: in place of those of config.sample: guidance, temperature,
+        schedule, interval, filter_threshold, resample, iterations, order,
+        step_sizes, candidates, keep, keep_by; see docs/sampling.md.
 
     Returns:
       Images [num, S, (S,) C].
@@ -95,6 +99,7 @@ class Model:
       seed=seed,
       batch=batch,
       movie=movie,
+      guide=guide,
       **settings,
     )
     return result_of(job)
@@ -151,6 +156,7 @@ class Model:
     candidates: int = 1,
     seed: int = 0,
     batch: int | None = None,
+    guide: 'Model | None' = None,
     **settings,
   ) -> np.ndarray:
     """Generates what is under a mask, given the rest.
@@ -167,7 +173,8 @@ class Model:
       num: completions per image.
       candidates: draws of which each completion is the likeliest, by
         `log_prob` under the same class.
-      seed, batch, **settings: as in `sample`.
+      seed, batch, guide, **settings: as in `sample`; the candidates that are
+        kept are those above.
 
     Returns:
       [n, num, S, (S,) C].
@@ -188,6 +195,7 @@ class Model:
       candidates=candidates,
       seed=seed,
       batch=batch,
+      guide=guide,
       **settings,
     )
     return result_of(job)

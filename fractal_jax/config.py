@@ -27,7 +27,7 @@ from fractal_jax.checks import (
   whole,
 )
 from fractal_jax.errors import UserError
-from fractal_jax.models import layers, masking, rules, shared
+from fractal_jax.models import fractal, layers, masking, orders, rules, shared
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -407,8 +407,9 @@ SAMPLE = {
   'batch': Key(64, whole(least=1), 'images at a time, over all devices'),
   'guidance': Key(
     1.0,
-    Number(least=0),
-    'scale of classifier-free guidance; 1: none',
+    Either(Number(least=0), Each(Number(least=0))),
+    'scale of guidance, one number, or one for each level that draws values: '
+    'those with a guiding pixel (model.guide), then the pixel level; 1: none',
     'the plain model',
   ),
   'schedule': Key(
@@ -417,10 +418,26 @@ SAMPLE = {
     'how guidance goes from 1 to its scale over the steps of level 0',
     'published',
   ),
+  'interval': Key(
+    (0.0, 1.0),
+    Each(Number(least=0, most=1)),
+    "the shares of level 0's patches that are drawn when guidance begins and "
+    'when it ends; (0, 1): it is always on. Outside, no second stream is '
+    'computed',
+    'published',
+  ),
+  'resample': Key(
+    0,
+    whole(least=0),
+    'values that are drawn without guidance, for guidance to choose one of '
+    'them; 0: values are drawn from the guided distribution itself',
+    'published',
+  ),
   'temperature': Key(
     1.0,
-    Number(above=0),
-    'what logits are divided by: below 1 is sharper. The published flag '
+    Either(Number(above=0), Each(Number(above=0))),
+    'what logits are divided by: below 1 is sharper; one number, or one for '
+    'each level that draws values, as of guidance. The published flag '
     'multiplies them, and is 1 over this',
     'the plain model',
   ),
@@ -435,6 +452,36 @@ SAMPLE = {
     Each(whole(least=1)),
     'generation steps of each level above pixels; (): one per patch',
     'the slowest, and the best for any kind of level',
+  ),
+  'order': Key(
+    'random',
+    Either(Choice(orders.NAMES), Each(Choice(orders.NAMES))),
+    'order in which mar levels draw their patches (docs/sampling.md), one for '
+    'all, or one for each level above pixels',
+    'published',
+  ),
+  'step_sizes': Key(
+    'cosine',
+    Choice(masking.STEP_SIZES),
+    "how mar levels divide their patches over the steps: 'cosine', ever more "
+    "a step, or 'two-stage', a quarter of them in three quarters of the steps",
+    'published',
+  ),
+  'candidates': Key(
+    1,
+    whole(least=1),
+    'images that are drawn of each that is wanted, or of each sample.keep',
+    'no image is rejected',
+  ),
+  'keep': Key(
+    1, whole(least=1), 'how many of so many candidates are kept: the best'
+  ),
+  'keep_by': Key(
+    'class',
+    Choice(('class', 'dimension')),
+    "what makes a candidate the better one: 'class', its log-likelihood under "
+    "its class minus that under none; 'dimension', a box-counting dimension "
+    'in the range of those of its class in the training split',
   ),
 }
 
@@ -508,7 +555,7 @@ def problems(config) -> list[str]:
     levels = len(config.model.sizes) - 1
     if not broken['optim']:
       broken['optim'] = _optim_problems(config, levels)
-    broken['sample'] = sample_problems(config.sample, levels)
+    broken['sample'] = sample_problems(config.sample, config.model)
   if not broken['mesh'] + broken['optim']:
     broken['mesh'] = _mesh_problems(config)
   return out + sum(broken.values(), [])
@@ -544,18 +591,45 @@ def _mesh_problems(config) -> list[str]:
   return out
 
 
-def sample_problems(sample, levels: int) -> list[str]:
+def sample_problems(sample, model) -> list[str]:
   """Rules that the keys of section `sample` break.
 
   Args:
-    sample: the section, or some of its keys.
-    levels: levels above pixels.
+    sample: the section.
+    model: the section `model`, which keeps its rules.
   """
   out = checks.problems('sample', sample, SAMPLE)
-  if not out and len(sample.iterations) not in (0, levels):
+  if out:
+    return out
+  levels = len(model.sizes) - 1
+  if len(sample.iterations) not in (0, levels):
     out.append(
       f'sample.iterations={tuple(sample.iterations)} must hold one number of '
       f'steps for each of the {levels} levels above pixels (or nothing)'
+    )
+  if not isinstance(sample.order, str) and len(sample.order) != levels:
+    out.append(
+      f'sample.order={tuple(sample.order)} must be one name, or one for each '
+      f'of the {levels} levels above pixels'
+    )
+  drawing = fractal.drawing(fractal.specs(model))
+  for name in ('guidance', 'temperature'):
+    value = sample[name]
+    if isinstance(value, (tuple, list)) and len(value) != len(drawing):
+      out.append(
+        f'sample.{name}={tuple(value)} must be one number, or one for each '
+        f'level that draws values: levels {", ".join(map(str, drawing))}'
+      )
+  interval = tuple(sample.interval)
+  if len(interval) != 2 or interval[0] >= interval[1]:
+    out.append(
+      f'sample.interval={interval} must be two numbers, the second above the '
+      'first'
+    )
+  if sample.keep > sample.candidates:
+    out.append(
+      f'sample.keep={sample.keep} must be at most '
+      f'sample.candidates={sample.candidates}'
     )
   return out
 

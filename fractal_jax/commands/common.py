@@ -52,18 +52,45 @@ def workdir_flags():
 
 def sampling_flags():
   """How values are drawn; where unset, as `sample` in the config says."""
-  flags.DEFINE_float(
-    'guidance',
+  from fractal_jax.models import masking, orders
+
+  for name, what in SWEPT.items():
+    what += 'one number, or one for each level that draws values.'
+    flags.DEFINE_list(name, None, what)
+  flags.DEFINE_list(
+    'interval',
     None,
-    'Strength of classifier-free guidance: above 1 images are more like their '
-    'class; 1 is none, and half the work.',
+    "The shares of level 0's patches that are drawn when guidance begins and "
+    'when it ends, such as 0.1,0.8.',
   )
-  flags.DEFINE_float(
-    'temperature',
+  flags.DEFINE_integer(
+    'resample',
     None,
-    'Divides the logits of what is drawn: below 1 is sharper, less varied.',
+    'Draw so many values without guidance, and let guidance choose one.',
+  )
+  flags.DEFINE_list(
+    'order',
+    None,
+    'In which order masked levels draw their patches: '
+    f'{", ".join(orders.NAMES)}; one for all, or one for each level above '
+    'pixels.',
+  )
+  flags.DEFINE_enum(
+    'step_sizes',
+    None,
+    masking.STEP_SIZES,
+    'How masked levels divide their patches over their steps.',
   )
   drawing_flags()
+
+
+# What --guidance and --temperature are, in `sweep` each of several values.
+SWEPT = {
+  'guidance': 'Strength of guidance: above 1 images are more like their class; '
+  '1 is none, and half the work; ',
+  'temperature': 'Divides the logits of what is drawn: below 1 is sharper, '
+  'less varied; ',
+}
 
 
 def drawing_flags():
@@ -87,15 +114,55 @@ def drawing_flags():
     'In how many steps masked levels draw their patches, one number per level '
     'above pixels: 64,16.',
   )
+  flags.DEFINE_string(
+    'guide',
+    None,
+    'DIR or DIR@STEP: a weaker model, say an earlier checkpoint, that guides '
+    'in place of the model without classes.',
+  )
 
 
-def sampling_changes(
-  names=('guidance', 'temperature', 'schedule', 'filter_threshold'),
-) -> dict:
-  """What the sampling flags change, for `sample.settings`."""
-  found = {name: FLAGS[name].value for name in names}
+def rejection_flags():
+  """Whether several images are drawn of which the best are kept."""
+  flags.DEFINE_integer(
+    'candidates', None, 'Images to draw of each that is wanted.'
+  )
+  keep_flags()
+
+
+def keep_flags():
+  """Those of rejection_flags that `sweep` does not sweep."""
+  flags.DEFINE_integer(
+    'keep', None, 'How many of --candidates images to keep, the best ones; 1.'
+  )
+  flags.DEFINE_enum(
+    'keep_by',
+    None,
+    ['class', 'dimension'],
+    'What is best: a high likelihood under the class beside that under none, '
+    'or a box-counting dimension as in the class.',
+  )
+
+
+def sampling_changes() -> dict:
+  """What the sampling flags that a command has change, for `sample.settings`.
+
+  Those that `sweep` takes several values of are its own.
+  """
+  plain = ['schedule', 'filter_threshold', 'resample', 'step_sizes']
+  if 'keep' in FLAGS:  # the candidates of `edit` are others
+    plain += ['candidates', 'keep', 'keep_by']
+  found = {k: FLAGS[k].value for k in plain if k in FLAGS}
+  for name in (*SWEPT, 'interval'):
+    if name in FLAGS and FLAGS[name].value is not None:
+      values = numbers(name, FLAGS[name].value)
+      one = name != 'interval' and len(values) == 1
+      found[name] = values[0] if one else values
   if FLAGS.iterations is not None:
     found['iterations'] = integers('iterations', FLAGS.iterations)
+  if 'order' in FLAGS and FLAGS.order is not None:
+    one = len(FLAGS.order) == 1
+    found['order'] = FLAGS.order[0] if one else tuple(FLAGS.order)
   return {k: v for k, v in found.items() if v is not None}
 
 
@@ -218,6 +285,16 @@ def integers(name: str, values: list[str]) -> tuple[int, ...]:
     ) from e
 
 
+def numbers(name: str, values: list[str]) -> tuple[float, ...]:
+  """The numbers that a flag lists."""
+  try:
+    return tuple(float(v) for v in values)
+  except ValueError as e:
+    raise UsageError(
+      f'--{name}={",".join(values)} must be numbers with commas between'
+    ) from e
+
+
 def follow(job):
   """Runs a job under a progress bar, and gives its result."""
   import tqdm
@@ -253,6 +330,23 @@ def default_config():
   from fractal_jax import config
 
   return config.default()
+
+
+def load_guide(config):
+  """The model of --guide, an api.Model on a config's mesh; None if unset."""
+  from fractal_jax import api
+  from fractal_jax.inference import inputs
+  from fractal_jax.training import checkpoint
+
+  if FLAGS.guide is None:
+    return None
+  folder, at, step = FLAGS.guide.rpartition('@')
+  if not (at and step.isdecimal()):
+    folder, step = FLAGS.guide, None
+  other = checkpoint.load_config(folder)
+  inputs.check_guide(other.model, config.model)
+  other.mesh = config.mesh
+  return api.load(folder, step and int(step), other)
 
 
 def load_model(config=None):

@@ -66,6 +66,7 @@ def run():
   sample.settings(config, **changes)  # checked at once
   image, label = common.the_image(config)
   mask = inputs.check_mask(the_mask(config.model), image[None])
+  guide = common.load_guide(config)
   model = common.load_model(config)
   job = edit.edit(
     model.net,
@@ -79,6 +80,7 @@ def run():
     candidates=FLAGS.candidates,
     seed=FLAGS.seed,
     batch=FLAGS.batch,
+    guide=guide,
     **changes,
   )
   (drawn,) = common.follow(job)

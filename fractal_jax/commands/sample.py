@@ -26,6 +26,7 @@ def define_flags():
     'if unset.',
   )
   common.sampling_flags()
+  common.rejection_flags()
   flags.DEFINE_string(
     'out',
     'samples.png',
@@ -52,19 +53,23 @@ def run():
   num = FLAGS.num or config.sample.num
   batch = FLAGS.batch or config.sample.batch
   common.use_cores(min(num, batch))
+  guide = common.load_guide(config)
   model = common.load_model(config)
-  job = sample.draw(
+  job = sample.kept(
     model.net,
     model.params,
     config,
     sample.round_robin(num, labels),
     mesh=model.mesh,
+    guide=guide,
     seed=FLAGS.seed,
     batch=batch,
     record=bool(FLAGS.movie),
     **changes,
   )
-  drawn = common.follow(job)
+  drawn, report = common.follow(job)
+  if report is not None:
+    common.say(str(report))
   import jax
 
   if jax.process_index() == 0:

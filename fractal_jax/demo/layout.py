@@ -62,11 +62,13 @@ class Layout:
   def _settings(self) -> list:
     """Of drawing: guidance, temperature, iterations, seed."""
     s = self.config.sample
+    # Where a config has one number a level, the page begins with the pixels'.
+    strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))
     with gr.Row():
       guidance = gr.Slider(
         0,
         30,
-        min(s.guidance, 30),
+        float(min(strength, 30)),
         step=0.1,
         label='Guidance',
         info='1: none',
@@ -74,7 +76,7 @@ class Layout:
       temperature = gr.Slider(
         0.1,
         3,
-        min(max(s.temperature, 0.1), 3),
+        float(min(max(heat, 0.1), 3)),
         step=0.05,
         label='Temperature',
         info='Below 1: sharper',

@@ -22,6 +22,7 @@ def edit(
   seed: int = 0,
   batch: int | None = None,
   stepwise: bool = False,
+  guide=None,
   **changes,
 ) -> Job:
   """The job of `api.Model.edit`, whose arguments and errors these are."""
@@ -39,6 +40,7 @@ def edit(
     repeat(labels),
     given=Given(repeat(images).astype(np.int32), repeat(~mask)),
     stepwise=stepwise,
+    guide=guide,
     **how,
     **changes,
   )

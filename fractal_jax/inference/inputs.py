@@ -103,6 +103,32 @@ def labels_of(labels, n: int, model) -> np.ndarray:
   return np.broadcast_to(labels, (n,)).copy()
 
 
+# What a guide and the model that it guides must have in common.
+GUIDED = (
+  'sizes', 'kinds', 'rank', 'channels', 'num_values', 'colour',
+  'channel_order', 'classes', 'guide',
+)  # fmt: skip
+
+
+def check_guide(guide, model) -> None:
+  """Refuses a guide that sees other patches, values or classes.
+
+  Args:
+    guide: the section `model` of the guide's config.
+    model: that of the model that is to be guided.
+  """
+  lines = [
+    f'model.{k} is {guide[k]!r} of the guide, {model[k]!r} of the model'
+    for k in GUIDED
+    if guide[k] != model[k]
+  ]
+  if lines:
+    raise InputError(
+      f'this guide does not fit: {"; ".join(lines)}. Give an earlier '
+      'checkpoint, or a run with other widths and depths alone'
+    )
+
+
 def check_counts(**counts) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():

@@ -173,6 +173,7 @@ def image_nats(
   batch: int = 64,
   passes: int = 1,
   seed: int = 0,
+  first: int = 0,
 ) -> Job:
   """A job: negative log-likelihoods of images at hand.
 
@@ -185,6 +186,8 @@ def image_nats(
     batch: images at a time, rounded up to what the mesh divides.
     passes: random masks per image; exact models need just one.
     seed: of the masks.
+    first: the number of the first image: the masks of an image follow from its
+      number.
 
   Yields:
     Progress after each pass over a batch.
@@ -207,10 +210,10 @@ def image_nats(
     rows = {
       'image': images[at],
       'label': labels[at],
-      'index': index,
+      'index': first + index,
       'valid': index < len(images),
     }
-    masks = Masks(key, first=start, number=i, offset=i / passes)
+    masks = Masks(key, first=first + start, number=i, offset=i / passes)
     nats = _score(net, params, rows, masks, mesh)['nats']
     out[start : start + batch, i] = nats[: len(images) - start]
     yield Progress('scoring', done + 1, len(steps))

@@ -18,9 +18,10 @@ import numpy as np
 from fractal_jax import config as config_lib
 from fractal_jax import pictures, sharding
 from fractal_jax.data.common import image_dtype
-from fractal_jax.inference import inputs, progress
+from fractal_jax.inference import inputs, progress, reject
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal
+from fractal_jax.models.fractal import Guide
 from fractal_jax.models.types import NEVER, Array, Drawn, Given, Sampling
 
 SETTINGS = (
@@ -29,6 +30,10 @@ SETTINGS = (
   'filter_threshold',
   'schedule',
   'iterations',
+  'interval',
+  'resample',
+  'order',
+  'step_sizes',
 )
 PART = 0.25  # seconds between two reports of a watched generation, about
 
@@ -50,29 +55,40 @@ def settings(config, *, record: bool = False, **changes):
   Args:
     config: the run's config.
     record: whether to note when each value is drawn, for movies.
-    **changes: values for any of SETTINGS.
+    **changes: values for any of SETTINGS, or of reject.SETTINGS.
 
   Returns:
-    (the Sampling, whether it is guided). Guidance 1 needs no unconditional
-    stream, which halves the work.
+    (the Sampling, whether it is guided). Guidance 1 needs no second stream,
+    which halves the work.
 
   Raises:
     InputError: an unknown setting, or a value that breaks a rule.
   """
-  unknown = changes.keys() - set(SETTINGS)
-  if unknown:
+  chosen = section(config, changes)
+  found = {name: _tuples(chosen[name]) for name in SETTINGS}
+  if isinstance(found['order'], str):
+    found['order'] = (found['order'],) * (len(config.model.sizes) - 1)
+  guided = np.any(np.asarray(found['guidance']) != 1)
+  return Sampling(**found, record=record), bool(guided)
+
+
+def section(config, changes: dict) -> ml_collections.ConfigDict:
+  """config.sample with changes of SETTINGS and reject.SETTINGS, checked."""
+  names = (*SETTINGS, *reject.SETTINGS)
+  if unknown := changes.keys() - set(names):
     raise inputs.InputError(
-      f'no setting {", ".join(sorted(unknown))}: there are '
-      f'{", ".join(SETTINGS)}'
+      f'no setting {", ".join(sorted(unknown))}: there are {", ".join(names)}'
     )
-  chosen = {name: changes.get(name, config.sample[name]) for name in SETTINGS}
-  chosen['iterations'] = tuple(chosen['iterations'])
-  found = config_lib.sample_problems(
-    ml_collections.ConfigDict(chosen), len(config.model.sizes) - 1
-  )
+  chosen = {name: changes.get(name, config.sample[name]) for name in names}
+  chosen = ml_collections.ConfigDict(chosen)
+  found = config_lib.sample_problems(chosen, config.model)
   if found:
     raise inputs.InputError('\n'.join(found))
-  return Sampling(**chosen, record=record), chosen['guidance'] != 1
+  return chosen
+
+
+def _tuples(x):
+  return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
 def images(
@@ -87,6 +103,7 @@ def images(
   batch: int | None = None,
   movie: str | None = None,
   stepwise: bool = False,
+  guide=None,
   **changes,
 ) -> Job:
   """The job of `api.Model.sample`, whose arguments and errors these are."""
@@ -98,7 +115,7 @@ def images(
     num = config.sample.num if labels is None else np.size(labels)
   if labels is None:
     labels = np.arange(model.classes)
-  drawn = yield from draw(
+  drawn, _ = yield from kept(
     net,
     params,
     config,
@@ -108,11 +125,56 @@ def images(
     batch=batch,
     record=movie is not None,
     stepwise=stepwise,
+    guide=guide,
     **changes,
   )
   if movie is not None and jax.process_index() == 0:
     pictures.save_movie(drawn, model, movie)
   return drawn.values
+
+
+def kept(
+  net: fractal.Fractal,
+  params,
+  config,
+  labels: np.ndarray,
+  *,
+  mesh=None,
+  seed: int = 0,
+  first: int = 0,
+  **how,
+) -> Job:
+  """`draw`, where config.sample or changes of it say so with rejection.
+
+  Args:
+    net, params, config, labels, mesh, seed, **how: as in `draw`.
+    first: the number of the first image, a multiple of sample.keep.
+
+  Returns:
+    (Drawn, a reject.Report; None where each image has one candidate).
+  """
+  changes = {k: v for k, v in how.items() if k in (*SETTINGS, *reject.SETTINGS)}
+  chosen = section(config, changes)
+  how = dict(mesh=mesh, seed=seed, **how)
+  n, keep, by = (chosen[name] for name in reject.SETTINGS)
+  if n == 1:
+    drawn = yield from draw(net, params, config, labels, first=first, **how)
+    return drawn, None
+  reject.check(by, labels)
+  group, place = reject.groups(labels, keep)
+  _, heads = np.unique(group, return_index=True)
+  repeated = np.repeat(labels[heads], n)
+  first = first // keep * n
+  drawn = yield from draw(net, params, config, repeated, first=first, **how)
+  found = yield from reject.scores(
+    net, params, config, drawn.values, repeated, by, first=first, mesh=mesh,
+    seed=seed,
+  )  # fmt: skip
+  found = found.reshape(-1, n)
+  best = np.argsort(-found, 1, kind='stable')[:, :keep]
+  picked = group * n + best[group, place]
+  report = reject.Report(by, found, np.take_along_axis(found, best, 1))
+  return jax.tree.map(lambda x: x[picked], drawn), report
 
 
 def draw(
@@ -122,8 +184,10 @@ def draw(
   labels: np.ndarray,
   *,
   mesh=None,
+  guide=None,
   given: Given | None = None,
   seed: int = 0,
+  first: int = 0,
   batch: int | None = None,
   record: bool = False,
   stepwise: bool = False,
@@ -137,27 +201,35 @@ def draw(
     config: the run's config; `sample` has the defaults of what is not given.
     labels: [num] classes, -1 for "no class".
     mesh: the mesh; one of the first device where None.
+    guide: an api.Model that guides, in place of this one without classes.
     given: values that are known, [num, S, (S,) C] each.
     seed: of the request.
+    first: the number of the first image in the request.
     batch: images at a time.
     record: whether to note when each value is drawn.
     stepwise: as in `steps`.
-    **changes: values for any of SETTINGS.
+    **changes: values for any of SETTINGS; those for reject.SETTINGS are the
+      concern of `kept`.
 
   Returns:
     Drawn, with values of the integer type of images.
   """
   inputs.check_seed(seed)
   sampling, guided = settings(config, record=record, **changes)
+  if guide is not None:
+    inputs.check_guide(guide.config.model, config.model)
+    guide = Guide(guide.net, guide.params)
   drawn = yield from steps(
     net,
     params,
     labels,
     sampling,
     guided=guided,
+    guide=guide,
     mesh=mesh,
     given=given,
     seed=seed,
+    first=first,
     batch=batch or config.sample.batch,
     stepwise=stepwise,
   )
@@ -178,6 +250,7 @@ def steps(
   sampling: Sampling,
   *,
   guided: bool,
+  guide: Guide | None = None,
   mesh=None,
   given: Given | None = None,
   seed: int = 0,
@@ -192,7 +265,8 @@ def steps(
     params: its parameters.
     labels: [num] classes, -1 for "no class".
     sampling: how values are drawn.
-    guided: whether the unconditional stream runs.
+    guided: whether a second stream runs.
+    guide: the network of the second stream; None: `net` without classes.
     mesh: the mesh; one of the first device where None.
     given: values that are known, [num, S, (S,) C] each.
     seed: of the request.
@@ -215,6 +289,7 @@ def steps(
     sampling = sampling.replace(record=True)
   batch = sharding.padded_batch(min(batch, len(labels)), mesh)
   batches = -(-len(labels) // batch)
+  how = dict(guided=guided, guide=guide if guided else None, mesh=mesh)
   out = []
   for past in range(batches):
     index = past * batch + np.arange(batch)
@@ -222,15 +297,13 @@ def steps(
     rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
     some = Batch(jax.random.key(seed), first + index, *rows, sampling)
     if stepwise:
-      for drawn, done, total in _in_parts(net, params, some, guided, mesh):
+      for drawn, done, total in _in_parts(net, params, some, how):
         shot = _filled([*out, drawn], len(labels))
         done, total = past * total + done, batches * total
         yield Progress('drawing', done, total, shot)
     else:
       with jax.set_mesh(mesh):
-        drawn = jax.device_get(
-          generate_batch(net, params, some, guided=guided, mesh=mesh)
-        )
+        drawn = jax.device_get(generate_batch(net, params, some, **how))
       yield Progress('drawing', past + 1, batches)
     out.append(drawn)
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
@@ -247,10 +320,10 @@ def _filled(parts: list[Drawn], num: int) -> Drawn:
 
 
 def _in_parts(
-  net, params, batch: Batch, guided: bool, mesh
+  net, params, batch: Batch, how: dict
 ) -> Iterator[tuple[Drawn, int, int]]:
   """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
-  how = dict(guided=guided, mesh=mesh)
+  mesh = how['mesh']
   with jax.set_mesh(mesh):
     state, *shown = begin(net, params, batch, **how)
     drawn, total = jax.device_get(shown)
@@ -273,19 +346,34 @@ def _in_parts(
 
 @functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
 def generate_batch(
-  net: fractal.Fractal, params, batch: Batch, *, guided: bool, mesh
+  net: fractal.Fractal,
+  params,
+  batch: Batch,
+  *,
+  guided: bool,
+  mesh,
+  guide: Guide | None = None,
 ) -> Drawn:
   """A batch of images at once, whole on every host."""
+  how = dict(guided=guided, mesh=mesh, guide=guide)
 
   def run(loop):
     return loop.run()
 
-  drawn = _on_devices(run, net, params, batch, guided=guided, mesh=mesh)
+  drawn = _on_devices(run, net, params, batch, **how)
   return jax.lax.with_sharding_constraint(drawn, jax.P())
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def begin(net: fractal.Fractal, params, batch: Batch, *, guided: bool, mesh):
+def begin(
+  net: fractal.Fractal,
+  params,
+  batch: Batch,
+  *,
+  guided: bool,
+  mesh,
+  guide: Guide | None = None,
+):
   """Before level 0's first step.
 
   Returns:
@@ -296,7 +384,8 @@ def begin(net: fractal.Fractal, params, batch: Batch, *, guided: bool, mesh):
     steps = jnp.full((1,), loop.count)
     return _with_axis(loop.start), loop.drawn(loop.start), steps
 
-  state, *shown = _on_devices(run, net, params, batch, guided=guided, mesh=mesh)
+  how = dict(guided=guided, mesh=mesh, guide=guide)
+  state, *shown = _on_devices(run, net, params, batch, **how)
   return state, *jax.lax.with_sharding_constraint(shown, jax.P())
 
 
@@ -315,6 +404,7 @@ def advance(
   *,
   guided: bool,
   mesh,
+  guide: Guide | None = None,
 ):
   """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
 
@@ -323,9 +413,8 @@ def advance(
     state = jax.lax.fori_loop(first, last, loop.step, state)
     return _with_axis(state), loop.drawn(state)
 
-  state, drawn = _on_devices(
-    run, net, params, batch, state, guided=guided, mesh=mesh
-  )
+  how = dict(guided=guided, mesh=mesh, guide=guide)
+  state, drawn = _on_devices(run, net, params, batch, state, **how)
   return state, jax.lax.with_sharding_constraint(drawn, jax.P())
 
 
@@ -335,13 +424,21 @@ def _with_axis(state):
 
 
 def _on_devices(
-  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh
+  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh, guide
 ):
   """run(loop, *state), where each device has the loop of its own images."""
   keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
 
-  def on_device(params, labels, given, keys, sampling, state):
-    loop = net.steps(params, labels, keys, sampling, guided=guided, given=given)
+  def on_device(params, guide, labels, given, keys, sampling, state):
+    loop = net.steps(
+      params,
+      labels,
+      keys,
+      sampling,
+      guided=guided,
+      guide=guide,
+      given=given,
+    )
     return run(loop, *state)
 
   # Each device generates its own images; nothing crosses devices in the loop.
@@ -349,10 +446,10 @@ def _on_devices(
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(jax.P(), over, over, over, jax.P(), over),
+    in_specs=(jax.P(), jax.P(), over, over, over, jax.P(), over),
     out_specs=over,
     check_vma=False,
-  )(params, batch.labels, batch.given, keys, batch.sampling, state)
+  )(params, guide, batch.labels, batch.given, keys, batch.sampling, state)
 
 
 def round_robin(num: int, classes) -> np.ndarray:

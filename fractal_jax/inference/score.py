@@ -18,6 +18,7 @@ def log_prob(
   passes: int | None = None,
   seed: int = 0,
   batch: int | None = None,
+  first: int = 0,
 ) -> Job:
   """The job of `api.Model.log_prob`, whose arguments and errors these are."""
   inputs.check_counts(passes=passes, batch=batch)
@@ -32,5 +33,6 @@ def log_prob(
     batch=batch or config.eval.batch,
     passes=config.eval.passes if passes is None else passes,
     seed=seed,
+    first=first,
   )
   return -nats.mean(1)

@@ -23,14 +23,18 @@ import jax
 import numpy as np
 
 from fractal_jax import checks, paths, sharding
-from fractal_jax.data.common import image_dtype
-from fractal_jax.inference import sample
+from fractal_jax.config import default
+from fractal_jax.inference import progress, sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
 from fractal_jax.pictures import from_values
 from fractal_jax.training import checksums, processes
 
 FOLDER = 'evaluate'
+# Settings that are part of KEY whatever they are.
+ALWAYS = (
+  'guidance', 'temperature', 'filter_threshold', 'schedule', 'iterations',
+)  # fmt: skip
 FORMAT = 2  # of the settings; 1, or none: the temperature multiplied the logits
 
 
@@ -118,6 +122,7 @@ def of_run(
   seed: int = 0,
   batch: int | None = None,
   unconditional: bool = False,
+  guide=None,
   **settings,
 ) -> Images:
   """Images of a run, equally many per class, generated as they are needed.
@@ -130,6 +135,7 @@ def of_run(
     seed: image i is a function of the seed and i alone.
     batch: images at a time; config.sample.batch where None.
     unconditional: draw without class.
+    guide: an api.Model that guides; see `sample.draw`.
     **settings: in place of those of config.sample.
 
   Raises:
@@ -141,7 +147,8 @@ def of_run(
   classes = 1 if unconditional else m.classes
   _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
-  sampling, guided = sample.settings(model.config, **settings)
+  chosen = sample.section(model.config, settings)
+  usual = default().sample
   what = {
     'format': FORMAT,
     'step': step,
@@ -149,27 +156,35 @@ def of_run(
     'model': json.loads(m.to_json()),
     'seed': seed,
     'labels': 'none' if unconditional else f'i mod {classes}',
-    **{k: getattr(sampling, k) for k in sample.SETTINGS},
+    # Newer settings only where they are used: images drawn before still count.
+    **{k: v for k, v in chosen.items() if k in ALWAYS or v != usual[k]},
   }
+  if guide is not None:
+    what['guide'] = fingerprint(guide.params)
   folder, kept = _kept(workdir, what, m)
   batch = min(batch or model.config.sample.batch, num)
   batch = sharding.padded_batch(batch, model.mesh)
+  # A file begins where groups of candidates do.
+  whole = classes * chosen.keep if chosen.keep > 1 else 1
+  chunk = -(-batch // whole) * whole
 
   def pictures(first: int) -> np.ndarray:
     if kept.covering(first):
       values = kept.read(first)['values']
     else:
-      values = sample.generate(
+      job = sample.kept(
         model.net,
         model.params,
-        label(np.arange(first, first + batch)),
-        sampling,
-        guided=guided,
+        model.config,
+        label(np.arange(first, first + chunk)),
+        guide=guide,
         seed=seed,
         first=first,
         batch=batch,
         mesh=model.mesh,
-      ).values.astype(image_dtype(m))
+        **settings,
+      )
+      values = progress.result_of(job)[0].values
       kept.write(first, values=values)
     return from_values(values, m)
 
@@ -228,9 +243,10 @@ def of_files(path: str, batch: int) -> Images:
 def key(settings: dict) -> str:
   """A folder's name: what one looks for, and a hash of all the settings."""
   digest = files.digest(json.dumps(settings, sort_keys=True))
+  shown = lambda x: ','.join(f'{v:g}' for v in np.ravel(x))
   return (
-    f'step{settings["step"]}-guidance{settings["guidance"]:g}'
-    f'-temperature{settings["temperature"]:g}-{digest}'
+    f'step{settings["step"]}-guidance{shown(settings["guidance"])}'
+    f'-temperature{shown(settings["temperature"])}-{digest}'
   )
 
 

@@ -190,9 +190,9 @@ class ARLevel(nn.Module):
       drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, found)
       return found.values, (*new, *caches[count:]), drawn
 
-    on = np.array([
-      s.index > 0 or sampling.guides(t / s.length) for t in range(s.length)
-    ])
+    on = np.array(
+      [s.index > 0 or sampling.guides(t / s.length) for t in range(s.length)]
+    )
     counts = np.where(on, len(streams), 1)
     begin = int(on.argmax())  # when the guide does, if it runs at all
 

@@ -231,13 +231,13 @@ class Fractal(nn.Module):
   @nn.nowrap
   def by_level(self, sampling: Sampling) -> Sampling:
     """The same with an entry for each level where there is one, or none."""
-    drawing = [s.index for s in self.specs if s.guide or s.side == 1]
 
     def spread(x):
       if jnp.ndim(x) == 0:
         return x
       levels = jnp.ones(len(self.specs), jnp.float32)
-      return levels.at[jnp.array(drawing)].set(jnp.asarray(x, jnp.float32))
+      at = jnp.array(drawing(self.specs))
+      return levels.at[at].set(jnp.asarray(x, jnp.float32))
 
     lengths = tuple(s.length for s in self.specs[:-1])
     return sampling.replace(
@@ -322,6 +322,11 @@ class Guide:
     embed = Labels(self.net.classes, top.width, parent=None)
     conds = embed.apply({'params': self.params['labels']}, jnp.stack(labels))
     return jnp.repeat(conds[:, :, None], top.num_conds, 2)
+
+
+def drawing(specs: tuple[Spec, ...]) -> list[int]:
+  """The levels that draw values: those with a guiding pixel, and the last."""
+  return [s.index for s in specs if s.guide or s.index == len(specs) - 1]
 
 
 def values_of(rows: Rows) -> Array:
