@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from fractal_jax import config as config_lib
-from fractal_jax import convert
+from fractal_jax import convert, sharding
 from fractal_jax.models import fractal
 from fractal_jax.models.types import Draws, Sampling
+from fractal_jax.training import optimizer, train, train_state
 from tests import tiny
 
 FOLDER = pathlib.Path(
@@ -26,6 +27,7 @@ FOLDER = pathlib.Path(
 )
 FILES = sorted(FOLDER.glob('*.npz'))
 CHECKPOINTS = sorted(FOLDER.glob('*.pth'))
+TRAININGS = sorted(FOLDER.glob('training/*.npz'))
 IMAGE = '/image_uint8_nhwc'
 NO_DRAWS = Draws(None, None)
 
@@ -240,6 +242,59 @@ def test_greedy_images(golden, name):
   )
   drawn = generate(golden.params, golden.labels, tiny.keys(len(golden.labels)))
   np.testing.assert_array_equal(drawn.values, want)
+
+
+@pytest.mark.parametrize('path', TRAININGS, ids=name_of)
+def test_training_is_that_of_the_published_code(path):
+  """Its losses, step by step, from its weights and on its batches."""
+  with np.load(path) as z:
+    numbers = {k: z[k] for k in z.files}
+  given = json.loads(str(numbers['config']))
+  c = config_lib.default()
+  same = ('widths', 'depths', 'heads', 'classes', 'dropout', 'label_dropout')
+  c.model.update(
+    sizes=tuple(given['sizes']),
+    kinds=tuple(given['kinds']),
+    channel_weights=tuple(given['channel_weights']),
+    remat='none',
+    **{k: tuple(v) if isinstance(v := given[k], list) else v for k in same},
+  )
+  c.optim.update({k: given[k] for k in ('b1', 'b2', 'clip', 'weight_decay')})
+  c.optim.update(
+    batch=given['batch'],
+    steps=given['total_steps'],
+    warmup=given['warmup_steps'] / given['total_steps'],
+    lr=given['lr_peak'] * 256 / given['batch'],
+  )
+  config_lib.check(c)
+  net = fractal.from_config(c.model)
+  mesh = sharding.single_device_mesh()
+  tx = optimizer.create(c, c.optim.steps)
+  prefix = 'weights/'
+  weights = {
+    k.removeprefix(prefix): v
+    for k, v in numbers.items()
+    if k.startswith(prefix)
+  }
+  state = train_state.create(net, tx, c, mesh=mesh)
+  state = state.replace(
+    params=jax.device_put(
+      convert.from_published(weights, c.model),
+      train_state.param_shardings(net, mesh),
+    )
+  )
+  step = train.jitted_step(net, tx, state, c, mesh=mesh)
+  losses = []
+  for order in numbers['order']:
+    batch = {
+      'image': numbers['images'][order],
+      'label': numbers['labels'][order],
+    }
+    with jax.set_mesh(mesh):
+      state, metrics = step(state, sharding.place(batch, mesh))
+    losses.append(float(metrics['loss']))
+  assert len(losses) == 45 and losses[-1] < 0.9 * losses[0]
+  np.testing.assert_allclose(losses, numbers['losses'], rtol=1e-5)
 
 
 @pytest.mark.parametrize('path', CHECKPOINTS, ids=name_of)

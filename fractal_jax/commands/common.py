@@ -144,26 +144,38 @@ def keep_flags():
   )
 
 
-def sampling_changes() -> dict:
+def sampling_changes(swept=()) -> dict:
   """What the sampling flags that a command has change, for `sample.settings`.
 
-  Those that `sweep` takes several values of are its own.
+  Args:
+    swept: flags that take several values to try, which are not looked at.
   """
-  plain = ['schedule', 'filter_threshold', 'resample', 'step_sizes']
+  kinds = dict.fromkeys(('schedule', 'filter_threshold', 'resample'), one_value)
+  kinds |= dict(
+    step_sizes=one_value,
+    guidance=numbers,
+    temperature=numbers,
+    interval=numbers,
+    iterations=integers,
+    order=lambda name, values: tuple(values),
+  )
   if 'keep' in FLAGS:  # the candidates of `edit` are others
-    plain += ['candidates', 'keep', 'keep_by']
-  found = {k: FLAGS[k].value for k in plain if k in FLAGS}
-  for name in (*SWEPT, 'interval'):
-    if name in FLAGS and FLAGS[name].value is not None:
-      values = numbers(name, FLAGS[name].value)
-      one = name != 'interval' and len(values) == 1
-      found[name] = values[0] if one else values
-  if FLAGS.iterations is not None:
-    found['iterations'] = integers('iterations', FLAGS.iterations)
-  if 'order' in FLAGS and FLAGS.order is not None:
-    one = len(FLAGS.order) == 1
-    found['order'] = FLAGS.order[0] if one else tuple(FLAGS.order)
-  return {k: v for k, v in found.items() if v is not None}
+    kinds |= dict.fromkeys(('candidates', 'keep', 'keep_by'), one_value)
+  found = {
+    name: read(name, FLAGS[name].value)
+    for name, read in kinds.items()
+    if name in FLAGS and name not in swept and FLAGS[name].value is not None
+  }
+  for name in ('guidance', 'temperature', 'order'):  # one, or one a level
+    if len(found.get(name, ())) == 1:
+      found[name] = found[name][0]
+  return found
+
+
+def one_value(name: str, value):
+  """The value of a flag that is no list."""
+  del name
+  return value
 
 
 def batch_flag():

@@ -26,6 +26,7 @@ def define_flags():
   )
   run_flags()
   common.sampling_flags()
+  common.rejection_flags()
   flags.DEFINE_string(
     'save', None, "An .npz for the images, in the format of ADM's suite."
   )
@@ -79,8 +80,9 @@ def run():
   else:
     changes = common.sampling_changes()
     sample.settings(common.load_config(), **changes)  # checked at once
+    guide = common.load_guide(common.load_config())
     model, step = load()
-    images = images_of(model, step, FLAGS.num, changes)
+    images = images_of(model, step, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:
       images_lib.save(images, FLAGS.save)
       common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
@@ -121,6 +123,7 @@ def check_flags():
         '--images needs --ref=FILE.npz; `fractal-jax reference` makes one'
       )
     given = [n for n in ('save', 'step', 'cache') if FLAGS[n].value is not None]
+    given += [k for k in ('guide',) if FLAGS[k].value is not None]
     given += list(common.sampling_changes())
     if given:
       raise common.UsageError(
@@ -158,7 +161,7 @@ def load():
   return model, FLAGS.step or restore.steps(FLAGS.workdir)[-1]
 
 
-def images_of(model, step, num, changes):
+def images_of(model, step, num, seed, changes, guide=None):
   """Images of --workdir, with changes of how they are drawn."""
   from fractal_jax.metrics import images
 
@@ -167,9 +170,10 @@ def images_of(model, step, num, changes):
     cache(),
     step,
     num,
-    seed=FLAGS.seed,
+    seed=seed,
     batch=FLAGS.batch,
     unconditional=FLAGS.unconditional,
+    guide=guide,
     **changes,
   )
 

@@ -1,4 +1,6 @@
-"""`sweep`: the metrics over guidance and temperature."""
+"""`sweep`: the metrics over settings of sampling, with seeds."""
+
+import itertools
 
 from absl import flags
 
@@ -7,20 +9,43 @@ from fractal_jax.commands import common, evaluate
 
 FLAGS = flags.FLAGS
 
+# Settings of one number or name that are swept, and what a value is.
+SINGLE = {
+  'guidance': float,
+  'temperature': float,
+  'resample': int,
+  'order': str,
+  'step_sizes': str,
+  'candidates': int,
+}
+
 
 def define_flags():
   """The flags of `sweep`."""
   common.workdir_flags()
-  flags.DEFINE_list('guidance', None, 'Values to try, such as 1,2,4.')
-  flags.DEFINE_list(
-    'temperature', None, 'Values to try, each with each guidance.'
+  for name in SINGLE:
+    flags.DEFINE_list(
+      name,
+      None,
+      f'Values of sample.{name} to try, with commas between, each with each of '
+      'the other settings.',
+    )
+  flags.DEFINE_multi_string(
+    'interval', None, 'An interval to try, such as 0.1,0.8; give several flags.'
   )
-  flags.DEFINE_integer('num', 10_000, 'Images per setting.')
+  flags.DEFINE_integer('num', 10_000, 'Images per setting and seed.')
+  flags.DEFINE_integer(
+    'seeds', 1, 'Seeds per setting, from --seed on: they make the error bars.'
+  )
   evaluate.run_flags()
   common.drawing_flags()
+  common.keep_flags()
   flags.DEFINE_string('out', 'sweep.csv', 'A .csv file for the numbers.')
   flags.DEFINE_string(
-    'plot', 'sweep.png', 'A .png, .pdf or .svg file for the curves.'
+    'plot',
+    'sweep.png',
+    'A .png, .pdf or .svg file: fidelity against variety, and a curve for each '
+    'metric.',
   )
 
 
@@ -32,44 +57,57 @@ def run():
   from fractal_jax.metrics import results, sweep
 
   evaluate.check_numbers()
+  common.at_least('seeds', 1)
   paths.check_output(FLAGS.out, '--out', ('.csv',))
   paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
   evaluate.cache()
   config = common.load_config()
-  others = common.sampling_changes(('schedule', 'filter_threshold'))
-  settings = [
-    {'guidance': g, 'temperature': t, **others}
-    for t in values('temperature', config)
-    for g in values('guidance', config)
-  ]
+  others = common.sampling_changes(swept=(*SINGLE, 'interval'))
+  settings = [each | others for each in all_settings()]
   for each in settings:
     sample.settings(config, **each)  # all are checked before the first is run
+  guide = common.load_guide(config)
   loaded = evaluate.load_weights()
   model, step = evaluate.load()
   extractor = evaluate.make_extractor(loaded, model.mesh, FLAGS.num)
   reference = evaluate.the_reference(model.config, extractor)
   rows = []
-  for i, each in enumerate(settings):
-    images = evaluate.images_of(model, step, FLAGS.num, each)
+  jobs = list(itertools.product(settings, range(FLAGS.seeds)))
+  for i, (each, seed) in enumerate(jobs):
+    seed += FLAGS.seed
+    images = evaluate.images_of(model, step, FLAGS.num, seed, each, guide)
     with evaluate.bar(images.num) as progress:
       found = results.measure(images, reference, extractor, progress)
-    rows.append(sweep.row(found))
+    rows.append(sweep.row(sample.section(config, each), seed, found))
     if jax.process_index() == 0:
       sweep.write_csv(rows, FLAGS.out)
-    common.say(f'{i + 1}/{len(settings)}  {sweep.line(rows[-1])}')
+    common.say(f'{i + 1}/{len(jobs)}  {sweep.line(rows[-1])}')
   if jax.process_index() == 0:
     sweep.plot(rows, FLAGS.plot)
   common.say(f'{paths.absolute(FLAGS.out)}, {paths.absolute(FLAGS.plot)}')
 
 
-def values(name, config):
-  """What --guidance or --temperature lists, in order; the config's if unset."""
-  if FLAGS[name].value is None:
-    return [config.sample[name]]
+def all_settings() -> list[dict]:
+  """Each value of a flag with each of the others; the config's where unset."""
+  tried = {}
+  for name, kind in SINGLE.items():
+    if FLAGS[name].value is not None:
+      tried[name] = values(name, kind)
+  if FLAGS.interval is not None:
+    tried['interval'] = [
+      common.numbers('interval', text.split(',')) for text in FLAGS.interval
+    ]
+  return [dict(zip(tried, each)) for each in itertools.product(*tried.values())]
+
+
+def values(name: str, kind: type) -> list:
+  """What a flag lists, each once, numbers in order."""
   try:
-    return sorted({float(x) for x in FLAGS[name].value})
+    found = dict.fromkeys(kind(x) for x in FLAGS[name].value)
   except ValueError as e:
+    what = 'whole numbers' if kind is int else 'numbers'
     raise common.UsageError(
-      f'--{name}={",".join(FLAGS[name].value)} must be numbers with commas '
+      f'--{name}={",".join(FLAGS[name].value)} must be {what} with commas '
       'between'
     ) from e
+  return list(found) if kind is str else sorted(found)

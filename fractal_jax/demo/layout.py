@@ -3,6 +3,7 @@
 import pathlib
 
 import gradio as gr
+import numpy as np
 
 from fractal_jax.demo import uploads, views
 

@@ -1,11 +1,18 @@
-"""Metrics over sampling settings, as a table and as curves."""
+"""Metrics over settings of sampling: a table, and the trade that they draw."""
 
 import csv
 import io
+import itertools
+import statistics
+
+import numpy as np
 
 from fractal_jax import paths
 
-SETTINGS = ('guidance', 'temperature')
+SETTINGS = (
+  'guidance', 'temperature', 'interval', 'resample', 'order', 'step_sizes',
+  'candidates', 'keep', 'keep_by',
+)  # fmt: skip
 CURVES = {
   'fid': 'FID',
   'inception_score': 'Inception Score',
@@ -14,18 +21,47 @@ CURVES = {
   'class_recall': 'recall within classes',
   'intra_class_diversity': 'intra-class diversity',
 }
+# What is drawn against what: fidelity, variety.
+TRADES = (('fid', 'class_recall'), ('precision', 'recall'))
 
 
-def row(found: dict) -> dict:
-  """A row of what `results.measure` found."""
-  out = {name: float(found['settings'][name]) for name in SETTINGS}
-  return out | {'num': found['num']} | {name: found[name] for name in CURVES}
+def row(section, seed: int, found: dict) -> dict:
+  """A row of what was found with one setting and seed.
+
+  Args:
+    section: config.sample, as the images were drawn.
+    seed: of the images.
+    found: by `results.measure`, or at least `num` and some of CURVES.
+  """
+  out = {name: shown(section[name]) for name in SETTINGS}
+  return out | {'seed': seed, 'num': found['num']} | {
+    name: found.get(name) for name in CURVES
+  }  # fmt: skip
+
+
+def shown(value):
+  """A setting as it stands in a table: a number, or a text."""
+  if isinstance(value, (tuple, list)):
+    return ','.join(f'{x:g}' if isinstance(x, float) else str(x) for x in value)
+  return value
+
+
+def varied(rows: list[dict]) -> list[str]:
+  """The settings that the rows differ in, those first that are numbers."""
+  found = [k for k in SETTINGS if len({r[k] for r in rows}) > 1]
+  numeric = lambda k: all(isinstance(r[k], (int, float)) for r in rows)
+  return sorted(found, key=lambda k: not numeric(k))
 
 
 def line(row: dict) -> str:
   """A row as a line of text; - is what is not known."""
-  shown = lambda x: '-' if x is None else f'{x:.6g}'
-  return '  '.join(f'{k} {shown(v)}' for k, v in row.items())
+
+  def text(x):
+    if x is None:
+      return '-'
+    return x if isinstance(x, str) else f'{x:.6g}'
+
+  return '  '.join(f'{k} {text(v)}' for k, v in row.items())
 
 
 def write_csv(rows: list[dict], path: str) -> None:
@@ -38,8 +74,33 @@ def write_csv(rows: list[dict], path: str) -> None:
     file.write(text.getvalue().encode())
 
 
+def over_seeds(rows: list[dict]) -> list[dict]:
+  """A row for each setting: of each metric (mean, standard error).
+
+  The standard error is nan of one seed; a metric that is not known is None.
+  """
+  key = lambda r: tuple(str(r[k]) for k in SETTINGS)
+  out = []
+  for _, some in itertools.groupby(sorted(rows, key=key), key):
+    some = list(some)
+    mean = {k: some[0][k] for k in SETTINGS}
+    for name in CURVES:
+      found = [r[name] for r in some]
+      mean[name] = None
+      if None not in found:
+        error = float('nan')
+        if len(found) > 1:
+          error = statistics.stdev(found) / len(found) ** 0.5
+        mean[name] = statistics.mean(found), error
+    out.append(mean)
+  return out
+
+
 def plot(rows: list[dict], path: str) -> None:
-  """Curves over guidance, one per temperature; over temperature if that varies.
+  """Fidelity against variety, and each metric over the setting that varies.
+
+  The first setting that varies runs along each curve, and the others make
+  curves; bars are standard errors over seeds.
 
   Args:
     rows: of `row`.
@@ -50,34 +111,50 @@ def plot(rows: list[dict], path: str) -> None:
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  over, lines = SETTINGS
-  if len({r[over] for r in rows}) == 1:
-    over, lines = lines, over
-  curves = [k for k in CURVES if any(r[k] is not None for r in rows)]
-  columns = min(3, len(curves))
-  depth = -(-len(curves) // columns)
+  over, *lines = varied(rows) or ['guidance']
+  means = over_seeds(rows)
+  known = [k for k in CURVES if any(m[k] is not None for m in means)]
+  panels = [t for t in TRADES if set(t) <= set(known)] + [(k,) for k in known]
+  columns = min(3, len(panels))
+  depth = -(-len(panels) // columns)
   figure, axes = plt.subplots(
-    depth, columns, figsize=(4 * columns, 3 * depth), squeeze=False
+    depth, columns, figsize=(4.4 * columns, 3.4 * depth), squeeze=False
   )
-  for name, axis in zip(curves, axes.flat):
-    for value in sorted({r[lines] for r in rows}):
-      some = sorted(
-        (r for r in rows if r[lines] == value), key=lambda r: r[over]
-      )
-      axis.plot(
-        [r[over] for r in some],
-        [float('nan') if r[name] is None else r[name] for r in some],
-        'o-',
-        label=f'{lines} {value:g}',
-      )
-    axis.set_title(CURVES[name])
-    axis.set_xlabel(over)
+  for panel, axis in zip(panels, axes.flat):
+    for curve in dict.fromkeys(tuple(m[k] for k in lines) for m in means):
+      some = [m for m in means if tuple(m[k] for k in lines) == curve]
+      label = ', '.join(f'{k} {v}' for k, v in zip(lines, curve))
+      _draw(axis, panel, over, some, label)
     axis.grid(alpha=0.3)
-  for axis in axes.flat[len(curves) :]:
+  for axis in axes.flat[len(panels) :]:
     axis.axis('off')
-  axes[0, 0].legend()
-  figure.suptitle(f'{rows[0]["num"]} images per setting')
+  if lines:
+    axes[0, 0].legend(fontsize=7)
+  seeds = len({r['seed'] for r in rows})
+  figure.suptitle(
+    f'{rows[0]["num"]} images per setting, {seeds} seed(s): bars are standard '
+    'errors'
+  )
   figure.tight_layout()
   with paths.whole(path) as file:
     figure.savefig(file.name, dpi=120)
   plt.close(figure)
+
+
+def _draw(axis, panel: tuple, over: str, means: list[dict], label: str) -> None:
+  """One curve of a panel: a metric over a setting, or one over another."""
+  some = [m for m in means if all(m[k] is not None for k in panel)]
+  some.sort(key=lambda m: m[over])
+  y, y_error = np.array([m[panel[-1]] for m in some]).reshape(-1, 2).T
+  if len(panel) == 1:
+    axis.errorbar([m[over] for m in some], y, y_error, fmt='o-', label=label)
+    axis.set_title(CURVES[panel[0]])
+    axis.set_xlabel(over)
+    return
+  x, x_error = np.array([m[panel[0]] for m in some]).reshape(-1, 2).T
+  axis.errorbar(x, y, y_error, x_error, fmt='o-', label=label)
+  for m, *at in zip(some, x, y):
+    axis.annotate(str(m[over]), at, fontsize=7)
+  axis.set_title(f'fidelity and variety, by {over}', fontsize=10)
+  axis.set_xlabel(CURVES[panel[0]])
+  axis.set_ylabel(CURVES[panel[1]])

@@ -126,6 +126,35 @@ class Monitor:
     )
 
 
+class Validation:
+  """Tells when the validation loss has risen for long: of images by heart."""
+
+  PATIENCE = 4  # evaluations after the best one
+
+  def __init__(self):
+    self._best, self._step, self._after = None, 0, 0
+
+  def add(self, step: int, found) -> str | None:
+    """Takes a Likelihood; gives a warning every PATIENCE rises.
+
+    A rise is an evaluation above the best one by more than its standard error.
+    """
+    bits = found.bits_per_dim
+    if self._best is None or bits < self._best:
+      self._best, self._step, self._after = bits, step, 0
+    elif bits > self._best + found.stderr:
+      self._after += 1
+      if self._after % self.PATIENCE == 0:
+        return (
+          f'validation was best at step {self._step} ({self._best:.3f} '
+          f'bits/dim) and is {bits:.3f} now, in {self._after} evaluations '
+          'above it: the model learns its images by heart. That checkpoint is '
+          'kept. Raise model.dropout or data.shift, narrow model.widths, or '
+          'add images'
+        )
+    return None
+
+
 class Averages:
   """Means of metrics over applied updates, in a clu Collection on the host."""
 

@@ -119,6 +119,7 @@ def train(
     )
     progress = logs.Progress(start, total, config.optim.batch)
     watch = monitor.Monitor(config, total, progress, writer, checkpoints)
+    validation = monitor.Validation()
 
     # ---------------------------------------------------------------- the loop
     step_fn, final = None, None
@@ -169,6 +170,8 @@ def train(
                 write_evaluation(final, step, writer)
                 if not last:
                   logs.say(f'step {step}  {report(final)}')
+                if risen := validation.add(step, final):
+                  logs.say(f'step {step}  {risen}')
             if saves:
               checkpoints.save(step, state, position, bits)
               saved = step
