@@ -90,7 +90,7 @@ def test_guides_are_drawn_within_bounds():
 
   @functools.partial(tiny.jit, static_argnames='free')
   def draw(bounds, free=False):
-    wanted = Request(conds, keys, guidance=1.0)
+    wanted = Request((conds,), keys, guidance=1.0)
     steps = guide.generate(
       params, wanted, flat, bounds=None if free else bounds
     )

@@ -86,13 +86,13 @@ def real(config, monkeypatch):
 def drawn(monkeypatch):
   """The first image of each batch that is generated."""
   found = []
-  generate = sample.generate
+  kept = sample.kept
 
   def counted(*args, first, **kwargs):
     found.append(first)
-    return generate(*args, first=first, **kwargs)
+    return kept(*args, first=first, **kwargs)
 
-  monkeypatch.setattr(sample, 'generate', counted)
+  monkeypatch.setattr(sample, 'kept', counted)
   return found
 
 
@@ -205,6 +205,8 @@ def test_settings_never_mix(model, tmp_path):
     key(iterations=(2,)),
     key(schedule='constant'),
     key(filter_threshold=0.0),
+    key(interval=(0.0, 0.5)),
+    key(guidance=(2.0,)),
     key(seed=1),
     key(unconditional=True),
     key(step=2),

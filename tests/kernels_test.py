@@ -163,7 +163,7 @@ def test_greedy_pixels():
   net, params = tiny.build(('ar', 'pixel'), (2, 1), channels=3)
   spec, params = net.specs[-1], params['level_1']
   conds = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 16)))
-  request = Request(conds.astype(jnp.float32), tiny.keys(3), 1.0, None)
+  request = Request((conds.astype(jnp.float32),), tiny.keys(3), 1.0, None)
 
   def draw(kernels):
     level = pixel.PixelLevel(dataclasses.replace(spec, kernels=kernels))

@@ -217,6 +217,16 @@ def test_unmask_counts(length):
   assert masking.unmask_counts(16, 4) == [14, 11, 6, 0]  # by hand
 
 
+def test_two_stages_draw_a_quarter_slowly_and_the_rest_in_large_steps():
+  left = masking.unmask_counts(64, 16, 'two-stage')
+  assert left[11] == 48 and left[-1] == 0 and len(left) == 16
+  steps = -np.diff([64, *left])
+  assert steps[:12].max() <= 2 and steps[12:].tolist() == [12] * 4
+  for iterations in (1, 2, 3, 64):
+    left = masking.unmask_counts(64, iterations, 'two-stage')
+    assert (np.diff([64, *left]) < 0).all() and left[-1] == 0
+
+
 def padded(sizes, chosen):
   return sum(min(c for c in chosen if c >= n) for n in sizes)
 

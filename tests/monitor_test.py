@@ -1,6 +1,7 @@
 """Averages over applied updates, and causes of skipped ones."""
 
 import collections
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +83,16 @@ def test_a_step_is_read_though_the_line_of_the_one_before_fails():
     watch.add(2, {k: jnp.asarray(v) for k, v in bad.items()})
   with pytest.raises(monitor.TrainingError, match='level_1 1'):
     watch.catch_up()
+
+
+def test_validation_that_rises_for_long_is_warned_of():
+  found = monitor.Validation()
+  score = lambda bits: types.SimpleNamespace(bits_per_dim=bits, stderr=0.01)
+  bits = [3.0, 2.5, 2.6, 2.505, 2.6, 2.6]  # once within the error of the best
+  assert [found.add(i, score(x)) for i, x in enumerate(bits)] == [None] * 6
+  text = found.add(6, score(2.7))
+  assert 'best at step 1 (2.500 bits/dim) and is 2.700 now' in text
+  assert found.add(7, score(2.8)) is None  # not every time
+  assert found.add(8, score(2.4)) is None
+  assert [found.add(i, score(2.5)) for i in range(9, 12)] == [None] * 3
+  assert 'best at step 8' in found.add(12, score(2.5))
