@@ -11,7 +11,7 @@ split apart, and its distances are not FIDs.
 
 Writes OUT.csv, a row for each setting and seed; OUT.md, a table of the best
 setting of each method beside plain classifier-free guidance of equal fidelity;
-and OUT.png, the trade. Rows that are in OUT.csv are not drawn again, so that the
+and OUT.png, the trade. Rows that OUT.csv has are not drawn again, so that the
 same command goes on where it was stopped.
 """
 

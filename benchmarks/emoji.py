@@ -1,0 +1,176 @@
+"""Trains both small emoji models and makes all pictures and numbers of them.
+
+  python benchmarks/emoji.py
+
+Two trainings of less than two hours each on two cores (configs/emoji.py:small
+and :small_mar), then an hour of samples. What is done is not done again, and
+trainings resume: after an interruption, run it again. --minutes ends each
+training for now after so many.
+
+Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
+
+  NAME.png             samples, a class in each column
+  NAME.gif             four emoji as they grow
+  NAME_completed.png   held-out emoji whose lower half is drawn anew
+  NAME_curve.png       training and validation bits/dim by step
+  NAME.txt             bits/dim of held-out emoji, with its error
+  NAME_diversity.*     the table and picture of benchmarks/diversity.py
+  codecs.txt           bits/dim of PNG, WebP and simple densities
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+  'data', None, 'An .npz of the emoji, in place of the npm package by TFDS.'
+)
+flags.DEFINE_string('runs', 'runs', 'Where the runs are.')
+flags.DEFINE_string('out', 'docs/pictures/emoji', 'Where the pictures go.')
+flags.DEFINE_float('minutes', None, 'Stop a training after so many, and save.')
+flags.DEFINE_bool('train', True, 'Train; otherwise take the runs as they are.')
+
+HERE = pathlib.Path(__file__).parent
+MODELS = {'ar': 'small', 'mar': 'small_mar'}
+HALVES = (3, 31, 60, 88, 117, 150)  # held-out emoji to complete
+PREEMPTED = 75  # see fractal_jax/main.py
+
+
+def call(*arguments: str, out: pathlib.Path | None = None) -> None:
+  """Runs a program of this project; its output goes to a file where given."""
+  print('$', *arguments, flush=True)
+  command = [sys.executable, *arguments]
+  if out is None:
+    subprocess.run(command, check=True)
+    return
+  done = subprocess.run(command, check=True, capture_output=True, text=True)
+  out.write_text(done.stdout)
+  print(done.stdout, flush=True)
+
+
+def ours(command: str, *arguments: str, **how) -> None:
+  call('-m', 'fractal_jax.main', command, *arguments, **how)
+
+
+def data() -> list[str]:
+  """The flags that name another source of the emoji."""
+  if not FLAGS.data:
+    return []
+  folder = os.path.abspath(FLAGS.data)
+  return ['--config.data.name=npz', f'--config.data.dir={folder}']
+
+
+def config_of(name: str) -> str:
+  return f'--config={HERE.parent}/configs/emoji.py:{MODELS[name]}'
+
+
+def trained(name: str, workdir: pathlib.Path) -> bool:
+  """Trains a model; False where --minutes ended it before its last step."""
+  command = [sys.executable, '-m', 'fractal_jax.main', 'train']
+  command += [config_of(name), f'--workdir={workdir}', *data()]
+  command += ['--config.optim.keep_every=1000']  # one of them will guide
+  print('$', *command, flush=True)
+  process = subprocess.Popen(command)
+  try:
+    process.wait(FLAGS.minutes and 60 * FLAGS.minutes)
+  except subprocess.TimeoutExpired:
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+  if process.returncode not in (0, PREEMPTED):
+    sys.exit(f'emoji: training {name} failed with {process.returncode}')
+  return process.returncode == 0
+
+
+def history(workdir: pathlib.Path, key: str) -> list[tuple[int, float]]:
+  """(step, value) of a metric over a run."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [(r['step'], r[key]) for r in map(json.loads, lines) if key in r]
+
+
+def best_step(workdir: pathlib.Path) -> int:
+  """The checkpoint of the lowest validation bits/dim that is there."""
+  kept = {int(p.name) for p in (workdir / 'checkpoints').glob('[0-9]*')}
+  found = [x for x in history(workdir, 'val/bits_per_dim') if x[0] in kept]
+  return min(found, key=lambda x: x[1])[0]
+
+
+def draw_curve(workdir: pathlib.Path, path: pathlib.Path) -> None:
+  """Bits/dim over the steps, of training and of validation."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(6, 3.6))
+  for key, label in (
+    ('train/bits_per_dim', 'training (with dropout, moved and mirrored)'),
+    ('val/bits_per_dim', 'validation'),
+  ):
+    axis.plot(*zip(*history(workdir, key)), label=label)
+  axis.axvline(best_step(workdir), color='grey', lw=0.8, label='best')
+  axis.set_ylim(top=1.5 * history(workdir, 'val/bits_per_dim')[-1][1])
+  axis.set_xlabel('step')
+  axis.set_ylabel('bits/dim')
+  axis.legend()
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
+  """All that is made of one run."""
+  run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
+  draw_curve(workdir, out / f'{name}_curve.png')
+  ours('likelihood', *run, out=out / f'{name}.txt')
+  ours('sample', *run, '--num=72', f'--out={out}/{name}.png')
+  grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
+  ours('sample', *run, *grow, f'--out={workdir}/growing.png')
+  for i in HALVES:
+    one = ['--mode=lower', '--num=6', f'--index={i}']
+    ours('edit', *run, *one, f'--out={workdir}/completed_{i}.png')
+  stack([workdir / f'completed_{i}.png' for i in HALVES],
+        out / f'{name}_completed.png')  # fmt: skip
+  call(
+    str(HERE / 'diversity.py'),
+    f'--workdir={workdir}',
+    f'--guide={workdir}@1000',
+    f'--out={out}/{name}_diversity',
+    '--num=900',
+    '--batch=90',
+  )
+
+
+def stack(files: list[pathlib.Path], path: pathlib.Path) -> None:
+  """Pictures of one size, one below the other."""
+  from PIL import Image
+
+  parts = [Image.open(file) for file in files]
+  width, height = parts[0].size
+  whole = Image.new('RGB', (width, height * len(parts)), 'white')
+  for i, part in enumerate(parts):
+    whole.paste(part, (0, i * height))
+  whole.save(path)
+
+
+def main(_):
+  out = pathlib.Path(FLAGS.out)
+  out.mkdir(parents=True, exist_ok=True)
+  call(
+    str(HERE / 'codecs.py'), config_of('ar'), *data(), out=out / 'codecs.txt'
+  )
+  for name in MODELS:
+    workdir = pathlib.Path(FLAGS.runs, f'emoji_{name}')
+    if FLAGS.train and not trained(name, workdir):
+      print(f'{name} is saved; the same command goes on')
+      continue
+    pictures(name, workdir, out)
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))
