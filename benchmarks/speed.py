@@ -32,7 +32,7 @@ import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import cpu, sharding
-from fractal_jax.inference import likelihood, sample
+from fractal_jax.inference import likelihood, programs, sample
 from fractal_jax.models import fractal
 from fractal_jax.planning import cost
 from fractal_jax.training import optimizer, train, train_state
@@ -82,10 +82,10 @@ def sampling(config, net, mesh):
   settings, guided = sample.settings(config)
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
-  batch = sample.Batch(jax.random.key(0), index, labels, None, settings)
+  batch = programs.Batch(jax.random.key(0), index, labels, None, settings)
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
   how = dict(guided=guided, mesh=mesh)
-  generate = jax.jit(functools.partial(sample.generate_batch, net, **how))
+  generate = jax.jit(functools.partial(programs.generate_batch, net, **how))
   args = params, batch
   return generate, args, lambda _: args, flops
 

@@ -45,7 +45,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from fractal_jax import sharding  # noqa: E402
-from fractal_jax.inference import sample  # noqa: E402
+from fractal_jax.inference import programs, sample  # noqa: E402
 from fractal_jax.models import fractal, masking  # noqa: E402
 from fractal_jax.planning import cost, memory  # noqa: E402
 from fractal_jax.training import optimizer, train, train_state  # noqa: E402
@@ -270,7 +270,7 @@ def compiled_sampling(config, mesh, images: int):
 
   init = lambda: nn.meta.unbox(fractal.init(net, jax.random.key(0)))
   numbers = jax.ShapeDtypeStruct((images,), jnp.int32)
-  batch = sample.Batch(
+  batch = programs.Batch(
     key=jax.eval_shape(lambda: jax.random.key(0)),
     labels=numbers,
     given=None,
@@ -279,7 +279,7 @@ def compiled_sampling(config, mesh, images: int):
   )
   params, batch = placed((jax.eval_shape(init), batch))
   with jax.set_mesh(mesh):
-    program = sample.generate_batch.lower(
+    program = programs.generate_batch.lower(
       net, params, batch, guided=guided, mesh=mesh
     ).compile()
   return program, branch_shares(net, sampling)

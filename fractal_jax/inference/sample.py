@@ -1,28 +1,22 @@
 """Generation: labels and a seed to images.
 
-One compiled program (`Fractal.generate`) runs on a fixed number of images at a
+One compiled program (programs.py) runs on a fixed number of images at a
 time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
-from collections.abc import Callable, Iterator
-import functools
-import time
-
-from flax import struct
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import pictures, sharding
 from fractal_jax.data.common import image_dtype
-from fractal_jax.inference import inputs, progress, reject
+from fractal_jax.inference import inputs, programs, progress, reject
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal
 from fractal_jax.models.fractal import Guide
-from fractal_jax.models.types import NEVER, Array, Drawn, Given, Sampling
+from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 
 SETTINGS = (
   'guidance',
@@ -35,18 +29,6 @@ SETTINGS = (
   'order',
   'step_sizes',
 )
-PART = 0.25  # seconds between two reports of a watched generation, about
-
-
-@struct.dataclass
-class Batch:
-  """The images of a request that are generated at a time."""
-
-  key: Array  # the request's
-  index: Array  # [b] which images of the request they are
-  labels: Array  # [b] classes, -1 for "no class"
-  given: Given | None  # values that are known, [b, S, (S,) C] each
-  sampling: Sampling
 
 
 def settings(config, *, record: bool = False, **changes):
@@ -66,10 +48,13 @@ def settings(config, *, record: bool = False, **changes):
   """
   chosen = section(config, changes)
   found = {name: _tuples(chosen[name]) for name in SETTINGS}
+  for name in ('guidance', 'temperature'):
+    if isinstance(found[name], tuple):
+      found[name] = np.array(found[name], np.float32)
   if isinstance(found['order'], str):
     found['order'] = (found['order'],) * (len(config.model.sizes) - 1)
-  guided = np.any(np.asarray(found['guidance']) != 1)
-  return Sampling(**found, record=record), bool(guided)
+  guided = bool(np.any(found['guidance'] != np.float32(1)))
+  return Sampling(**found, record=record), guided
 
 
 def section(config, changes: dict) -> ml_collections.ConfigDict:
@@ -295,15 +280,16 @@ def steps(
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
     rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
-    some = Batch(jax.random.key(seed), first + index, *rows, sampling)
+    some = programs.Batch(jax.random.key(seed), first + index, *rows, sampling)
     if stepwise:
-      for drawn, done, total in _in_parts(net, params, some, how):
+      for drawn, done, total in programs.in_parts(net, params, some, how):
         shot = _filled([*out, drawn], len(labels))
         done, total = past * total + done, batches * total
         yield Progress('drawing', done, total, shot)
     else:
       with jax.set_mesh(mesh):
-        drawn = jax.device_get(generate_batch(net, params, some, **how))
+        found = programs.generate_batch(net, params, some, **how)
+        drawn = jax.device_get(found)
       yield Progress('drawing', past + 1, batches)
     out.append(drawn)
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
@@ -317,139 +303,6 @@ def _filled(parts: list[Drawn], num: int) -> Drawn:
     np.pad(drawn.values, rest),
     np.pad(drawn.when, rest, constant_values=NEVER),
   )
-
-
-def _in_parts(
-  net, params, batch: Batch, how: dict
-) -> Iterator[tuple[Drawn, int, int]]:
-  """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
-  mesh = how['mesh']
-  with jax.set_mesh(mesh):
-    state, *shown = begin(net, params, batch, **how)
-    drawn, total = jax.device_get(shown)
-  done, size, total = 0, 1, int(total[0])
-  while True:
-    yield drawn, done, total
-    if done == total:
-      return
-    began, first = time.monotonic(), done
-    done = min(done + size, total)
-    with jax.set_mesh(mesh):
-      state, drawn = advance(net, params, batch, state, first, done, **how)
-      drawn = jax.device_get(drawn)
-    took = time.monotonic() - began
-    if took > PART:
-      size = max(size // 2, 1)
-    elif took < PART / 2:  # at least 16 parts, so that there is much to see
-      size = max(min(2 * size, total // 16), 1)
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def generate_batch(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
-) -> Drawn:
-  """A batch of images at once, whole on every host."""
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-
-  def run(loop):
-    return loop.run()
-
-  drawn = _on_devices(run, net, params, batch, **how)
-  return jax.lax.with_sharding_constraint(drawn, jax.P())
-
-
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def begin(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
-):
-  """Before level 0's first step.
-
-  Returns:
-    (the state, what is drawn by then, [devices] how many steps there are).
-  """
-
-  def run(loop):
-    steps = jnp.full((1,), loop.count)
-    return _with_axis(loop.start), loop.drawn(loop.start), steps
-
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-  state, *shown = _on_devices(run, net, params, batch, **how)
-  return state, *jax.lax.with_sharding_constraint(shown, jax.P())
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=('net', 'guided', 'mesh'),
-  donate_argnames=('state',),
-)
-def advance(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  state,
-  first: int,
-  last: int,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
-):
-  """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
-
-  def run(loop, state):
-    state = jax.tree.map(lambda x: x[0], state)
-    state = jax.lax.fori_loop(first, last, loop.step, state)
-    return _with_axis(state), loop.drawn(state)
-
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-  state, drawn = _on_devices(run, net, params, batch, state, **how)
-  return state, jax.lax.with_sharding_constraint(drawn, jax.P())
-
-
-def _with_axis(state):
-  """A leading axis for the devices: a state has its own axes on each."""
-  return jax.tree.map(lambda x: x[None], state)
-
-
-def _on_devices(
-  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh, guide
-):
-  """run(loop, *state), where each device has the loop of its own images."""
-  keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
-
-  def on_device(params, guide, labels, given, keys, sampling, state):
-    loop = net.steps(
-      params,
-      labels,
-      keys,
-      sampling,
-      guided=guided,
-      guide=guide,
-      given=given,
-    )
-    return run(loop, *state)
-
-  # Each device generates its own images; nothing crosses devices in the loop.
-  over = jax.P(sharding.BATCH)
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(jax.P(), jax.P(), over, over, over, jax.P(), over),
-    out_specs=over,
-    check_vma=False,
-  )(params, guide, batch.labels, batch.given, keys, batch.sampling, state)
 
 
 def round_robin(num: int, classes) -> np.ndarray:

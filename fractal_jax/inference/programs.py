@@ -1,0 +1,165 @@
+"""The compiled programs that generate a batch of images.
+
+One runs all of it (`generate_batch`). For a job that is watched, `begin` and
+`advance` run some steps of level 0 at a time. Each device generates its own
+images.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+import time
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from fractal_jax import sharding
+from fractal_jax.models import fractal
+from fractal_jax.models.fractal import Guide
+from fractal_jax.models.types import Array, Drawn, Given, Sampling
+
+PART = 0.25  # seconds between two reports of a watched generation, about
+
+
+@struct.dataclass
+class Batch:
+  """The images of a request that are generated at a time."""
+
+  key: Array  # the request's
+  index: Array  # [b] which images of the request they are
+  labels: Array  # [b] classes, -1 for "no class"
+  given: Given | None  # values that are known, [b, S, (S,) C] each
+  sampling: Sampling
+
+
+def in_parts(
+  net, params, batch: Batch, how: dict
+) -> Iterator[tuple[Drawn, int, int]]:
+  """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
+  mesh = how['mesh']
+  with jax.set_mesh(mesh):
+    state, *shown = begin(net, params, batch, **how)
+    drawn, total = jax.device_get(shown)
+  done, size, total = 0, 1, int(total[0])
+  while True:
+    yield drawn, done, total
+    if done == total:
+      return
+    began, first = time.monotonic(), done
+    done = min(done + size, total)
+    with jax.set_mesh(mesh):
+      state, drawn = advance(net, params, batch, state, first, done, **how)
+      drawn = jax.device_get(drawn)
+    took = time.monotonic() - began
+    if took > PART:
+      size = max(size // 2, 1)
+    elif took < PART / 2:  # at least 16 parts, so that there is much to see
+      size = max(min(2 * size, total // 16), 1)
+
+
+@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
+def generate_batch(
+  net: fractal.Fractal,
+  params,
+  batch: Batch,
+  *,
+  guided: bool,
+  mesh,
+  guide: Guide | None = None,
+) -> Drawn:
+  """A batch of images at once, whole on every host."""
+  how = dict(guided=guided, mesh=mesh, guide=guide)
+
+  def run(loop):
+    return loop.run()
+
+  drawn = _on_devices(run, net, params, batch, **how)
+  return jax.lax.with_sharding_constraint(drawn, jax.P())
+
+
+@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
+def begin(
+  net: fractal.Fractal,
+  params,
+  batch: Batch,
+  *,
+  guided: bool,
+  mesh,
+  guide: Guide | None = None,
+):
+  """Before level 0's first step.
+
+  Returns:
+    (the state, what is drawn by then, [devices] how many steps there are).
+  """
+
+  def run(loop):
+    steps = jnp.full((1,), loop.count)
+    return _with_axis(loop.start), loop.drawn(loop.start), steps
+
+  how = dict(guided=guided, mesh=mesh, guide=guide)
+  state, *shown = _on_devices(run, net, params, batch, **how)
+  return state, *jax.lax.with_sharding_constraint(shown, jax.P())
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('net', 'guided', 'mesh'),
+  donate_argnames=('state',),
+)
+def advance(
+  net: fractal.Fractal,
+  params,
+  batch: Batch,
+  state,
+  first: int,
+  last: int,
+  *,
+  guided: bool,
+  mesh,
+  guide: Guide | None = None,
+):
+  """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
+
+  def run(loop, state):
+    state = jax.tree.map(lambda x: x[0], state)
+    state = jax.lax.fori_loop(first, last, loop.step, state)
+    return _with_axis(state), loop.drawn(state)
+
+  how = dict(guided=guided, mesh=mesh, guide=guide)
+  state, drawn = _on_devices(run, net, params, batch, state, **how)
+  return state, jax.lax.with_sharding_constraint(drawn, jax.P())
+
+
+def _with_axis(state):
+  """A leading axis for the devices: a state has its own axes on each."""
+  return jax.tree.map(lambda x: x[None], state)
+
+
+def _on_devices(
+  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh, guide
+):
+  """run(loop, *state), where each device has the loop of its own images."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
+
+  def on_device(params, guide, labels, given, keys, sampling, state):
+    loop = net.steps(
+      params,
+      labels,
+      keys,
+      sampling,
+      guided=guided,
+      guide=guide,
+      given=given,
+    )
+    return run(loop, *state)
+
+  # Each device generates its own images; nothing crosses devices in the loop.
+  over = jax.P(sharding.BATCH)
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(jax.P(), jax.P(), over, over, over, jax.P(), over),
+    out_specs=over,
+    check_vma=False,
+  )(params, guide, batch.labels, batch.given, keys, batch.sampling, state)
