@@ -52,7 +52,7 @@ def plan(spec: Spec, sampling: Sampling, order: str, networks: int) -> Plan:
   Args:
     spec: the level.
     sampling: iterations, step sizes, the interval of guidance.
-    order: a name of `orders.NAMES`.
+    order: a name of `orders.NAMES`, or 'given'.
     networks: 2 where another one guides.
   """
   steps = min(spec.length, sampling.iterations[spec.index])
@@ -106,11 +106,10 @@ class Squares:
     return self.networks[0].spec
 
   @property
-  def by_confidence(self) -> bool:
-    return self.order is None and self.order_name == 'confidence'
-
-  @property
   def order_name(self) -> str:
+    """A name of `orders.NAMES`, or 'given'."""
+    if self.order is not None:
+      return 'given'
     names = self.sampling.order
     return names[self.spec.index] if names else 'random'
 
@@ -148,10 +147,10 @@ class Squares:
   def first_order(self) -> Array:
     """Each square's order [N, L], the patches that are known at its end."""
     s, keys = self.spec, self.request.keys
-    if self.order is None:
-      order = orders.of_squares(self.order_name, keys, s.grid)
-    else:
+    if self.order_name == 'given':
       order = jnp.broadcast_to(jnp.asarray(self.order), (len(keys), s.length))
+    else:
+      order = orders.of_squares(self.order_name, keys, s.grid)
     if self.known is not None:
       last = jnp.take_along_axis(self.known, order, 1).argsort(-1, stable=True)
       order = jnp.take_along_axis(order, last, 1)
@@ -170,7 +169,7 @@ class Squares:
     patches = self.patches(program, state, place, left, still)  # [N, m, ...]
     used = (slots >= left) & (slots < still)
     order = state.order
-    if self.by_confidence:
+    if self.order_name == 'confidence':
       nats = patches.nats.sum(tuple(range(2, patches.nats.ndim)))  # [N, m]
       # The likeliest of those still masked come last, and are kept.
       rank = jnp.where(slots < still, -nats, jnp.inf).argsort(-1)
