@@ -379,6 +379,19 @@ def test_sweep_draws_curves_from_what_is_kept(
   assert len(drawn) == 4
   call('sweep', *args, '--guidance=3', '--temperature=1.2')
   assert len(drawn) == 4  # nothing is generated again
+  more = ('--seeds=2', '--interval=0,1', '--interval=0.5,1', '--resample=2')
+  call('sweep', *args, '--guidance=3', '--candidates=2', '--keep=2', *more)
+  with open(out) as file:
+    rows = list(csv.DictReader(file))
+  assert [(r['interval'], r['seed']) for r in rows] == [
+    *(('0,1', '0'), ('0,1', '1')),
+    *(('0.5,1', '0'), ('0.5,1', '1')),
+  ]
+  assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
+  with pytest.raises(common.UsageError, match='must be whole numbers'):
+    call('sweep', *args, '--candidates=1.5')
+  with pytest.raises(inputs.InputError, match='must be random or'):
+    call('sweep', *args, '--order=best')
   with pytest.raises(common.UsageError, match='must be numbers'):
     call('sweep', *args, '--guidance=3,x')
   with pytest.raises(UserError, match='x.bmp must end in .png'):
