@@ -10,7 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import qmc
 
 from fractal_jax.models.types import Array
 
@@ -54,6 +53,8 @@ def halton(grid: tuple[int, ...]) -> np.ndarray:
   Points of a low-discrepancy sequence are far apart, so that patches drawn
   together hardly depend on each other (Besnier et al. 2025, arXiv 2503.17076).
   """
+  from scipy.stats import qmc  # slow to import: not before it is used
+
   length = int(np.prod(grid))
   points = qmc.Halton(len(grid), scramble=False)
   found = np.zeros(0, int)
