@@ -14,7 +14,7 @@ def test_planes_have_two_and_noise_has_more():
   noise = rng.integers(0, 256, (1, 32, 32, 1))
   found = dimension.box_dimension(np.concatenate([flat, ramp, noise]), 256)
   np.testing.assert_allclose(found[0], 2, atol=1e-9)
-  assert 2 < found[1] < 2.2 and 2.5 < found[2] < 3
+  assert 1.99 < found[1] < 2.2 and 2.5 < found[2] < 3
   three = np.concatenate([flat, ramp, noise], -1)
   mean = dimension.box_dimension(three, 256)
   np.testing.assert_allclose(mean, found.mean(), rtol=1e-9)

@@ -33,19 +33,19 @@ def test_spirals_begin_in_the_middle():
   assert orders.spiral((5,))[:3, 0].tolist()[0] == 2
 
 
-def distances(cells, grid):
-  """The least distance between any two cells of a grid that wraps around."""
-  apart = abs(cells[:, None] - cells[None]) % grid
-  apart = np.minimum(apart, grid - apart).sum(-1)
-  return apart[np.triu_indices(len(cells), 1)].min()
+def imbalance(cells):
+  """Of cells of an 8x8 grid: how much fuller one of 2x2 parts is."""
+  parts = np.bincount(cells[:, 0] // 4 * 2 + cells[:, 1] // 4, minlength=4)
+  return np.ptp(parts)
 
 
-def test_haltons_first_cells_are_far_apart():
+def test_haltons_first_cells_are_spread_evenly():
   cells = orders.halton((8, 8))
-  assert distances(cells[:6], 8) >= 3
   rng = np.random.default_rng(0)
-  random = [distances(rng.permutation(cells)[:6], 8) for _ in range(20)]
-  assert np.mean(random) < 2.5
+  for n in (8, 16, 24):
+    assert imbalance(cells[:n]) <= 2
+    random = [imbalance(rng.permutation(cells)[:n]) for _ in range(50)]
+    assert np.mean(random) > 2.5
 
 
 def test_haltons_order_begins_anywhere_and_is_moved_as_a_whole():

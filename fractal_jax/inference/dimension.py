@@ -25,6 +25,8 @@ def box_dimension(images: np.ndarray, values: int) -> np.ndarray:
   rank = images.ndim - 2
   heights = np.asarray(images, np.float64) / values * side  # as the plane's
   scales = [s for s in range(1, side + 1) if side % s == 0]
+  if len(scales) > 3:  # the ends say little: one value, and the whole image
+    scales = scales[1:-1]
   counts = []
   for s in scales:
     boxes = heights.reshape((n,) + (side // s, s) * rank + (channels,))
