@@ -11,7 +11,8 @@ from fractal_jax import pictures, sharding
 from fractal_jax.inference import inputs, sample
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import NEVER, Given, Sampling
-from tests import tiny
+from fractal_jax.training import CheckpointError, checkpoint
+from tests import commandline, tiny
 
 
 @pytest.fixture(scope='module')
@@ -144,3 +145,36 @@ def test_grid_of_a_run_is_written_as_png(net_and_params, tmp_path):
   image = sample.sample_grid(net, params, c, path=str(path))
   with Image.open(path) as stored:
     np.testing.assert_array_equal(np.asarray(stored), image)
+
+
+def test_the_command_takes_a_guide_and_candidates(
+  net_and_params, tmp_path, capsys
+):
+  net, params = net_and_params
+  c = config_lib.default()
+  c.model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  c.sample.update(batch=4, iterations=(3,))
+  run, other = str(tmp_path / 'run'), str(tmp_path / 'other')
+  checkpoint.save_params(run, c, params)
+
+  def drawn(*args):
+    out = str(tmp_path / 'images.npz')
+    given = (f'--workdir={run}', '--num=4', f'--out={out}', *args)
+    with commandline.flags_of('sample', *given) as job:
+      job.run()
+    with np.load(out) as file:
+      return file['images']
+
+  plain = drawn()
+  assert (drawn('--guidance=3') != plain).any()
+  np.testing.assert_array_equal(
+    drawn('--guidance=3', f'--guide={run}@0'), plain
+  )
+  drawn('--candidates=2')
+  assert 'kept 4 of 8 candidates (50%)' in capsys.readouterr().out
+  c.model = tiny.model(('mar', 'pixel'), (2, 1), channels=2)
+  checkpoint.save_params(other, c, tiny.build(('mar', 'pixel'), (2, 1))[1])
+  with pytest.raises(inputs.InputError, match=r'model.sizes is \(2, 1\) of'):
+    drawn('--guidance=3', f'--guide={other}')
+  with pytest.raises(CheckpointError, match='no config.json'):
+    drawn('--guide=nowhere')
