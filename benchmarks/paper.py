@@ -405,8 +405,8 @@ TFLOP/s, of which {TRAINING:.0%} in training and
 scoring and {SAMPLING:.0%} in generation are assumed. Generation by ar levels \
 waits for memory, and will take longer.
 
-Training is that of the published code: from its weights and on its batches, 45 \
-steps with warm-up, clipping and AdamW give
+Training is that of the published code: from its weights and on its batches, \
+45 steps with warm-up, clipping and AdamW give
 its losses to 1e-5 (`pytest tests/golden_test.py -k training_is`).
 
 What is needed: ImageNet, prepared in `/tfds` (see the README); the published \
