@@ -48,30 +48,29 @@ def each(name, values, **others):
 
 # By name: the settings of a method that are tried.
 METHODS = {
-  PLAIN: each('guidance', (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)),
-  'late interval': each('guidance', (1.5, 2.0, 3.0), interval=(0.25, 1.0)),
-  'early interval': each('guidance', (1.5, 2.0, 3.0), interval=(0.0, 0.6)),
-  'autoguidance': each('guidance', (1.25, 1.5, 2.0, 3.0)),
-  'resampling of 4': each('guidance', (1.5, 2.0, 3.0), resample=4),
-  'resampling of 16': each('guidance', (1.5, 2.0, 3.0), resample=16),
-  'best of 2 by class': each('guidance', (1.0, 1.5), candidates=2),
-  '3 of 4 by class': each('guidance', (1.0, 1.5), candidates=4, keep=3),
-  '1 of 2 by dimension': each(
-    'guidance', (1.0, 1.5), candidates=2, keep_by='dimension'
+  PLAIN: each('guidance', (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)),
+  'early interval': each('guidance', (2.0, 4.0), interval=(0.0, 0.6)),
+  'late interval': each('guidance', (2.0, 4.0), interval=(0.3, 1.0)),
+  'autoguidance': each('guidance', (1.25, 1.5, 2.0)),
+  'resampling of 4': each('guidance', (2.0, 4.0), resample=4),
+  'temperature 1.1': each('guidance', (2.0, 3.0), temperature=1.1),
+  'best of 2 by class': each('guidance', (1.0,), candidates=2),
+  '3 of 4 by class': each('guidance', (1.0,), candidates=4, keep=3),
+  'best of 2 by dimension': each(
+    'guidance', (1.0,), candidates=2, keep_by='dimension'
   ),
-  'temperature 1.1': each('guidance', (1.5, 2.0, 3.0), temperature=1.1),
-  'Halton order': each('guidance', (1.0, 1.5, 2.0, 3.0), order='halton'),
+  'Halton order': each('guidance', (1.0, 2.0, 3.0), order='halton'),
   'raster order': each('guidance', (1.0, 2.0), order='raster'),
   'spiral order': each('guidance', (1.0, 2.0), order='spiral'),
   'order by confidence': each(
     'guidance', (1.0, 2.0), order=('confidence', 'random')
   ),
-  'half the steps': each('guidance', (1.0, 2.0), iterations=(8, 2)),
-  'half the steps, Halton': each(
-    'guidance', (1.0, 2.0), iterations=(8, 2), order='halton'
+  'a third of the steps': each('guidance', (1.0,), iterations=(5, 2)),
+  'a third of the steps, Halton': each(
+    'guidance', (1.0,), iterations=(5, 2), order='halton'
   ),
-  'half the steps, two-stage': each(
-    'guidance', (1.0, 2.0), iterations=(8, 2), step_sizes='two-stage'
+  'a third of the steps, two-stage': each(
+    'guidance', (1.0,), iterations=(5, 2), step_sizes='two-stage'
   ),
 }
 MASKED = ('order', 'iterations', 'step_sizes')  # for mar levels alone
