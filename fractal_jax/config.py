@@ -555,7 +555,8 @@ def problems(config) -> list[str]:
     levels = len(config.model.sizes) - 1
     if not broken['optim']:
       broken['optim'] = _optim_problems(config, levels)
-    broken['sample'] = sample_problems(config.sample, config.model)
+    if not broken['model']:
+      broken['sample'] = sample_problems(config.sample, config.model)
   if not broken['mesh'] + broken['optim']:
     broken['mesh'] = _mesh_problems(config)
   return out + sum(broken.values(), [])
