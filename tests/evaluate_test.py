@@ -390,7 +390,7 @@ def test_sweep_draws_curves_from_what_is_kept(
   assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
   with pytest.raises(common.UsageError, match='must be whole numbers'):
     call('sweep', *args, '--candidates=1.5')
-  with pytest.raises(inputs.InputError, match='must be random or'):
+  with pytest.raises(inputs.InputError, match="must be 'random' or"):
     call('sweep', *args, '--order=best')
   with pytest.raises(common.UsageError, match='must be numbers'):
     call('sweep', *args, '--guidance=3,x')

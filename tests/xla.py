@@ -12,6 +12,12 @@ QUICK = {
   'xla_llvm_disable_expensive_passes': True,
   'xla_cpu_use_fusion_emitters': False,
 }
+# For what runs so long that it is worth compiling well.
+OPTIMISED = {
+  'xla_backend_optimization_level': 3,
+  'xla_llvm_disable_expensive_passes': False,
+  'xla_cpu_use_fusion_emitters': True,
+}
 DEVICES = 'xla_force_host_platform_device_count'
 
 
