@@ -68,11 +68,11 @@ METHODS = {
   'order by confidence': each(
     'guidance', (1.0, 2.0), order=('confidence', 'random')
   ),
-  'a third of the steps': each('guidance', (1.0,), iterations=(5, 2)),
-  'a third of the steps, Halton': each(
+  'fewer steps': each('guidance', (1.0,), iterations=(5, 2)),
+  'fewer steps in Halton order': each(
     'guidance', (1.0,), iterations=(5, 2), order='halton'
   ),
-  'a third of the steps, two-stage': each(
+  'fewer steps in two stages': each(
     'guidance', (1.0,), iterations=(5, 2), step_sizes='two-stage'
   ),
 }
