@@ -160,7 +160,7 @@ class Model:
       **release: as `save_pretrained` takes it.
 
     Returns:
-      The address of the commit.
+      The address of the commit; '' on processes but 0.
 
     Raises:
       ReleaseError: it can't be uploaded; or see `save_pretrained`.
@@ -168,6 +168,8 @@ class Model:
     hub.check_repository(repo_id)
     with tempfile.TemporaryDirectory() as directory:
       self.save_pretrained(directory, name=repo_id, **release)
+      if jax.process_index():  # process 0 has written it, and uploads it
+        return ''
       return hub.push(
         directory,
         repo_id,
