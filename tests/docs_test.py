@@ -23,6 +23,8 @@ PROGRAMS = [
   for p in [*ROOT.glob('benchmarks/*.py'), *ROOT.glob('launch/*.s*')]
 ]
 CONFIG = 'configs/fractalmar_in64.py'  # where a page names none
+# Config files that a reader has or makes.
+READERS_OWN = r'configs/[A-Z]+|(?<==)mine|runs/\w+/chosen'
 each_page = pytest.mark.parametrize(
   'page', PAGES, ids=lambda page: str(page.relative_to(ROOT))
 )
@@ -118,7 +120,7 @@ def mistake(program: str, arguments: list[str]) -> str:
   of the config that is named, and values of their type.
   """
   given = [
-    re.sub(r'configs/[A-Z]+\.py', 'configs/fractalmar_in64.py', x)
+    re.sub(rf'({READERS_OWN})\.py', CONFIG, x)
     for x in arguments
     if x.startswith('--')
   ]
