@@ -208,9 +208,8 @@ def test_commands_write_there(run, bucket):
     with commandline.flags_of(command, f'--workdir={workdir}', *flags) as job:
       job.run()
   rows = [dict.fromkeys(sweep.CURVES, x) for x in (1.0, 2.0)]
-  rows = [
-    {'guidance': r['fid'], 'temperature': 1.0, 'num': 2} | r for r in rows
-  ]
+  same = dict.fromkeys(sweep.SETTINGS, 1.0) | {'seed': 0, 'num': 2}
+  rows = [same | {'guidance': r['fid']} | r for r in rows]
   sweep.write_csv(rows, f'{folder}/x.csv')
   sweep.plot(rows, f'{folder}/x.pdf')
 

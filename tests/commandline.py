@@ -21,11 +21,12 @@ def flags_of(command: str, *arguments: str):
   """
   job = importlib.import_module(f'fractal_jax.commands.{command}')
   before = set(flags.FLAGS)
-  job.define_flags()
-  own = set(flags.FLAGS) - before
   argv = [f'fractal-jax {command}', *arguments]
+  own = set()
   try:
     with mock.patch.object(sys, 'argv', argv):  # config_flags reads it
+      job.define_flags()
+      own = set(flags.FLAGS) - before
       flags.FLAGS(argv)
       if 'config' in own and flags.FLAGS.config is not None:
         flags.FLAGS.config.seed  # noqa: B018  raises if it can't be read

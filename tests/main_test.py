@@ -334,7 +334,7 @@ def test_a_lost_process_is_a_crash_which_launchers_start_again():
 
 
 def test_a_number_too_large_to_count_with_is_refused(monkeypatch):
-  with commandline.flags_of('sample', '--workdir=x', f'--num={10**30}'):
+  with commandline.flags_of('sample', '--workdir=x', f'--step={10**30}'):
     with pytest.raises(common.UsageError, match=f'at most {2**31 - 1}'):
       main.check_numbers()
   with commandline.flags_of('sample', '--workdir=x', f'--seed={2**32 - 1}'):

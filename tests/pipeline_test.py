@@ -203,7 +203,7 @@ def test_a_subset_is_fixed_nested_and_representative(tmp_path):
 def test_unknown_names_are_listed_with_the_nearest():
   pytest.importorskip('tensorflow_datasets')  # it knows cifar10
   with pytest.raises(
-    pipeline.DataError, match="'digit'.*mean 'digits'.*npz, or"
+    pipeline.DataError, match="'digit'.*mean 'digits'.*npz, series, or"
   ):
     pipeline.info(make_config('digit'))
   with pytest.raises(pipeline.DataError, match="'cifra10'.*mean 'cifar10'"):

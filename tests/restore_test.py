@@ -97,17 +97,22 @@ def test_a_run_whose_config_is_of_another_model_is_named(tmp_path):
     restore.steps('x\udcff')
 
 
+MODEL = '"model": {"kinds": ["mar", "ar", "pixel"], "sizes": [64, 4, 1]}'
+
+
 @pytest.mark.parametrize(
   'text, words',
   [
     ('', 'not valid JSON'),
     ('[' * 100_000, 'not valid JSON'),
-    ('[]', 'holds no config'),
-    ('{"model": 3}', 'holds no config'),
-    ('{"model": {"a.b": 1}}', 'holds no config'),
-    ('{"modle": {}}', "'modle' is no section of a config"),
-    ('{"seed": "x"}', "breaks these rules:\n  - seed='x' must be"),
-    ('{"optim": {"lr": NaN}}', 'optim.lr=nan must be'),
+    ('[]', 'no config of fractal_jax'),
+    ('{"model": 3}', 'no config of fractal_jax'),
+    ('{"model": {"a.b": 1}}', 'no config of fractal_jax'),
+    ('{"modle": {}}', 'no config of fractal_jax'),
+    (f'{{{MODEL}, "modle": {{}}}}', "'modle' is no section of a config"),
+    (f'{{{MODEL}, "eval": 3}}', 'eval is no section of keys'),
+    (f'{{{MODEL}, "seed": "x"}}', "breaks these rules:\n  - seed='x' must be"),
+    (f'{{{MODEL}, "optim": {{"lr": NaN}}}}', 'optim.lr=nan must be'),
   ],
 )
 def test_what_is_no_config_of_a_run_is_named(tmp_path, text, words):

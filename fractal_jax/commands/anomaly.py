@@ -1,4 +1,7 @@
-"""`anomaly`: from a table of sensors to alarms and a report."""
+"""`anomaly`: from a table of sensors to alarms and a report.
+
+fractal-jax anomaly --data=line.csv --train=5000 --out=line
+"""
 
 from absl import flags
 

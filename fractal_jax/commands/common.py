@@ -29,11 +29,13 @@ def number_flag(
   """A flag of a number, which is refused if it is set and breaks a rule."""
   define = flags.DEFINE_integer if rule.integer else flags.DEFINE_float
   define(name, default, text)
-  flags.register_validator(
-    name,
-    lambda value: value is None or rule.holds(value),
-    f'must be {rule}',
-  )
+
+  def keeps(value):
+    if value is not None and (wrong := checks.problem('', value, rule)):
+      raise flags.ValidationError(wrong.partition(' ')[2])  # absl names it
+    return True
+
+  flags.register_validator(name, keeps)
 
 
 def distributed_flags():

@@ -1,4 +1,7 @@
-"""`forecast`: what comes after the last row of a table."""
+"""`forecast`: what comes after the last row of a table.
+
+fractal-jax forecast --data=line.csv --workdir=line/run --horizon=48
+"""
 
 from absl import flags
 

@@ -1,4 +1,7 @@
-"""`impute`: what may stand in the empty cells of a table."""
+"""`impute`: what may stand in the empty cells of a table.
+
+fractal-jax impute --data=line.csv --workdir=line/run
+"""
 
 from absl import flags
 

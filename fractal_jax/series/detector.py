@@ -143,7 +143,9 @@ class FractalDetector(BaseEstimator):
     check_is_fitted(self, 'params_')
     net = fractal.from_config(self.config_.model)
     mesh = sharding.any_mesh(self.config_)
-    return api.Model(self.config_, net, self.params_, mesh, self.quantiser_)
+    return api.Model(
+      self.config_, net, self.params_, mesh, quantiser=self.quantiser_
+    )
 
   # The parts.
 
@@ -164,6 +166,8 @@ class FractalDetector(BaseEstimator):
 
   def _config(self, X: np.ndarray):
     """The config of a model for X, after a look at the parameters."""
+    from fractal_jax.models import kinds
+
     if self.score not in scores.KINDS:
       raise DetectorError(
         f'score={self.score!r} must be one of {", ".join(scores.KINDS)}'
@@ -175,7 +179,8 @@ class FractalDetector(BaseEstimator):
         )
     if not self.smooth >= 1:
       raise DetectorError(f'smooth={self.smooth!r} must be 1 row or more')
-    if self.causal and self.kind != 'ar':
+    kind = kinds.KINDS.get(self.kind)  # others are refused with the config
+    if self.causal and kind is not None and kind.MASKS:
       raise DetectorError(
         f"causal=True needs kind='ar', not {self.kind!r}: masked levels look "
         'at both sides'
