@@ -220,7 +220,7 @@ def test_commands_write_there(run, bucket):
   assert Image.open(read('x.gif')).n_frames > 10
   assert Image.open(read('x.png')).size[0] > 8
   assert b'<html' in read('explained/report.html').getvalue()
-  assert read('x.csv').getvalue().startswith(b'guidance,temperature,num,fid')
+  assert read('x.csv').getvalue().startswith(b'guidance,temperature,interval,')
   assert read('x.pdf').getvalue().startswith(b'%PDF')
 
 

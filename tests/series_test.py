@@ -57,7 +57,7 @@ def model():
   q = series.fit(config, [table.from_array(sine(1500))])
   one = sharding.single_device_mesh()
   net, params, mesh = result_of(fit.fit(config, source, one))
-  return api.Model(config, net, params, mesh, q)
+  return api.Model(config, net, params, mesh, quantiser=q)
 
 
 def scored(model, values, **how):
