@@ -44,6 +44,7 @@ COMMANDS = {
   'anomaly': 'alarms and a report of a table of sensors',
   'forecast': 'what comes after a table of sensors',
   'impute': 'what may stand in its empty cells',
+  'ab': 'one level of a run against that of another',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
 }
