@@ -44,6 +44,7 @@ COMMANDS = {
   'anomaly': 'alarms and a report of a table of sensors',
   'forecast': 'what comes after a table of sensors',
   'impute': 'what may stand in its empty cells',
+  'pilot': 'whether this works for a table of sensors, in stages',
   'ab': 'one level of a run against that of another',
   'demo': 'a web page: generate, edit, see the bits',
   'cost': 'parameters and FLOPs of a config',
@@ -204,11 +205,12 @@ def run_job(command: str, job, argv: list[str]) -> None:
   # The libraries' own chatter; ours goes through logs.say.
   logging.set_verbosity(logging.ERROR)
   try:
-    if argv[1:]:
-      raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    words = argv[1:]
+    if words and not hasattr(job, 'ARGUMENTS'):
+      raise common.UsageError(f'unexpected arguments: {" ".join(words)}')
     start()
     report = report_compiling()
-    job.run()
+    job.run(*words)
     report()
     if sys.stdout is not None:
       sys.stdout.flush()  # a closed pipe shows here, not at Python's end
