@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNGs without words: captions are in its texts."""
+"""The pictures of a report, PNGs without words: captions are in its texts."""
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def pit(curves: dict) -> bytes:
 
 
 def worst(curves: dict, values: np.ndarray, window: int) -> bytes | None:
-  """The most surprising stretches of the first channel; None: there are none."""
+  """The most surprising stretches of the first channel; None if none is."""
   rows = curves['worst']
   if not len(rows):
     return None

@@ -48,7 +48,7 @@ DATA = {
   ),
 }  # fmt: skip
 TASK = {
-  'kind': Key('anomalies', Choice(('anomalies',)), 'what is asked of the model'),
+  'kind': Key('anomalies', Choice(('anomalies',)), 'what is asked of models'),
   'window': Key(
     64, whole(least=16),
     'rows that the model sees at a time, a multiple of 8: longer than what '
@@ -215,7 +215,6 @@ def propose(file: str, columns=()) -> dict[str, dict]:
     'shadow_rows': max((rows - train) // 2, 1),
     'rows_per_week': round(one.per_week or UNSET, 3),
   }
-  out['question']['question'] = f'Do alarms from {one.name} pay?'
   return out
 
 
@@ -320,8 +319,8 @@ def problems(settings: Settings, one: Table) -> list[str]:
   if between < window:
     out.append(
       f'data.train_rows={d["train_rows"]} and data.shadow_rows='
-      f'{d["shadow_rows"]} leave {max(between, 0)} of {rows} rows for the stage '
-      f'`full`: it needs {window} or more, so lower one of the two.'
+      f'{d["shadow_rows"]} leave {max(between, 0)} of {rows} rows for the '
+      f'stage `full`: it needs {window} or more, so lower one of the two.'
     )
   if d['shadow_rows'] < window:
     out.append(

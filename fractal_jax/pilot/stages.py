@@ -1,4 +1,4 @@
-"""The stages that ask whether the data can be learnt: data, module, composition.
+"""The stages about what can be learnt: data, module, composition.
 
 A stage is a job: it takes a Pilot and returns a Found.
 """
