@@ -411,9 +411,11 @@ def test_the_command(tmp_path, capsys):
   with commandline.flags_of(
     'pilot', f'--data={file}', f'--out={folder}'
   ) as job:
+    assert job.STAGES == tuple(run.STAGES)
     job.run('init')
     with pytest.raises(ValueError, match='exists'):
-      job.run('init')
+      assert job.STAGES == tuple(run.STAGES)
+    job.run('init')
     with pytest.raises(settings.PilotError, match='rows_per_week'):
       job.run('check', str(folder))
     path = folder / settings.FILE

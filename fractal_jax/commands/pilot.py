@@ -111,11 +111,19 @@ def run_stages(folder: str) -> None:
 
 def afford(pilot, name: str) -> None:
   """Says what a stage will take; raises UsageError where that is too much."""
+  from fractal_jax.pilot import detection
   from fractal_jax.pilot import run as stages
 
   seconds = stages.price(pilot, name)
   if seconds is None:
     return
+  taken = detection.memory()
+  if taken > pilot.settings.budget['memory_gb']:
+    raise common.UsageError(
+      f'a few steps of the largest model have taken {taken:.1f} GB, and '
+      f'budget.memory_gb is {pilot.settings.budget["memory_gb"]:g}: raise it, '
+      'or lower task.window'
+    )
   spent = sum(d.seconds for d in stages.load(pilot).values())
   budget = pilot.settings.budget
   common.say(f'{name}: about {seconds / 60:.1f} minutes of training')

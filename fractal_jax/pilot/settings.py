@@ -270,8 +270,12 @@ def load(folder: str) -> Settings:
   ]
   for section, keys in SECTIONS.items():
     given = found.get(section, {})
-    given = {k: v for k, v in given.items() if v != UNSET}
-    lines += checks.problems(section, given, keys)
+    known = {
+      k: v
+      for k, v in given.items()
+      if not (v == UNSET and k in keys and keys[k].default == UNSET)
+    }
+    lines += checks.problems(section, known, keys)
   if lines:
     raise PilotError(f'{path}:\n' + '\n'.join(f'  - {x}' for x in lines))
   return Settings(

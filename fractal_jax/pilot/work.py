@@ -9,6 +9,7 @@ from collections.abc import Callable
 import dataclasses
 import time
 
+from etils import epath
 import numpy as np
 
 from fractal_jax import paths
@@ -32,7 +33,12 @@ class Models:
     return FractalDetector(**how)
 
   def save(self, folder: str, detector: FractalDetector, name: str) -> None:
-    runs.save(folder, detector, name)
+    """Keeps it, whole or not at all."""
+    part = paths.path(folder + '.part')
+    if part.exists():  # of an attempt that was killed
+      epath.Path(part).rmtree()
+    runs.save(str(part), detector, name)
+    epath.Path(part).rename(folder)
 
   def load(self, folder: str) -> FractalDetector | None:
     """The detector that `save` kept; None where there is none."""
@@ -167,6 +173,7 @@ def probe(pilot: Pilot) -> dict:
 
   def make() -> Job:
     detector = pilot.models.new(window=pilot.window, levels=3, steps=PROBE)
+    yield from ()  # a job, though nobody is shown its few steps
     begun, at = time.monotonic(), []
     job = detector.fitting(pilot.table.values[: pilot.train])
     for progress in job:
@@ -176,7 +183,6 @@ def probe(pilot: Pilot) -> dict:
     job.close()
     step = (at[-1] - at[0]) / max(len(at) - 1, 1)
     return {'step': np.float64(step), 'compiling': np.float64(at[0] - begun)}
-    yield  # a job, though it has no steps to show
 
   return {k: float(v) for k, v in result_of(kept(pilot, 'probe', make)).items()}
 
