@@ -82,17 +82,16 @@ def roi(
   middle = case(costs, found.value, weekly.value)
   most = case(costs, 1.0, weekly.value).saved
   needed = middle.alarms + middle.upkeep
+  more = {name: value * (1 + SWING) for name, value in costs.items()}
+  more['preventable'] = min(more['preventable'], 1.0)  # a share
   changes = {
-    name: case({**costs, name: value * (1 + SWING)}, found.value, weekly.value)
-    for name, value in costs.items()
+    name: case({**costs, name: value}, found.value, weekly.value)
+    for name, value in more.items()
   }
+  larger = min(found.value * (1 + SWING), 1.0)
+  changes['found'] = case(costs, larger, weekly.value)
+  changes['weekly'] = case(costs, found.value, weekly.value * (1 + SWING))
   ranked = {name: c.yearly - middle.yearly for name, c in changes.items()}
-  ranked['found'] = (
-    case(costs, found.value * (1 + SWING), weekly.value).yearly - middle.yearly
-  )
-  ranked['weekly'] = (
-    case(costs, found.value, weekly.value * (1 + SWING)).yearly - middle.yearly
-  )
   ranked = {k: v for k, v in ranked.items() if v}
   return Roi(
     low=case(costs, found.low, weekly.high),
