@@ -150,7 +150,8 @@ TEXTS = {
   'break even': ('A year pays from a share of {share} of the incidents found.'),
   'no break even': 'A year does not pay even if every incident is found.',
   'sensitivity': (
-    'What it depends on: the change of a year where an input is 20% larger (shares: 100% at most)'
+    'What it depends on: the change of a year where an input is 20% larger '
+    '(shares: 100% at most)'
   ),
   'cost incident': 'cost of an incident',
   'cost incidents_per_year': 'incidents a year',

@@ -143,7 +143,10 @@ TEXTS = {
   'never': '回収できない',
   'break even': '事象の{share}以上が見つかれば採算が合います。',
   'no break even': 'すべての事象が見つかっても採算が合いません。',
-  'sensitivity': '何に左右されるか：各入力が20%大きいときの一年の効果の変化（割合は100%まで）',
+  'sensitivity': (
+    '何に左右されるか：各入力が20%大きいときの一年の効果の変化（割合は'
+    '100%まで）'
+  ),
   'cost incident': '事象の費用',
   'cost incidents_per_year': '年間の事象の数',
   'cost preventable': '警報で防げる費用の割合',
