@@ -59,6 +59,7 @@ def score(curves: dict) -> bytes:
     for one in alarms(curves['labels'] * 1.0, 0.5):
       axis.axvspan(one.first, one.last + 1, 0, 0.05, color='#2ca02c', lw=0)
   axes[-1].set_xlim(0, len(line))
+  axes[-1].set_ylim(bottom=min(line.min(), 0))
   return png(figure)
 
 
