@@ -164,7 +164,7 @@ def compare(
   if len(images) < 2:
     raise ModuleError(f'{len(images)} image: a comparison takes two or more')
   labels = labels if conditional else np.full(len(labels), -1, np.int32)
-  nats, sides = [], []
+  nats, sides, exact = [], [], []
   for c, params, run in ((config, own, a), (mixed, new, b)):
     net = fractal.from_config(c.model)
     mesh = sharding.any_mesh(c)
@@ -187,6 +187,7 @@ def compare(
     found = yield from likelihood.image_nats(net, params, images, labels, **how)
     seconds = (time.monotonic() - begun) / len(images)
     nats.append(found.mean(1))
+    exact.append(net.exact)
     sides.append(_side(c, level, found.mean(1), images[0].size, seconds))
   difference = (nats[1] - nats[0]) / np.log(2)
   return Comparison(
@@ -194,7 +195,7 @@ def compare(
     difference=paired(difference),
     a=sides[0],
     b=sides[1],
-    exact=net.exact,
+    exact=all(exact),
     others=_others(own, theirs, level, len(config.model.sizes)),
   )
 
@@ -311,7 +312,7 @@ def text(found: Comparison) -> str:
     'GFLOPs an image of that level; the time is of the whole model.',
     f'b less a: {d.mean:+.3f} bits an image, 95% interval {d.low:+.3f} to '
     f'{d.high:+.3f} ({d.images} images'
-    + (')' if found.exact else ', masks estimated)'),
+    + (')' if found.exact else ', estimated from random masks)'),
     f'sign test: b is better on {d.wins}, worse on {d.losses}, p = {d.p:.2g}',
   ]
   if found.others:
