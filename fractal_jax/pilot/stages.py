@@ -185,7 +185,8 @@ def rows_enough(rows: int, curve: list[float]) -> int | None:
     return rows
   if before <= last:
     return None
-  doublings = np.ceil(np.log(WORTH / last) / np.log(last / before))
+  doublings = np.log(WORTH / last) / np.log(last / before)
+  doublings = np.ceil(round(doublings, 6))  # 3.0000001 is 3
   return int(rows * 2**doublings)
 
 
