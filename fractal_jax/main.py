@@ -46,6 +46,8 @@ COMMANDS = {
   'anomaly': 'alarms and a report of a table of sensors',
   'forecast': 'what comes after a table of sensors',
   'impute': 'what may stand in its empty cells',
+  'pilot': 'whether this works for a table of sensors, in stages',
+  'ab': 'one level of a run against that of another',
   'convert': 'published weights to a run, and back; a run to a release',
   'push': 'share a model on the Hugging Face Hub',
   'pull': 'get a model from there',
@@ -278,12 +280,13 @@ def run_job(command: str, job, argv: list[str]) -> None:
   # The libraries' own chatter; ours goes through logs.say.
   logging.set_verbosity(logging.ERROR)
   try:
-    if argv[1:]:
-      raise common.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    words = argv[1:]
+    if words and not hasattr(job, 'ARGUMENTS'):
+      raise common.UsageError(f'unexpected arguments: {" ".join(words)}')
     check_numbers()
     start()
     report = report_compiling()
-    job.run()
+    job.run(*words)
     report()
     if sys.stdout is not None:
       sys.stdout.flush()  # a closed pipe shows here, not at Python's end

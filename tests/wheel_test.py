@@ -32,6 +32,8 @@ CALLS = {
   'anomaly': ['--data=none.csv', '--out=x', '|none.csv'],
   'forecast': ['--data=none.csv', '--horizon=4', '|none.csv'],
   'impute': ['--data=none.csv', '|none.csv'],
+  'pilot': ['|say '],
+  'ab': ['--level=0', '--a=run', '--b=none', '|config.json'],
   'convert': ['--workdir=run', '--out=mine', '--license=mit'],
   'push': ['--workdir=mine', '--repo=none', '|must be user/name'],
   'pull': ['--repo=none', '|no name of a repository'],

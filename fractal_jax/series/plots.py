@@ -12,7 +12,7 @@ MOST = 12  # channels that are drawn
 INK, ALARM, BLUE, GREY = '#222222', '#d62728', '#1f77b4', '#999999'
 
 
-def _axes(rows: int, height: float, **how):
+def new_axes(rows: int, height: float, **how):
   """A figure without a window: (figure, its axes in a list)."""
   from matplotlib import figure
 
@@ -67,7 +67,7 @@ def series(found: Analysis) -> bytes:
   """The channels, the scores of rows, and the alarms behind them."""
   values, names = found.table.values, found.table.channels
   shown = _ranked_channels(found)[:MOST]
-  figure, axes = _axes(len(shown) + 1, 1.1 * len(shown) + 1.8, sharex=True)
+  figure, axes = new_axes(len(shown) + 1, 1.1 * len(shown) + 1.8, sharex=True)
   for axis, c in zip(axes, shown):
     axis.plot(*extremes(values[:, c]), color=INK, linewidth=0.7)
     axis.set_ylabel(names[c], fontsize=8)
@@ -115,7 +115,7 @@ def heat(found: Analysis) -> bytes:
   edges = np.linspace(0, len(bits), width + 1).astype(int)
   stretch = [mean_over(bits[a:b].T) for a, b in zip(edges[:-1], edges[1:])]
   names = found.table.channels
-  figure, (axis,) = _axes(1, 1.2 + 0.25 * min(len(names), 40))
+  figure, (axis,) = new_axes(1, 1.2 + 0.25 * min(len(names), 40))
   picture = axis.imshow(
     np.array(stretch).T,
     aspect='auto',
@@ -134,7 +134,7 @@ def levels(found: Analysis) -> bytes:
   """The bits of the patches that each level cuts."""
   sizes = found.detector.config_.model.sizes
   curves = found.points.by_level(sizes)
-  figure, axes = _axes(len(curves), 1.2 * len(curves) + 0.6, sharex=True)
+  figure, axes = new_axes(len(curves), 1.2 * len(curves) + 0.6, sharex=True)
   for level, (axis, curve) in enumerate(zip(axes, curves)):
     axis.plot(*extremes(curve), color=BLUE, linewidth=0.7)
     rows = 'rows' if sizes[level + 1] > 1 else 'row'
@@ -147,7 +147,7 @@ def levels(found: Analysis) -> bytes:
 def calibration(found: Analysis) -> bytes:
   """The histogram of the PIT on rows held out: flat where calibrated."""
   pit = found.learnt.pit
-  figure, (axis,) = _axes(1, 2.4)
+  figure, (axis,) = new_axes(1, 2.4)
   counts, edges = np.histogram(pit, 20, (0, 1))
   axis.bar(edges[:-1], counts / len(pit) * 20, 0.05, align='edge', color=BLUE)
   axis.axhline(1, color=ALARM, linewidth=1)
@@ -160,7 +160,7 @@ def zooms(found: Analysis) -> bytes | None:
   """The surprising segments, with what was predicted around them."""
   if not found.segments:
     return None
-  figure, axes = _axes(len(found.segments), 1.25 * len(found.segments))
+  figure, axes = new_axes(len(found.segments), 1.25 * len(found.segments))
   side = found.detector.window
   for axis, segment in zip(axes, found.segments):
     c = found.table.channels.index(segment.channel)
@@ -190,7 +190,7 @@ def drawn(values: np.ndarray, first: int, found, channels, offset=0) -> bytes:
     offset: the row of the table at which `values` begin.
   """
   number = min(len(channels), MOST)
-  figure, axes = _axes(number, 1.7 * number + 0.5, sharex=True)
+  figure, axes = new_axes(number, 1.7 * number + 0.5, sharex=True)
   rows = offset + first + np.arange(found.quantiles.shape[1])
   known = offset + np.arange(len(values))
   middle = len(found.levels) // 2

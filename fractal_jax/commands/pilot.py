@@ -1,0 +1,144 @@
+"""`pilot`: whether this works for a table of sensors, in stages.
+
+fractal-jax pilot init --data=line.csv --out=pilot
+fractal-jax pilot check pilot
+fractal-jax pilot run pilot
+"""
+
+import sys
+
+from absl import flags
+
+from fractal_jax import cpu, paths
+from fractal_jax.commands import common
+
+FLAGS = flags.FLAGS
+
+ARGUMENTS = 'init, or check, run or report and the folder of a pilot'
+STAGES = ('data', 'module', 'composition', 'full', 'shadow')
+
+
+def define_flags():
+  """The command's flags."""
+  flags.DEFINE_string(
+    'data', None, 'init: a .csv with a header, .parquet or .npz of sensors.'
+  )
+  flags.DEFINE_list('columns', [], 'init: the channels; all if unset.')
+  flags.DEFINE_string('out', 'pilot', 'init: the folder of the pilot.')
+  flags.DEFINE_enum(
+    'stage', None, STAGES, 'run: this stage alone; all in turn if unset.'
+  )
+  flags.DEFINE_bool('anyway', False, 'run: go on after a stage that is not GO.')
+  flags.DEFINE_string('language', 'en', 'Of the report: en or ja.')
+
+
+def run(*words: str):
+  """Does what the first argument says; exits by the verdict of `run`."""
+  jobs = {'init': init, 'check': check, 'run': run_stages, 'report': report}
+  if not words or words[0] not in jobs:
+    raise common.UsageError(f'say {ARGUMENTS}')
+  if len(words) != (1 if words[0] == 'init' else 2):
+    raise common.UsageError(
+      f'pilot {words[0]} takes '
+      + (
+        'no further argument: name the folder by --out'
+        if words[0] == 'init'
+        else 'the folder of a pilot'
+      )
+    )
+  jobs[words[0]](*words[1:])
+
+
+def init() -> None:
+  """Looks at the data, and writes pilot.toml."""
+  from fractal_jax.pilot import settings
+
+  if not FLAGS.data:
+    raise common.UsageError('pilot init needs --data=FILE')
+  path = paths.path(FLAGS.out) / settings.FILE
+  if path.exists():
+    raise common.UsageError(
+      f'{path} exists: change it, or choose another --out'
+    )
+  columns = [c.strip() for c in FLAGS.columns]
+  sections = settings.propose(FLAGS.data, columns)
+  paths.check_folder(FLAGS.out, '--out')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  paths.write_text(path, settings.text(sections))
+  common.say(f'{paths.absolute(path)}: fill in what is -1, then')
+  common.say(f'  fractal-jax pilot check {FLAGS.out}')
+
+
+def check(folder: str) -> None:
+  """Says what is missing; raises PilotError where it can't be run."""
+  from fractal_jax.pilot import run as stages
+  from fractal_jax.pilot import settings
+
+  pilot = stages.open_pilot(folder)
+  for line in settings.wishes(pilot.settings, pilot.table):
+    common.say(f'- {line}')
+  common.say('The pilot can be run.')
+
+
+def run_stages(folder: str) -> None:
+  """Runs what has not run; writes the report; exits by the verdict."""
+  from fractal_jax.pilot import gates, texts
+  from fractal_jax.pilot import report as reports
+  from fractal_jax.pilot import run as stages
+
+  texts.texts(FLAGS.language)
+  cpu.use_cores(32)
+  pilot = stages.open_pilot(folder)
+  for name in [FLAGS.stage] if FLAGS.stage else STAGES:
+    if name not in stages.load(pilot):
+      stages.check_before(pilot, name, FLAGS.anyway)
+      afford(pilot, name)
+    done = stages.run_stage(
+      pilot, name, follow=common.follow, anyway=FLAGS.anyway
+    )
+    common.say(f'{name}: {done.verdict} ({done.seconds / 60:.1f} minutes)')
+    if done.verdict != gates.GO and not FLAGS.anyway:
+      break
+  path = reports.write(pilot, FLAGS.language)
+  found = reports.Report(pilot, stages.load(pilot))
+  words = texts.texts(FLAGS.language)
+  common.say(f'{found.verdict}: {reports.reason(found, words)}')
+  common.say(f'report: {paths.absolute(path)}')
+  code = gates.EXIT[found.verdict]
+  if code:
+    sys.exit(code)
+
+
+def afford(pilot, name: str) -> None:
+  """Says what a stage will take; raises UsageError where that is too much."""
+  from fractal_jax.pilot import detection
+  from fractal_jax.pilot import run as stages
+
+  seconds = stages.price(pilot, name)
+  if seconds is None:
+    return
+  taken = detection.memory()
+  if taken > pilot.settings.budget['memory_gb']:
+    raise common.UsageError(
+      f'a few steps of the largest model have taken {taken:.1f} GB, and '
+      f'budget.memory_gb is {pilot.settings.budget["memory_gb"]:g}: raise it, '
+      'or lower task.window'
+    )
+  spent = sum(d.seconds for d in stages.load(pilot).values())
+  budget = pilot.settings.budget
+  common.say(f'{name}: about {seconds / 60:.1f} minutes of training')
+  if seconds + spent > 60 * budget['minutes'] and not budget['anyway']:
+    raise common.UsageError(
+      f'stage {name} takes about {seconds / 60:.0f} minutes, {spent / 60:.0f} '
+      f'are spent, and budget.minutes is {budget["minutes"]:g}: raise it, set '
+      'budget.anyway, or lower task.small_steps, task.steps or task.seeds'
+    )
+
+
+def report(folder: str) -> None:
+  """Writes the report again, say in another language."""
+  from fractal_jax.pilot import report as reports
+  from fractal_jax.pilot import run as stages
+
+  path = reports.write(stages.open_pilot(folder), FLAGS.language)
+  common.say(f'report: {paths.absolute(path)}')

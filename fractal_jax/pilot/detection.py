@@ -1,0 +1,240 @@
+"""The stages that ask whether alarms are worth having: full and shadow."""
+
+import resource
+import sys
+import time
+
+import numpy as np
+
+from fractal_jax.inference.progress import Job
+from fractal_jax.pilot import gates, work
+from fractal_jax.pilot.stages import Found, gate, later_parts
+from fractal_jax.pilot.work import Pilot
+from fractal_jax.series import scores
+from fractal_jax.series.detector import alarms
+
+WORST = 5  # surprising stretches that are shown
+
+
+def full_steps(pilot: Pilot) -> int:
+  """Steps of training at full size."""
+  return pilot.config(3, pilot.window, pilot.settings.task['steps']).optim.steps
+
+
+def full_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
+  """(window, levels, steps) of the stage's model."""
+  return [(pilot.window, 3, full_steps(pilot))]
+
+
+def full_model(pilot: Pilot) -> Job:
+  """A job: the detector of full size, kept in DIR/run."""
+  t = pilot.settings.task
+  folder = str(pilot.path('run-' + pilot.settings.key()))
+  detector = pilot.models.load(folder)
+  if detector is None:
+    detector = pilot.models.new(
+      window=pilot.window,
+      levels=3,
+      steps=full_steps(pilot),
+      smooth=t['smooth'],
+      score=t['score'],
+      false_alarms=t['false_alarms'],
+      held_out=work.HELD_OUT,
+    )
+    yield from detector.fitting(pilot.table.values[: pilot.train])
+    pilot.models.save(folder, detector, pilot.table.name)
+  return detector
+
+
+def point_scores(pilot: Pilot, name: str, first: int, end: int) -> Job:
+  """A job: what the full model says of rows, and how long that took.
+
+  Returns:
+    `z2`, `bits`, `pit`, `score` [t, C], and `seconds`.
+  """
+
+  def make() -> Job:
+    detector = yield from full_model(pilot)
+    begun = time.monotonic()
+    # With the rows of a window before, which are context.
+    before = max(first - pilot.window, 0)
+    points = yield from detector.scoring(pilot.table.values[before:end])
+    seconds = time.monotonic() - begun
+    part = slice(first - before, None)
+    score = points.by_channel(pilot.settings.task['score'])
+    return {
+      'z2': points.z2[part],
+      'pit': points.pit[part],
+      'score': score[part],
+      'seconds': np.float64(seconds),
+    }
+
+  return (yield from work.kept(pilot, name, make))
+
+
+def full(pilot: Pilot) -> Job:
+  """The chosen size on rows that it was not trained on: alarms, calibration."""
+  rows, _ = later_parts(pilot)
+  learnt = yield from point_scores(pilot, 'held', pilot.first, pilot.train)
+  seen = yield from point_scores(pilot, 'full', rows.start, rows.stop)
+  smooth = pilot.settings.task['smooth']
+  limit = threshold(pilot, learnt['score'], causal=False)
+  line = by_row(seen['score'], smooth, causal=False)
+  labels = labels_of(pilot, rows)
+  counted = count(line, limit, labels, slack=smooth, before=smooth)
+  z2 = scores.mean_over(seen['z2'])
+  z2 = np.where(widened(labels, smooth, smooth), np.nan, z2)
+  weeks = counted['normal'] / pilot.settings.data['rows_per_week']
+  found = (
+    gate(
+      pilot, 'found', gates.share(counted['found'], counted['incidents']),
+      least=True,
+    ),
+    gate(
+      pilot, 'weekly_false_alarms', gates.rate(counted['false'], weeks),
+      least=False,
+    ),
+    gate(
+      pilot, 'most_z2', gates.mean(gates.blocks(z2, pilot.window)), least=False
+    ),
+  )  # fmt: skip
+  facts = {
+    'incidents': counted['incidents'],
+    'incidents_found': counted['found'],
+    'false_alarms': counted['false'],
+    'weeks': weeks,
+    'threshold': limit,
+    'steps': full_steps(pilot),
+  }
+  curves = {
+    'values': pilot.table.values[rows],
+    'line': line,
+    'labels': labels,
+    'threshold': np.float64(limit),
+    'pit': learnt['pit'][~np.isnan(learnt['pit'])],
+    'worst': worst(line, pilot.window) + rows.start,
+  }
+  return Found(found, facts, curves)
+
+
+def shadow(pilot: Pilot) -> Job:
+  """The last rows in order: every score looks at earlier rows alone."""
+  _, rows = later_parts(pilot)
+  learnt = yield from point_scores(pilot, 'held', pilot.first, pilot.train)
+  seen = yield from point_scores(pilot, 'shadow', rows.start, rows.stop)
+  smooth = pilot.settings.task['smooth']
+  limit = threshold(pilot, learnt['score'], causal=True)
+  line = by_row(seen['score'], smooth, causal=True)
+  labels = labels_of(pilot, rows)
+  counted = count(line, limit, labels, slack=smooth, before=0)
+  weeks = counted['normal'] / pilot.settings.data['rows_per_week']
+  number = rows.stop - rows.start
+  milliseconds = 1000 * float(seen['seconds']) / number
+  found = (
+    gate(
+      pilot, 'shadow_found',
+      gates.share(counted['found'], counted['incidents']), least=True,
+    ),
+    gate(
+      pilot, 'shadow_weekly_false_alarms', gates.rate(counted['false'], weeks),
+      least=False,
+    ),
+    gate(
+      pilot, 'most_delay', gates.average(counted['delays']), least=False
+    ),
+    gate(
+      pilot, 'most_milliseconds', gates.exact(milliseconds), least=False
+    ),
+  )  # fmt: skip
+  facts = {
+    'incidents': counted['incidents'],
+    'incidents_found': counted['found'],
+    'false_alarms': counted['false'],
+    'weeks': weeks,
+    'memory_gb': memory(),
+  }
+  curves = {
+    'values': pilot.table.values[rows],
+    'line': line,
+    'labels': labels,
+    'threshold': np.float64(limit),
+  }
+  return Found(found, facts, curves)
+
+
+# What both have in common.
+
+
+def by_row(score: np.ndarray, smooth: int, *, causal: bool) -> np.ndarray:
+  """Smoothed scores [t] from those of values [t, C]; 0 where not known."""
+  line = scores.smoothed(scores.mean_over(score), smooth, causal)
+  return np.nan_to_num(line)
+
+
+def threshold(pilot: Pilot, held: np.ndarray, *, causal: bool) -> float:
+  """The score that few of the rows held out exceed."""
+  t = pilot.settings.task
+  line = by_row(held, t['smooth'], causal=causal)
+  return float(np.quantile(line, 1 - t['false_alarms']))
+
+
+def labels_of(pilot: Pilot, rows: slice) -> np.ndarray:
+  """Which rows the file says are incidents; none where it says nothing."""
+  labels = pilot.table.labels
+  if labels is None:
+    return np.zeros(rows.stop - rows.start, bool)
+  return labels[rows]
+
+
+def widened(labels: np.ndarray, before: int, after: int) -> np.ndarray:
+  """Labels [t] with so many rows before and after each incident."""
+  out = labels.copy()
+  for one in alarms(labels * 1.0, 0.5):
+    out[max(one.first - before, 0) : one.last + after + 1] = True
+  return out
+
+
+def count(line, limit: float, labels, *, slack: int, before: int) -> dict:
+  """Alarms against incidents.
+
+  An incident is found where the score is above the limit between `before` rows
+  before it and `slack` rows after it. An alarm that touches no such stretch is
+  a false one.
+
+  Returns:
+    incidents, found, false: numbers; delays [found], rows from an incident's
+    beginning to its alarm; normal: rows outside of all such stretches.
+  """
+  incidents = alarms(labels * 1.0, 0.5)
+  near = widened(labels, before, slack)
+  delays = []
+  for one in incidents:
+    start = max(one.first - before, 0)
+    above = np.flatnonzero(line[start : one.last + slack + 1] > limit)
+    if len(above):
+      delays.append(max(int(above[0]) + start - one.first, 0))
+  raised = alarms(line, limit)
+  false = [a for a in raised if not near[a.first : a.last + 1].any()]
+  return {
+    'incidents': len(incidents),
+    'found': len(delays),
+    'false': len(false),
+    'delays': np.array(delays, float),
+    'normal': int((~near).sum()),
+  }
+
+
+def worst(line: np.ndarray, apart: int) -> np.ndarray:
+  """The rows of the highest scores, `apart` or more from each other."""
+  left, out = line.copy(), []
+  while len(out) < WORST and left.max() > 0:
+    at = int(left.argmax())
+    out.append(at)
+    left[max(at - apart, 0) : at + apart + 1] = 0
+  return np.array(out, int)
+
+
+def memory() -> float:
+  """GB that this process has taken at most."""
+  found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return found / (1e9 if sys.platform == 'darwin' else 1e6)

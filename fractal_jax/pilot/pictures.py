@@ -1,0 +1,86 @@
+"""The pictures of a report, PNGs without words: captions are in its texts."""
+
+import numpy as np
+
+from fractal_jax.series import plots
+from fractal_jax.series.detector import alarms
+from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, extremes, png
+
+MOST = 6  # channels that are drawn
+
+
+def data(curves: dict, share: float) -> bytes:
+  """The series; the share of it that is learnt from is grey."""
+  values = curves['values'][:, :MOST]
+  figure, axes = plots.new_axes(values.shape[1], 1.1 * values.shape[1] + 0.5)
+  for axis, line in zip(axes, values.T):
+    axis.plot(*extremes(line), color=INK, linewidth=0.7)
+    axis.axvspan(0, share * len(values), color=GREY, alpha=0.2, lw=0)
+    axis.set_xticks([])
+  return png(figure)
+
+
+def curve(curves: dict) -> bytes:
+  """Bits against rows."""
+  figure, (axis,) = plots.new_axes(1, 2.2)
+  rows, bits = curves['curve']
+  axis.plot(rows, bits, 'o-', color=BLUE)
+  axis.set_xlim(0, 1.05 * rows.max())
+  return png(figure)
+
+
+def drawn(curves: dict) -> bytes:
+  """Windows of the data above, those that the model drew below."""
+  made = curves['drawn'][..., 0]
+  side = made.shape[1]
+  real = curves['real'][: side * len(made), 0]
+  figure, axes = plots.new_axes(2, 2.6, sharey=True)
+  axes[0].plot(real, color=INK, linewidth=0.8)
+  for i, line in enumerate(made):
+    axes[1].plot(np.arange(side) + i * side, line, color=BLUE, linewidth=0.8)
+  return png(figure)
+
+
+def score(curves: dict) -> bytes:
+  """The first channels, and the score with its threshold, alarms, incidents."""
+  values, line = curves['values'][:, : MOST - 1], curves['line']
+  limit = float(curves['threshold'])
+  n = values.shape[1]
+  figure, axes = plots.new_axes(n + 1, 1.1 * n + 1.6, sharex=True)
+  for axis, one in zip(axes, values.T):
+    axis.plot(*extremes(one), color=INK, linewidth=0.7)
+  axes[-1].plot(*extremes(line), color=BLUE, linewidth=0.8)
+  axes[-1].axhline(limit, color=ALARM, linewidth=0.8, linestyle='--')
+  if line.max() > 50 * max(limit, 1e-9):
+    axes[-1].set_yscale('symlog', linthresh=max(limit, 1e-9))
+  for axis in axes:
+    for one in alarms(line, limit):
+      axis.axvspan(one.first, one.last + 1, color=ALARM, alpha=0.15, lw=0)
+    for one in alarms(curves['labels'] * 1.0, 0.5):
+      axis.axvspan(one.first, one.last + 1, 0, 0.05, color='#2ca02c', lw=0)
+  axes[-1].set_xlim(0, len(line))
+  axes[-1].set_ylim(bottom=min(line.min(), 0))
+  return png(figure)
+
+
+def pit(curves: dict) -> bytes:
+  """The histogram of the PIT."""
+  figure, (axis,) = plots.new_axes(1, 2)
+  counts, edges = np.histogram(curves['pit'], 20, (0, 1))
+  height = counts / max(len(curves['pit']), 1) * 20
+  axis.bar(edges[:-1], height, 0.05, align='edge', color=BLUE)
+  axis.axhline(1, color=ALARM, linewidth=1)
+  return png(figure)
+
+
+def worst(curves: dict, values: np.ndarray, window: int) -> bytes | None:
+  """The most surprising stretches of the first channel; None if none is."""
+  rows = curves['worst']
+  if not len(rows):
+    return None
+  figure, axes = plots.new_axes(len(rows), 1.1 * len(rows))
+  for axis, row in zip(axes, rows):
+    part = np.arange(max(row - window, 0), min(row + window, len(values)))
+    axis.plot(part, values[part, 0], color=INK, linewidth=0.8)
+    axis.axvline(row, color=ALARM, linewidth=0.8)
+  return png(figure)

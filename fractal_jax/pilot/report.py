@@ -1,0 +1,341 @@
+"""The report of a pilot: one HTML page that needs no other file, and JSON."""
+
+import base64
+import dataclasses
+import html
+import json
+
+from fractal_jax import paths
+from fractal_jax.pilot import gates, pictures, run, texts
+from fractal_jax.pilot.gates import Gate, Interval
+from fractal_jax.pilot.roi import Roi, roi
+from fractal_jax.pilot.work import Pilot
+from fractal_jax.report import table
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
+body { max-width: 62em; padding: 0 1em }
+img { width: 100% }
+td, th { padding: .15em 1.2em .15em 0; text-align: left }
+.verdict { font-size: 1.6em; padding: .4em .7em; color: white }
+.GO { background: #2a7d3f } .NO-GO { background: #b3261e }
+.MORE { background: #9a6700 }
+@media print {
+  .rest { display: none }
+  body { font-size: 10px; line-height: 1.3; margin: 0 }
+  td, th { padding: 0 .8em 0 0 }
+}
+"""
+RISKS, STEPS = 5, 5  # texts 'risk 0', 'risk 1', ...
+TERMS = (
+  'GO', 'NO-GO', 'MORE DATA', 'bits', 'interval', 'level', 'window', 'score',
+  'seed',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """All that a report says, in no language."""
+
+  pilot: Pilot
+  done: dict[str, run.Done]
+
+  @property
+  def verdict(self) -> str:
+    return run.verdict(self.done)
+
+  @property
+  def next_stage(self) -> str | None:
+    """The first stage that has not run; None: all have."""
+    return next((s for s in run.STAGES if s not in self.done), None)
+
+  @property
+  def deciding(self) -> tuple[str, Gate] | None:
+    """The stage and gate that the verdict is due to; None where all pass."""
+    for name, stage in self.done.items():
+      for gate in stage.gates:
+        if gate.verdict == self.verdict != gates.GO:
+          return name, gate
+    return None
+
+  @property
+  def roi(self) -> Roi | None:
+    """By the shadow run, or else the stage of full size."""
+    for name, found, weekly in (
+      ('shadow', 'shadow_found', 'shadow_weekly_false_alarms'),
+      ('full', 'found', 'weekly_false_alarms'),
+    ):
+      if name in self.done:
+        by_name = {g.name: g.found for g in self.done[name].gates}
+        costs = self.pilot.settings.costs
+        return roi(costs, by_name[found], by_name[weekly])
+    return None
+
+
+def write(pilot: Pilot, language: str) -> str:
+  """Writes report.json and report.LANGUAGE.html; returns the latter's path."""
+  found = Report(pilot, run.load(pilot))
+  words = texts.texts(language)
+  path = pilot.path(f'report.{language}.html')
+  paths.write_text(pilot.path('report.json'), as_json(found))
+  paths.write_text(path, page(found, words, language))
+  return str(path)
+
+
+def as_json(found: Report) -> str:
+  """The report for programs; not-a-number and the like are null."""
+
+  def clean(x):
+    if isinstance(x, dict):
+      return {k: clean(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+      return [clean(v) for v in x]
+    return None if isinstance(x, float) and x - x != 0 else x
+
+  settings = found.pilot.settings
+  stages = {}
+  for name, stage in found.done.items():
+    kept = dataclasses.asdict(stage)
+    for gate, judged in zip(kept['gates'], stage.gates):
+      gate['verdict'] = judged.verdict
+    stages[name] = kept | {
+      'verdict': stage.verdict,
+      'changed': run.changed(found.pilot, stage),
+    }
+  worth = found.roi
+  out = {
+    'verdict': found.verdict,
+    'settings': dataclasses.asdict(settings),
+    'stages': stages,
+    'roi': worth and dataclasses.asdict(worth),
+  }
+  return json.dumps(clean(out), indent=1, ensure_ascii=False) + '\n'
+
+
+# The page.
+
+
+def page(found: Report, words: dict[str, str], language: str) -> str:
+  """The page: pictures inside, no other files, no scripts."""
+  asked = found.pilot.settings.question
+  question = asked['question'] or words['unnamed']
+  title = words['title'].format(question=question)
+  owner = asked['owner']
+  parts = [
+    f'<h1>{html.escape(title)}</h1>',
+    _verdict(found, words),
+    paragraph(words['owner'].format(owner=owner)) if owner else '',
+    heading(words['gates']),
+    _gates(found, words),
+    _changes(found, words),
+    heading(words['roi']),
+    _roi(found, words),
+    heading(words['price']),
+    _price(found, words),
+    '<div class="rest">',
+    *(_stage(found, name, words) for name in found.done),
+    heading(words['risks']),
+    _list(words[f'risk {i}'] for i in range(RISKS)),
+    heading(words['production']),
+    _list(words[f'step {i}'] for i in range(STEPS)),
+    heading(words['glossary']),
+    _list(words[f'term {name}'] for name in TERMS),
+    '</div>',
+  ]
+  return (
+    f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8">'
+    f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
+    + '\n'.join(filter(None, parts))
+    + '\n</html>\n'
+  )
+
+
+def reason(found: Report, words: dict[str, str]) -> str:
+  """Why the verdict is what it is, in a sentence or two."""
+  if found.deciding is not None:
+    name, gate = found.deciding
+    return words[f'reason {found.verdict}'].format(
+      stage=words[name],
+      gate=gate_name(gate, words),
+      value=number(gate.found.value) if gate.found else words['nothing'],
+      threshold=required(gate, words),
+    )
+  if found.next_stage is not None:
+    return words['reason unfinished'].format(stage=words[found.next_stage])
+  return words['reason GO']
+
+
+def gate_name(gate: Gate, words: dict[str, str]) -> str:
+  name = words[f'gate {gate.name}']
+  if gate.about is None:
+    return name
+  return words['level'].format(name=name, level=gate.about)
+
+
+def required(gate: Gate, words: dict[str, str]) -> str:
+  """'at least 0.5'."""
+  side = 'least' if gate.least else 'most'
+  return words[side].format(x=number(gate.threshold))
+
+
+def number(x: float) -> str:
+  """In a few digits; whole numbers and amounts with commas."""
+  if abs(x) < 1e15 and x == int(x):
+    return f'{int(x):,}'
+  return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.3g}'
+
+
+def span(found: Interval | None, words: dict[str, str]) -> str:
+  if found is None:
+    return words['nothing']
+  if found.low == found.high:
+    return ''
+  return f'{number(found.low)} – {number(found.high)}'
+
+
+def heading(text: str) -> str:
+  return f'<h2>{html.escape(text)}</h2>'
+
+
+def paragraph(text: str) -> str:
+  return f'<p>{html.escape(text)}</p>'
+
+
+def _list(items) -> str:
+  return '<ul>' + ''.join(f'<li>{html.escape(x)}</li>' for x in items) + '</ul>'
+
+
+def _verdict(found: Report, words) -> str:
+  mark = found.verdict.split()[0]
+  text = words['verdict'].format(verdict=words[found.verdict])
+  return f'<p class="verdict {mark}">{html.escape(text)}</p>' + paragraph(
+    reason(found, words)
+  )
+
+
+def _gates(found: Report, words) -> str:
+  heads = ('stage', 'criterion', 'threshold', 'found', 'interval', 'decision')
+  rows = []
+  for name in run.STAGES:
+    if name not in found.done:
+      rows.append((words[name], '', '', '', '', words['not run']))
+      continue
+    rows += [
+      (
+        words[name],
+        gate_name(g, words),
+        required(g, words),
+        number(g.found.value) if g.found else words['nothing'],
+        span(g.found, words),
+        words[g.verdict],
+      )
+      for g in found.done[name].gates
+    ]
+  return table([words[h] for h in heads], rows)
+
+
+def _changes(found: Report, words) -> str:
+  lines, settings = [], found.pilot.settings
+  for name, stage in found.done.items():
+    for gate, old, new in run.changed(found.pilot, stage):
+      lines.append(
+        words['changed'].format(
+          gate=words[f'gate {gate}'], old=number(old), new=number(new)
+        )
+      )
+    if stage.hash != settings.hash:
+      lines.append(
+        words['settings'].format(
+          hash=settings.hash, stage=words[name], old=stage.hash
+        )
+      )
+  if not lines:
+    lines = [words['settings same'].format(hash=settings.hash)]
+  return ''.join(map(paragraph, lines))
+
+
+def _roi(found: Report, words) -> str:
+  worth = found.roi
+  if worth is None:
+    return paragraph(words['roi missing'].format(stage=words['full']))
+  unit = found.pilot.settings.question['currency']
+  cases = (worth.low, worth.middle, worth.high)
+  money = ('saved', 'alarms', 'upkeep', 'setup', 'yearly', 'first_year')
+  rows = [
+    (words[f'roi {k}'], *(number(round(getattr(c, k), 3)) for c in cases))
+    for k in ('found', 'false_alarms')
+  ]
+  rows += [
+    (
+      f'{words[f"roi {k}"]} ({unit})',
+      *(number(round(getattr(c, k))) for c in cases),
+    )
+    for k in money
+  ]
+  months = lambda c: words['never'] if c.months is None else number(c.months)
+  rows.append((words['roi months'], *map(months, cases)))
+  line = words['no break even']
+  if worth.break_even is not None:
+    line = words['break even'].format(share=f'{worth.break_even:.0%}')
+  ranked = [
+    (words[f'cost {k}'], f'{round(v):+,} {unit}')
+    for k, v in worth.sensitivity[:6]
+  ]
+  return (
+    table(('', *(words[k] for k in ('low', 'middle', 'high'))), rows)
+    + paragraph(line)
+    + paragraph(words['roi formula'])
+    + paragraph(words['sensitivity'])
+    + table(('', ''), ranked)
+  )
+
+
+def _price(found: Report, words) -> str:
+  seconds = sum(stage.seconds for stage in found.done.values())
+  out = paragraph(words['spent'].format(minutes=number(round(seconds / 60, 1))))
+  name = found.next_stage
+  if name is not None and 'data' in found.done:
+    if found.done['data'].verdict != gates.NO_GO:
+      cost = run.known_price(found.pilot, name)
+      if cost is not None:
+        minutes = number(round(cost / 60, 1))
+        out += paragraph(
+          words['next price'].format(stage=words[name], minutes=minutes)
+        )
+  return out
+
+
+def _stage(found: Report, name: str, words) -> str:
+  stage = found.done[name]
+  facts = [(words[f'fact {k}'], number(v)) for k, v in stage.facts.items()]
+  shots = _pictures(found.pilot, name)
+  return (
+    heading(f'{words[name]}: {words[stage.verdict]}')
+    + paragraph(words[f'about {name}'])
+    + table((words['facts'], ''), facts)
+    + ''.join(
+      paragraph(words[f'picture {k}'])
+      + '<img alt="" src="data:image/png;base64,'
+      + f'{base64.b64encode(shot).decode()}">'
+      for k, shot in shots.items()
+    )
+  )
+
+
+def _pictures(pilot: Pilot, name: str) -> dict[str, bytes]:
+  """PNGs by the key of their caption."""
+  curves = run.curves(pilot, name)
+  if name == 'data':
+    share = pilot.train / len(pilot.table.values)
+    return {'data': pictures.data(curves, share)}
+  if name == 'module':
+    return {'module': pictures.curve(curves)}
+  if name == 'composition':
+    return {'drawn': pictures.drawn(curves)} if 'drawn' in curves else {}
+  out = {'alarms': pictures.score(curves)}
+  if name == 'full':
+    out['pit'] = pictures.pit(curves)
+    worst = pictures.worst(curves, pilot.table.values, pilot.window)
+    if worst is not None:
+      out['worst'] = worst
+  return out

@@ -1,0 +1,168 @@
+"""Runs the stages of a pilot, one after another, and keeps what they found."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import time
+
+import numpy as np
+
+from fractal_jax import paths
+from fractal_jax.inference.progress import Job
+from fractal_jax.pilot import detection, gates, settings, stages, work
+from fractal_jax.pilot.gates import Gate, Interval
+from fractal_jax.pilot.settings import PilotError
+from fractal_jax.pilot.work import Models, Pilot
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage: its job, and the models that it fits."""
+
+  job: Callable[[Pilot], Job]
+  fits: Callable[[Pilot], list[tuple[int, int, int]]]
+
+
+STAGES = {
+  'data': Stage(stages.data, lambda pilot: []),
+  'module': Stage(stages.module, stages.module_fits),
+  'composition': Stage(stages.composition, stages.composition_fits),
+  'full': Stage(detection.full, detection.full_fits),
+  'shadow': Stage(detection.shadow, lambda pilot: []),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+  """A stage that ran."""
+
+  name: str
+  gates: tuple[Gate, ...]
+  facts: dict[str, float]
+  seconds: float  # that it took, those of killed attempts left out
+  hash: str  # of pilot.toml when it ran
+  key: str  # of the settings that results depend on
+
+  @property
+  def verdict(self) -> str:
+    return gates.verdict(g.verdict for g in self.gates)
+
+
+def open_pilot(folder: str, models: Models | None = None) -> Pilot:
+  """The pilot of a folder.
+
+  Raises:
+    PilotError: it has no pilot.toml, or one that can't be run.
+    DataError: the data can't be read.
+  """
+  found = settings.load(folder)
+  one = settings.open_table(found)
+  lines = settings.problems(found, one)
+  if lines:
+    raise PilotError(
+      f'{paths.path(folder) / settings.FILE}:\n'
+      + '\n'.join(f'  - {line}' for line in lines)
+    )
+  return Pilot(folder, found, one, models or Models())
+
+
+def load(pilot: Pilot) -> dict[str, Done]:
+  """The stages that ran on this data and task, by name."""
+  out = {}
+  for name in STAGES:
+    path = pilot.path('stages', f'{name}.json')
+    if not path.exists():
+      continue
+    kept = json.loads(path.read_text())
+    kept['gates'] = tuple(
+      Gate(**{**g, 'found': g['found'] and Interval(**g['found'])})
+      for g in kept['gates']
+    )
+    done = Done(**kept)
+    if done.key == pilot.settings.key():
+      out[name] = done
+  return out
+
+
+def curves(pilot: Pilot, name: str) -> dict[str, np.ndarray]:
+  """The arrays that a stage kept for pictures."""
+  path = pilot.path('stages', f'{name}.npz')
+  with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
+    return {k: file[k] for k in file.files}
+
+
+def changed(pilot: Pilot, done: Done) -> list[tuple[str, float, float]]:
+  """Gates that pilot.toml has changed since the stage ran: (name, old, new)."""
+  now = pilot.settings.gates
+  found = {g.name: g.threshold for g in done.gates}
+  return [(k, old, now[k]) for k, old in found.items() if now[k] != old]
+
+
+def price(pilot: Pilot, name: str) -> float | None:
+  """Seconds that the models of a stage will take; None: it fits none."""
+  fits = STAGES[name].fits(pilot)
+  return work.price(pilot, fits) if fits else None
+
+
+def known_price(pilot: Pilot, name: str) -> float | None:
+  """The same where the speed of this machine was measured already."""
+  return price(pilot, name) if work.probed(pilot) else None
+
+
+def check_before(pilot: Pilot, name: str, anyway: bool) -> None:
+  """Raises PilotError where a stage before is not GO; unless `anyway`."""
+  before = load(pilot)
+  for other in list(STAGES)[: list(STAGES).index(name)]:
+    found = before[other].verdict if other in before else None
+    if found != gates.GO and not anyway:
+      why = f'is {found}' if found else 'has not run'
+      raise PilotError(
+        f'stage {name} is not run, since stage {other} {why}: see the report, '
+        'or run it by --anyway'
+      )
+
+
+def run_stage(
+  pilot: Pilot, name: str, *, follow: Callable, anyway: bool = False
+) -> Done:
+  """Runs a stage, or gives what it found before.
+
+  Args:
+    pilot: the pilot.
+    name: of the stage.
+    follow: runs a job to its end, and gives its result.
+    anyway: even where a stage before it is not GO, or did not run.
+
+  Raises:
+    PilotError: a stage before it is not GO.
+  """
+  before = load(pilot)
+  if name in before:
+    return before[name]
+  check_before(pilot, name, anyway)
+  begun = time.monotonic()
+  found = follow(STAGES[name].job(pilot))
+  done = Done(
+    name,
+    found.gates,
+    found.facts,
+    time.monotonic() - begun,
+    pilot.settings.hash,
+    pilot.settings.key(),
+  )
+  folder = pilot.path('stages')
+  folder.mkdir(parents=True, exist_ok=True)
+  with paths.whole(folder / f'{name}.npz') as file:
+    np.savez(file, **found.curves)
+  # Last, since the stage is done where this file is.
+  kept = json.dumps(dataclasses.asdict(done), indent=1)
+  paths.write_text(folder / f'{name}.json', kept + '\n')
+  return done
+
+
+def verdict(done: dict[str, Done]) -> str:
+  """Of the pilot: GO takes every stage."""
+  found = gates.verdict(d.verdict for d in done.values())
+  if found == gates.GO and len(done) < len(STAGES):
+    return gates.MORE_DATA
+  return found

@@ -1,0 +1,233 @@
+"""English."""
+
+TEXTS = {
+  'title': 'Pilot: {question}',
+  'unnamed': 'does it work for this data?',
+  'owner': 'Decided by: {owner}.',
+  'verdict': 'Verdict: {verdict}',
+  'GO': 'GO',
+  'NO-GO': 'NO-GO',
+  'MORE DATA': 'MORE DATA',
+  'not run': 'not run',
+  'reason GO': (
+    'Every stage passed all of its criteria, and the intervals leave no doubt: '
+    'the way to production below can begin.'
+  ),
+  'reason NO-GO': (
+    'Stage “{stage}” shows that it does not work: {gate}. Found was {value}, '
+    'and {threshold} is required.'
+  ),
+  'reason MORE DATA': (
+    'Stage “{stage}” can not be decided yet: {gate}. Found was {value}, and '
+    '{threshold} is required. With what is known this may be chance.'
+  ),
+  'reason unfinished': (
+    'All stages so far passed. Stage “{stage}” has not run yet, so that there '
+    'is no verdict of the whole.'
+  ),
+  'data': 'Data',
+  'module': 'Modules',
+  'composition': 'Composition',
+  'full': 'Full size',
+  'shadow': 'Shadow run',
+  'about data': (
+    'Is there enough, is it whole, and does the test hide in the training data?'
+  ),
+  'about module': (
+    'Each level of the model alone, small: does it learn anything that a model '
+    'without memory does not know?'
+  ),
+  'about composition': (
+    'The levels together: are they better than simple models, and no worse '
+    'than one flat model that takes as much computing?'
+  ),
+  'about full': (
+    'The model of full size, on rows that it has not seen: does it find '
+    'incidents, how often does it cry wolf, does it know what it knows?'
+  ),
+  'about shadow': (
+    'A replay of the last rows in their order, as in production: every score '
+    'looks at the past alone.'
+  ),
+  'gates': 'Criteria',
+  'stage': 'stage',
+  'criterion': 'criterion',
+  'threshold': 'required',
+  'found': 'found',
+  'interval': '95% interval',
+  'decision': 'verdict',
+  'least': 'at least {x}',
+  'most': 'at most {x}',
+  'nothing': 'not known',
+  'level': '{name}, level {level}',
+  'gate least_windows': 'independent windows to learn from',
+  'gate most_missing': 'share of missing values',
+  'gate most_leak': 'share of test data that stands in the training data',
+  'gate most_drift': 'drift of a mean, in standard deviations',
+  'gate least_incidents': 'incidents to test with',
+  'gate module_bits': 'bits a value saved against a model without memory',
+  'gate composition_bits': 'bits a value saved against the best simple model',
+  'gate flat_bits': 'bits a value saved against a flat model',
+  'gate found': 'share of the incidents found',
+  'gate weekly_false_alarms': 'false alarms a week',
+  'gate most_z2': 'squared error over what the model expects',
+  'gate shadow_found': 'share of the incidents found, in the shadow run',
+  'gate shadow_weekly_false_alarms': ('false alarms a week, in the shadow run'),
+  'gate most_delay': 'rows from an incident to its alarm',
+  'gate most_milliseconds': 'milliseconds to score a row',
+  'changed': (
+    'Criterion “{gate}” was changed after the stage ran: {old} then, {new} '
+    'now. The verdict is that of the old one.'
+  ),
+  'facts': 'What was found',
+  'fact rows': 'rows',
+  'fact channels': 'channels',
+  'fact missing': 'share of missing values',
+  'fact constant': 'constant channels',
+  'fact incidents': 'incidents after the rows to learn from',
+  'fact anomalous': 'share of rows within incidents',
+  'fact explained': 'share of the variance that a linear model explains',
+  'fact histogram': 'bits a value: model without memory',
+  'fact bits_0': 'bits a value: level 0 alone',
+  'fact bits_1': 'bits a value: level 1 alone',
+  'fact spread_0': 'deviation between seeds: level 0',
+  'fact spread_1': 'deviation between seeds: level 1',
+  'fact enough': 'rows after which more bring little',
+  'fact together': 'bits a value: levels together',
+  'fact flat': 'bits a value: flat model of equal compute',
+  'fact last_value': 'bits a value: as the row before',
+  'fact linear': 'bits a value: linear autoregression',
+  'fact polynomial': 'bits a value: polynomial',
+  'fact spread': 'deviation between seeds',
+  'fact incidents_found': 'incidents found',
+  'fact false_alarms': 'false alarms',
+  'fact weeks': 'weeks of normal operation',
+  'fact threshold': 'score from which there is an alarm',
+  'fact steps': 'steps of training',
+  'fact memory_gb': 'memory taken at most, GB',
+  'picture data': 'The data; the grey part is learnt from.',
+  'picture module': (
+    'Learning curve: bits a value on held-out rows against the rows that were '
+    'learnt from.'
+  ),
+  'picture drawn': (
+    'Above: windows of the data. Below: windows that the model made up. They '
+    'should look alike.'
+  ),
+  'picture alarms': (
+    'The data, and below it the score. Dashed: the threshold. Red: alarms. '
+    'Green: incidents.'
+  ),
+  'picture pit': (
+    'Calibration: where values fall in what was predicted. Flat is right.'
+  ),
+  'picture worst': 'The most surprising stretches.',
+  'roi': 'What it is worth',
+  'roi missing': (
+    'Not computed: fill in the costs in pilot.toml, and run the stages up to '
+    '“{stage}”.'
+  ),
+  'roi formula': (
+    'A year = incidents × share found × share of the cost that an alarm saves '
+    '× cost of an incident − false alarms a week × 52 × cost of one − hours of '
+    'upkeep × hour of work − hours of hardware × hour of hardware. The first '
+    'year has the hours of setup on top. Low and high take the bad and the '
+    'good ends of both intervals.'
+  ),
+  'low': 'low',
+  'middle': 'middle',
+  'high': 'high',
+  'roi found': 'share of incidents found',
+  'roi false_alarms': 'false alarms a week',
+  'roi saved': 'saved a year',
+  'roi alarms': 'false alarms, a year',
+  'roi upkeep': 'upkeep and hardware, a year',
+  'roi setup': 'setup, once',
+  'roi yearly': 'a year',
+  'roi first_year': 'the first year',
+  'roi months': 'months until it has paid',
+  'never': 'never',
+  'break even': ('A year pays from a share of {share} of the incidents found.'),
+  'no break even': 'A year does not pay even if every incident is found.',
+  'sensitivity': (
+    'What it depends on: the change of a year where an input is 20% larger '
+    '(shares: 100% at most)'
+  ),
+  'cost incident': 'cost of an incident',
+  'cost incidents_per_year': 'incidents a year',
+  'cost preventable': 'share of the cost that an alarm saves',
+  'cost false_alarm': 'cost of a false alarm',
+  'cost hour_of_work': 'hour of work',
+  'cost setup_hours': 'hours of setup',
+  'cost upkeep_hours': 'hours of upkeep',
+  'cost hour_of_hardware': 'hour of hardware',
+  'cost hardware_hours': 'hours of hardware',
+  'cost found': 'share of incidents found',
+  'cost weekly': 'false alarms a week',
+  'price': 'Cost of the pilot',
+  'spent': 'So far {minutes} minutes of this machine.',
+  'next price': (
+    'The next stage, “{stage}”, will take about {minutes} minutes of training.'
+  ),
+  'risks': 'Risks and limits',
+  'risk 0': (
+    'The criteria say what held on these rows. What never happened in them was '
+    'not tested.'
+  ),
+  'risk 1': (
+    'Incidents are those that were labelled. A fault that nobody noted counts '
+    'here as a false alarm.'
+  ),
+  'risk 2': (
+    'Intervals take stretches of a window as independent. Slow change makes '
+    'them too narrow.'
+  ),
+  'risk 3': (
+    'After a change of the machine or the sensors the model has to learn again.'
+  ),
+  'risk 4': (
+    'An alarm says that something is unusual, not what it is nor what to do.'
+  ),
+  'production': 'To production, and back',
+  'step 0': (
+    'Run it beside operation for some weeks, without anybody acting on it; '
+    'compare with the shadow run above.'
+  ),
+  'step 1': (
+    'Name who gets an alarm, what they do, and where they note whether it was '
+    'right.'
+  ),
+  'step 2': (
+    'Watch the share of rows above the threshold: where it doubles, something '
+    'has drifted.'
+  ),
+  'step 3': (
+    'Train again on a schedule, and release a model only where it passes the '
+    'criteria above.'
+  ),
+  'step 4': (
+    'To roll back, go back to the folder of the model before: it holds all '
+    'that is needed. Keep the old alarms running until then.'
+  ),
+  'glossary': 'Glossary',
+  'term GO': 'GO: the whole interval passes the criterion.',
+  'term NO-GO': 'NO-GO: no part of the interval passes.',
+  'term MORE DATA': (
+    'MORE DATA: the interval lies on both sides, or too little is known.'
+  ),
+  'term bits': (
+    'Bits a value: how surprised a model is by what it sees. Fewer are better.'
+  ),
+  'term interval': (
+    '95% interval: of a hundred such intervals about 95 hold the true number.'
+  ),
+  'term level': (
+    'Level: a part of the model. Level 0 sees a whole window, level 1 a few '
+    'rows.'
+  ),
+  'term window': 'Window: the rows that the model sees at a time.',
+  'term score': 'Score: how unusual a row is, averaged over some rows.',
+  'term seed': 'Seed: the chance with which training begins.',
+  'settings': 'pilot.toml has hash {hash}. The stage “{stage}” ran with {old}.',
+  'settings same': 'Hash of pilot.toml: {hash}.',
+}
