@@ -208,6 +208,7 @@ def measured(tables, found: dict) -> dict:
   out = {'raw': [], 'mean': [], 'trailing': []}
   for one in tables:
     labels, x = one.labels, found[one.name]
+    x = np.where(np.isnan(x), np.nanmean(x), x)  # masked in no pass
     window = ranking.period(one.values[:, 0])
     for way, scored in (
       ('raw', x),
