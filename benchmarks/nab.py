@@ -40,6 +40,7 @@ from fractal_jax.series import ranking, scores, table  # noqa: E402
 SMOOTH = 200
 VARIANTS = {
   'ar': {},
+  'batch128': {'batch': 128},  # and a peak of 2e-3, as first set
   'flat': {'levels': 2},  # one level of 64 values, no patches
   'mar': {'kind': 'mar'},
   'window128': {'window': 128},
@@ -101,7 +102,7 @@ def config_of(arguments, tables):
   from fractal_jax.series import settings
 
   changes = dict(VARIANTS[arguments.variant])
-  digits = changes.pop('digits', False)
+  digits, batch = changes.pop('digits', False), changes.pop('batch', None)
   config = settings.settings(
     sum(one.train for one in tables),
     2 if digits else 1,
@@ -111,6 +112,8 @@ def config_of(arguments, tables):
     seed=arguments.seed,
     **changes,
   )
+  if batch:
+    config.optim.batch, config.optim.lr = batch, 2e-3 * 256 / batch
   config.optim.save_every = 10_000  # at the end, and where it is stopped
   config.eval.every = 0
   config.data.dir = f'{arguments.data}/*.npz'
@@ -205,6 +208,7 @@ def measured(tables, found: dict) -> dict:
   out = {'raw': [], 'mean': [], 'trailing': []}
   for one in tables:
     labels, x = one.labels, found[one.name]
+    x = np.where(np.isnan(x), np.nanmean(x), x)  # masked in no pass
     window = ranking.period(one.values[:, 0])
     for way, scored in (
       ('raw', x),

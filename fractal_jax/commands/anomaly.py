@@ -67,6 +67,13 @@ def series_flags():
   flags.DEFINE_enum(
     'kind', 'ar', ['ar', 'mar'], 'Of the levels: mar sees both sides of a gap.'
   )
+  flags.DEFINE_enum(
+    'range',
+    'uniform',
+    ['uniform', 'scaled'],
+    'What the bins cover: the range of normal rows and half of it at either '
+    'end, or 10 mean deviations around the median, for data with spikes.',
+  )
   flags.DEFINE_integer(
     'steps', None, 'Of training; by the size of the data if unset.',
     lower_bound=1,
@@ -103,7 +110,7 @@ def the_detector(one, train: int, **parameters):
 
   cpu.use_cores(32)
   if FLAGS.workdir:
-    for name in ('window', 'kind', 'steps'):
+    for name in ('window', 'kind', 'range', 'steps'):
       if FLAGS[name].present:
         raise common.UsageError(
           f'--{name} is for fitting a model: leave it out with --workdir'
@@ -118,6 +125,7 @@ def the_detector(one, train: int, **parameters):
   detector = FractalDetector(
     window=FLAGS.window,
     kind=FLAGS.kind,
+    range=FLAGS.range,
     steps=FLAGS.steps,
     seed=FLAGS.seed,
     **parameters,

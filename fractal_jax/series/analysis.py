@@ -174,7 +174,7 @@ def _doubts(table, detector, points, learnt, weekly) -> Sequence[str]:
       if fine < 16:
         yield (
           f"nine tenths of '{name}' lie in {fine:.0f} bins, since a few values "
-          "are far away: fit with range='scaled' to see more of it."
+          'are far away: fit with --range=scaled to see more of it.'
         )
   if learnt is not None:
     if learnt.z2 > 2:
