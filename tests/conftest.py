@@ -5,6 +5,7 @@ Set before JAX is imported. The cache makes every run but the first quick.
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -19,6 +20,12 @@ os.environ.setdefault(
   str(pathlib.Path.home() / '.cache' / 'fractal_jax' / 'tests'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+
+# A job in the background of a shell, or under nohup, ignores these signals,
+# and so would every command that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope='module')

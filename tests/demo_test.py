@@ -416,7 +416,7 @@ def url(tmp_path_factory):
   assert line.startswith('The page: http://127.0.0.1:'), line
   yield line.split()[2]
   run.terminate()
-  assert run.wait(20) in (0, -15)
+  assert run.wait(20) in (0, 143)
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ import json
 import tomllib
 
 from fractal_jax import checks, paths
-from fractal_jax.checks import Choice, Each, Flag, Key, Number, Text, whole
+from fractal_jax.checks import Choice, Each, Flag, Key, Number, Text, integer
 from fractal_jax.errors import UserError
 from fractal_jax.series import scores
 from fractal_jax.series.table import Table, read
@@ -33,12 +33,12 @@ DATA = {
   ),
   'columns': Key([], Each(Text(empty=False)), 'the channels; []: all'),
   'train_rows': Key(
-    0, whole(least=1),
+    0, integer(least=1),
     'the first so many rows are normal operation, and learnt from. The last '
     'fifth of them is held out: it judges modules, and sets the threshold',
   ),
   'shadow_rows': Key(
-    0, whole(least=1),
+    0, integer(least=1),
     'the last so many rows are seen by the last stage alone. The rows between '
     'are those of the stage `full`',
   ),
@@ -50,12 +50,12 @@ DATA = {
 TASK = {
   'kind': Key('anomalies', Choice(('anomalies',)), 'what is asked of models'),
   'window': Key(
-    64, whole(least=16),
+    64, integer(least=16),
     'rows that the model sees at a time, a multiple of 8: longer than what '
     'tells a fault from normal operation',
   ),
   'smooth': Key(
-    32, whole(least=1),
+    32, integer(least=1),
     'rows that scores are averaged over. More: fewer false alarms, later ones',
   ),
   'score': Key('z2', Choice(scores.KINDS), 'how surprise is measured'),
@@ -64,18 +64,18 @@ TASK = {
     'share of the rows held out that may lie above the threshold',
   ),
   'steps': Key(
-    0, whole(least=0),
+    0, integer(least=0),
     'steps of training at full size; 0: by the number of rows',
   ),
   'small_steps': Key(
-    300, whole(least=1),
+    300, integer(least=1),
     'steps of training of the stages `module` and `composition`',
   ),
   'seeds': Key(
-    3, whole(least=2), 'models that are trained of each kind, by chance'
+    3, integer(least=2), 'models that are trained of each kind, by chance'
   ),
   'samples': Key(
-    4, whole(least=0), 'windows that the model draws, to look at; 0: none'
+    4, integer(least=0), 'windows that the model draws, to look at; 0: none'
   ),
 }  # fmt: skip
 GATES = {

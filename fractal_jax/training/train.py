@@ -146,8 +146,19 @@ def open_workdir(
   held = stack.enter_context(lease.hold(workdir))
   checkpoint.check_config(config, workdir)
   checkpoints = checkpoint.Checkpoints(workdir, config, held)
+  stack.push(closing(checkpoints))
+  start = checkpoints.latest()
+  if start is not None:
+    resume.check(config, workdir)
+  classes.check(config, workdir, info.class_names, start is not None)
+  if start is not None:
+    pipeline.check_files(workdir, info.files)
+  return checkpoints, start
 
-  @stack.push
+
+def closing(checkpoints: checkpoint.Checkpoints) -> Callable:
+  """What closes them at a run's end, however it comes (ExitStack.push)."""
+
   def close(kind, error, trace):
     del kind, trace
     # Saving takes all processes; where one fails, the others never come.
@@ -158,13 +169,7 @@ def open_workdir(
       with processes.stop_requests():  # who is told to stop saves first
         checkpoints.close()
 
-  start = checkpoints.latest()
-  if start is not None:
-    resume.check(config, workdir)
-  classes.check(config, workdir, info.class_names, start is not None)
-  if start is not None:
-    pipeline.check_files(workdir, info.files)
-  return checkpoints, start
+  return close
 
 
 def announce(
