@@ -87,7 +87,7 @@ def start(config):
         f'--coordinator=localhost:{port}',
         f'--processes={processes}',
         f'--process={i}',
-        '--heartbeat=40',
+        '--heartbeat=24',
       ]
       log = open(f'{workdir}.{len(started)}.log', 'w+')
       job = subprocess.Popen(

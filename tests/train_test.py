@@ -376,14 +376,20 @@ def wrong_at(monkeypatch, owner, name, call, error):
   monkeypatch.setattr(owner, name, wrong)
 
 
-def goes_on_as_if_nothing_had_been(workdir, every_state, capsys):
+@pytest.fixture(scope='module')
+def never_stopped(tmp_path_factory):
+  """The last state of a run with the loss of bad_steps: trained once."""
+  workdir = str(tmp_path_factory.mktemp('never_stopped'))
+  return functools.cache(lambda: train.train(configure(), workdir))
+
+
+def goes_on_as_if_nothing_had_been(workdir, never_stopped, capsys):
   """A run stopped after step 7 ends as one that never was."""
   assert restore.steps(workdir)[-1] == 7
   assert 'saved after step 7' in capsys.readouterr().err
   state = train.train(configure(), str(workdir))
   assert 'resuming after step 7' in capsys.readouterr().out
-  train.train(configure(), str(workdir) + '_straight')
-  chex.assert_trees_all_equal(jax.device_get(state), every_state[-1])
+  chex.assert_trees_all_equal(*jax.device_get((state, never_stopped())))
 
 
 def test_the_last_checkpoint_is_finished_where_a_run_is_told_to_stop():
@@ -404,14 +410,14 @@ def test_the_last_checkpoint_is_finished_where_a_run_is_told_to_stop():
   [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
 )
 def test_signals_save_first(
-  tmp_path, bad_steps, every_state, monkeypatch, capsys, number, code
+  tmp_path, bad_steps, never_stopped, monkeypatch, capsys, number, code
 ):
   with monkeypatch.context() as patch:
     wrong_at(patch, sharding, 'place', 7, number)
     with pytest.raises(processes.Preempted) as e:
       train.train(configure(), str(tmp_path / 'a'))
   assert e.value.code == code
-  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', never_stopped, capsys)
 
 
 @pytest.mark.parametrize(
@@ -424,25 +430,25 @@ def test_signals_save_first(
   ids=str,
 )
 def test_failing_output_saves_first(
-  tmp_path, bad_steps, every_state, monkeypatch, capsys, error
+  tmp_path, bad_steps, never_stopped, monkeypatch, capsys, error
 ):
   with monkeypatch.context() as patch:
     # The third line is of step 6, and written once step 7 has begun.
     wrong_at(patch, logs.Progress, 'update', 3, error)
     with pytest.raises(type(error)):
       train.train(configure(), str(tmp_path / 'a'))
-  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', never_stopped, capsys)
 
 
 def test_an_unreadable_image_saves_first(
-  tmp_path, bad_steps, every_state, monkeypatch, capsys
+  tmp_path, bad_steps, never_stopped, monkeypatch, capsys
 ):
   error = pipeline.DataError('cat.png cannot be read')
   with monkeypatch.context() as patch:
     wrong_at(patch, pipeline.TrainBatches, '__next__', 8, error)
     with pytest.raises(pipeline.DataError, match='cat.png'):
       train.train(configure(), str(tmp_path / 'a'))
-  goes_on_as_if_nothing_had_been(tmp_path / 'a', every_state, capsys)
+  goes_on_as_if_nothing_had_been(tmp_path / 'a', never_stopped, capsys)
 
 
 # Going on under another config.
