@@ -3,9 +3,9 @@
   python benchmarks/emoji.py
 
 Two trainings of less than two hours each on two cores (configs/emoji.py:small
-and :small_mar), then an hour of samples. What is done is not done again, and
-trainings resume: after an interruption, run it again. --minutes ends each
-training for now after so many.
+and :small_mar), then an hour of samples; --models=ar for one of them. What is
+done is not done again, and trainings resume: after an interruption, run it
+again. --minutes ends each training for now after so many.
 
 Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
 
@@ -14,7 +14,8 @@ Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
   NAME_completed.png   held-out emoji whose lower half is drawn anew
   NAME_curve.png       training and validation bits/dim by step
   NAME.txt             bits/dim of held-out emoji, with its error
-  NAME_diversity.*     the table and picture of benchmarks/diversity.py
+  NAME_diversity.*     the table and picture of benchmarks/diversity.py, of
+                       --diversity images a setting (0: none)
   codecs.txt           bits/dim of PNG, WebP and simple densities
 """
 
@@ -34,6 +35,8 @@ flags.DEFINE_string(
 flags.DEFINE_string('runs', 'runs', 'Where the runs are.')
 flags.DEFINE_string('out', 'docs/pictures/emoji', 'Where the pictures go.')
 flags.DEFINE_float('minutes', None, 'Stop a training after so many, and save.')
+flags.DEFINE_list('models', ['ar', 'mar'], 'Which models.')
+flags.DEFINE_integer('diversity', 900, 'Images of each setting; 0: none.')
 flags.DEFINE_bool('train', True, 'Train; otherwise take the runs as they are.')
 
 HERE = pathlib.Path(__file__).parent
@@ -136,12 +139,14 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
     ours('edit', *run, *one, f'--out={workdir}/completed_{i}.png')
   stack([workdir / f'completed_{i}.png' for i in HALVES],
         out / f'{name}_completed.png')  # fmt: skip
+  if not FLAGS.diversity:
+    return
   call(
     str(HERE / 'diversity.py'),
     f'--workdir={workdir}',
     f'--guide={workdir}@1000',
     f'--out={out}/{name}_diversity',
-    '--num=900',
+    f'--num={FLAGS.diversity}',
     '--batch=90',
   )
 
@@ -164,7 +169,7 @@ def main(_):
   call(
     str(HERE / 'codecs.py'), config_of('ar'), *data(), out=out / 'codecs.txt'
   )
-  for name in MODELS:
+  for name in FLAGS.models:
     workdir = pathlib.Path(FLAGS.runs, f'emoji_{name}')
     if FLAGS.train and not trained(name, workdir):
       print(f'{name} is saved; the same command goes on')
