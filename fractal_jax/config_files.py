@@ -6,8 +6,14 @@ replaces by copies), so that `--config=digits` works wherever it is installed.
 
 from collections.abc import Mapping
 import pathlib
+import re
+import runpy
 import textwrap
+import traceback
 
+import ml_collections
+
+from fractal_jax import paths
 from fractal_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / 'configs'
@@ -22,8 +28,8 @@ def names() -> list[str]:
   return sorted(path.stem for path in FOLDER.glob('*.py'))
 
 
-def find(name: str) -> str:
-  """The path of a config file, with its option after a colon.
+def find(name: str) -> tuple[paths.Path, str | None]:
+  """The path of a config file, and its option, None if there is none.
 
   Args:
     name: a path ending in .py, or the name of a config of the package, which
@@ -32,20 +38,84 @@ def find(name: str) -> str:
   Raises:
     ConfigFileError: there is no such file.
   """
-  path, colon, option = name.partition(':')
-  bare = path.removeprefix('configs/').removesuffix('.py')
-  if path.endswith('.py') and pathlib.Path(path).is_file():
-    found = path
-  elif bare in names():
-    found = str(FOLDER / f'{bare}.py')
-  else:
-    from fractal_jax.data.common import nearest  # not for `fractal-jax` alone
+  text, option = re.fullmatch(
+    '((?:.+://)?[^:]*)(?::(.*))?', name, re.S
+  ).groups()
+  bare = text.removeprefix('configs/').removesuffix('.py')
+  if text.endswith('.py') and paths.path(text).is_file():
+    return paths.path(text), option
+  if bare in names():
+    return FOLDER / f'{bare}.py', option
+  from fractal_jax.data.common import nearest  # not for `fractal-jax` alone
 
+  raise ConfigFileError(
+    f"there is no config '{text}'.{nearest(bare, names())} Give the path of "
+    f'a .py file, or one of {", ".join(names())}.'
+  )
+
+
+def load(name: str):
+  """The config of a file, a ConfigDict of all keys and of no others.
+
+  Args:
+    name: as `find` takes it.
+
+  Raises:
+    ConfigFileError: there is no such file, it raises an error of whatever
+      kind, or gives something else.
+  """
+  path, option = find(name)
+  try:
+    with paths.local(path) as file:
+      get = runpy.run_path(str(file)).get('get_config')
+    if not callable(get):
+      raise ConfigFileError(f'{path} has no get_config()')
+    config = get() if option is None else get(option)
+  except UserError:
+    raise
+  except (Exception, SystemExit) as e:  # a file may do anything
+    text = ' '.join(str(e).split())
     raise ConfigFileError(
-      f"there is no config '{path}'.{nearest(bare, names())} Give the path of "
-      f'a .py file, or one of {", ".join(names())}.'
+      f'{path}{_line(e, path)}: {type(e).__name__}: {text}'
+    ) from e
+  _check_keys(config, path)
+  return config
+
+
+def _line(error: BaseException, path) -> str:
+  """', line N' of the file that an error is about, '' if it is not known."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [f.lineno for f in frames if f.filename.endswith(path.name)]
+  number = lines[-1] if lines else getattr(error, 'lineno', None)
+  return f', line {number}' if number else ''
+
+
+def _check_keys(config, path) -> None:
+  """Raises ConfigFileError where sections or keys are missing, or unknown."""
+  from fractal_jax import config as config_lib  # imports JAX
+
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigFileError(
+      f'{path}: get_config() gives {type(config).__name__}, and not a '
+      'ConfigDict: begin with fractal_jax.config.default(), and return it'
     )
-  return found + colon + option
+  known, found = _keys(config_lib.default()), _keys(config)
+  for text, some in (('lacks', known - found), ('has the key', found - known)):
+    if some:
+      raise ConfigFileError(
+        f'{path}: the config {text} {", ".join(sorted(some)[:5])}: begin with '
+        'fractal_jax.config.default(), and change its keys'
+      )
+
+
+def _keys(config) -> set[str]:
+  """'seed', 'model.sizes' and so on."""
+  return {
+    f'{section}.{name}' if inner else section
+    for section, value in config.items()
+    for inner in [isinstance(value, ml_collections.ConfigDict)]
+    for name in (value if inner else [''])
+  }
 
 
 def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
@@ -71,6 +141,8 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
     }
   top = '\n'.join(textwrap.fill(x, 80) for x in doc.strip().splitlines())
   top += '\n' * ('\n' in top)
+  # Names of folders may hold what would end a text.
+  top = top.replace('\\', '\\\\').replace('"""', '\\"""')
   lines, section = [], ''
   for name in keys:
     if name not in reasons:
@@ -85,7 +157,7 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
       reasons[name], 80, initial_indent='  # ', subsequent_indent='  # '
     )
     lines.append(f'  c.{name} = {_literal(value)}')
-  return '\n'.join(
+  code = '\n'.join(
     [
       f'"""{top}"""',
       '',
@@ -99,6 +171,7 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
       '',
     ]
   )
+  return code.encode(errors='backslashreplace').decode()  # names, not UTF-8
 
 
 def _literal(value) -> str:

@@ -82,7 +82,14 @@ def start() -> None:
     return
   from fractal_jax.training import processes
 
-  if FLAGS.distributed or processes.on_tpu_pod():
+  if not (FLAGS.distributed or processes.on_tpu_pod()):
+    for name in ('coordinator', 'processes', 'process'):
+      if FLAGS[name].value is not None:
+        raise common.UsageError(
+          f'--{name}={FLAGS[name].value} is for several processes: add '
+          f'--distributed, or leave --{name} out'
+        )
+  else:
     processes.start(
       FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat
     )
@@ -149,6 +156,11 @@ def leave(text: str, code: int) -> None:
   if text:
     with contextlib.suppress(OSError):  # the terminal may be gone
       print(text, file=sys.stderr, flush=True)
+  try:
+    if sys.stdout is not None:
+      sys.stdout.flush()
+  except OSError:  # what nobody takes, Python would try to print as it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   processes = sys.modules.get('fractal_jax.training.processes')
   if processes is not None and processes.count() > 1:
     processes.fail(text, code)
@@ -165,9 +177,7 @@ def leave_after(command: str, error: BaseException) -> None:
     by = f' by {signal.Signals(number).name}' if number != signal.SIGINT else ''
     leave(f'fractal-jax {command}: interrupted{by}', 128 + number)
   if isinstance(error, BrokenPipeError):
-    # Whoever read the output, such as `head`, has enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    leave('', CLOSED_PIPE)
+    leave('', CLOSED_PIPE)  # who read the output, such as `head`, has enough
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
@@ -196,7 +206,7 @@ def tell(text: str) -> None:
   """Prints a text, and exits."""
   try:
     print(text, flush=True)
-  except BrokenPipeError as e:
+  except OSError as e:
     leave_after('help', e)
   sys.exit(0)
 

@@ -204,9 +204,12 @@ def whole(name: str | os.PathLike):
 
 
 def write_text(name: str | os.PathLike, text: str) -> None:
-  """Writes a text file as a whole; see `whole`."""
+  """Writes a text file as a whole; see `whole`.
+
+  Names of files in it that are not UTF-8 stay as they are.
+  """
   with whole(name) as file:
-    file.write(text.encode())
+    file.write(text.encode(errors='surrogateescape'))
 
 
 @contextlib.contextmanager

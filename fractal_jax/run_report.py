@@ -7,7 +7,6 @@ samples/.
 import base64
 import html
 import importlib.metadata
-import json
 import math
 import platform
 
@@ -51,7 +50,7 @@ def page(workdir: str, machine: str = '') -> str:
   """The HTML page; see `write`."""
   config = checkpoint.load_config(workdir)
   names = classes.load(workdir)
-  lines = metrics(workdir)
+  lines = logs.read_metrics(workdir)
   name = html.escape(paths.path(workdir).name)
   facts = report.table(('', ''), _facts(config, names, lines, machine))
   code = config_files.text(config, f'The config of the run {name}.')
@@ -75,12 +74,6 @@ def page(workdir: str, machine: str = '') -> str:
 <pre>{html.escape(code)}</pre></details>
 </html>
 """
-
-
-def metrics(workdir: str) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl."""
-  text = paths.read_grown(paths.path(workdir) / 'metrics.jsonl')
-  return [json.loads(line) for line in text.splitlines()]
 
 
 def _facts(config, names, lines, machine: str) -> list[tuple[str, str]]:

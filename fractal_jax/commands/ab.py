@@ -3,6 +3,8 @@
 fractal-jax ab --level=1 --a=runs/one --b=runs/two --out=compared
 """
 
+import re
+
 from absl import flags
 
 from fractal_jax import checks, cpu, paths
@@ -50,18 +52,22 @@ def run():
   import json
 
   from fractal_jax.pilot import modules
-  from fractal_jax.training import train
+  from fractal_jax.release import hub
+  from fractal_jax.training import checkpoint, train
 
   cpu.use_cores(FLAGS.batch or 64)
   if FLAGS.out:
     paths.check_folder(FLAGS.out, '--out')
-  a, b = FLAGS.a, FLAGS.b
-  if is_config(a):
-    config, a = read_config(a), workdir('a')
-    train.train(config, a)
-  if is_config(b):
-    config, b = modules.retraining(read_config(b), a, FLAGS.level), workdir('b')
-    train.train(config, b)
+  train_a, train_b = is_config(FLAGS.a), is_config(FLAGS.b)
+  a = workdir('a') if train_a else hub.folder(FLAGS.a)
+  b = workdir('b') if train_b else hub.folder(FLAGS.b)
+  own = read_config(FLAGS.a) if train_a else checkpoint.load_config(a)
+  other = read_config(FLAGS.b) if train_b else checkpoint.load_config(b)
+  modules.mixed_config(own, other, FLAGS.level)  # else nothing is trained
+  if train_a:
+    train.train(own, a)
+  if train_b:
+    train.train(modules.retraining(other, a, FLAGS.level), b)
   job = modules.compare(
     a,
     b,
@@ -87,23 +93,16 @@ def run():
 
 def is_config(name: str) -> bool:
   """Whether a name is that of a config file, such as configs/digits.py:ar."""
-  return name.partition(':')[0].endswith('.py')
+  return bool(re.fullmatch(r'.*\.py(:.*)?', name, re.S))
 
 
 def read_config(name: str):
   """The config of FILE.py or FILE.py:OPTION."""
-  import runpy
-
   from fractal_jax import config as config_lib
+  from fractal_jax import config_files
 
-  file, _, option = name.partition(':')
-  if not paths.path(file).is_file():
-    raise common.UsageError(f'{file}: there is no such config file')
-  try:
-    get = runpy.run_path(file)['get_config']
-  except KeyError as e:
-    raise common.UsageError(f'{file} has no get_config()') from e
-  config = get(option) if option else get()
+  config = config_files.load(name)
+  config_lib.split_names(config)
   config_lib.check(config)
   return config
 

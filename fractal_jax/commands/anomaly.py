@@ -5,7 +5,7 @@ fractal-jax anomaly --data=line.csv --train=5000 --out=line
 
 from absl import flags
 
-from fractal_jax import cpu, paths
+from fractal_jax import checks, cpu, paths
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -15,9 +15,7 @@ def define_flags():
   """The command's flags."""
   series_flags()
   flags.DEFINE_string('out', 'anomaly', 'A folder for scores.csv, report.html.')
-  flags.DEFINE_integer(
-    'smooth', 200, 'Rows that scores are averaged over.', lower_bound=1
-  )
+  common.number_flag('smooth', 200, 'Rows that scores are averaged over.')
   flags.DEFINE_enum(
     'score',
     'z2',
@@ -28,16 +26,18 @@ def define_flags():
   flags.DEFINE_bool(
     'causal', False, 'Scores look at earlier rows alone, as in a stream.'
   )
-  flags.DEFINE_float(
+  common.number_flag(
     'false_alarms',
     0.01,
     'The share of normal rows, of those held out, that may be above the '
     'threshold.',
-    lower_bound=0.0,
-    upper_bound=1.0,
+    checks.Number(above=0, below=1),
   )
-  flags.DEFINE_float(
-    'threshold', None, 'Rows with a larger score are alarms; chosen if unset.'
+  common.number_flag(
+    'threshold',
+    None,
+    'Rows with a larger score are alarms; chosen if unset.',
+    checks.Number(),
   )
 
 
@@ -48,12 +48,11 @@ def series_flags():
   flags.DEFINE_list(
     'columns', [], 'The channels; all columns of numbers if unset.'
   )
-  flags.DEFINE_integer(
+  common.number_flag(
     'train',
     None,
     'The first so many rows are normal, and fitted to. If unset as the file '
     'says, or all rows.',
-    lower_bound=1,
   )
   flags.DEFINE_string(
     'workdir', None, 'A run on series: nothing is fitted, it scores the data.'
@@ -61,8 +60,11 @@ def series_flags():
   flags.DEFINE_string(
     'label', None, 'Which class of --workdir the data is, if it has several.'
   )
-  flags.DEFINE_integer(
-    'window', 64, 'Rows that the model sees at a time.', lower_bound=16
+  common.number_flag(
+    'window',
+    64,
+    'Rows that the model sees at a time, a multiple of 8.',
+    checks.integer(least=16),
   )
   flags.DEFINE_enum(
     'kind', 'ar', ['ar', 'mar'], 'Of the levels: mar sees both sides of a gap.'
@@ -74,11 +76,32 @@ def series_flags():
     'What the bins cover: the range of normal rows and half of it at either '
     'end, or 10 mean deviations around the median, for data with spikes.',
   )
-  flags.DEFINE_integer(
-    'steps', None, 'Of training; by the size of the data if unset.',
-    lower_bound=1,
-  )  # fmt: skip
-  flags.DEFINE_integer('seed', 0, 'The same seed gives the same results.')
+  common.number_flag(
+    'steps', None, 'Of training; by the size of the data if unset.'
+  )
+  common.number_flag(
+    'seed', 0, 'The same seed gives the same results.', checks.SEED
+  )
+
+
+def check_flags(*files: str) -> None:
+  """Refuses what --out can't take, and flags that don't go together.
+
+  Args:
+    *files: that will be written to the folder --out.
+  """
+  for name in files:
+    paths.check_output(paths.path(FLAGS.out) / name, '--out')
+  if not FLAGS.workdir:
+    paths.check_folder(str(paths.path(FLAGS.out) / 'run'), '--out')
+    if FLAGS.label is not None:
+      raise common.UsageError('--label is of a class of --workdir: give both')
+    return
+  for name in ('window', 'kind', 'range', 'steps'):
+    if FLAGS[name].present:
+      raise common.UsageError(
+        f'--{name} is for fitting a model: leave it out with --workdir'
+      )
 
 
 def the_table():
@@ -110,12 +133,7 @@ def the_detector(one, train: int, **parameters):
 
   cpu.use_cores(32)
   if FLAGS.workdir:
-    for name in ('window', 'kind', 'range', 'steps'):
-      if FLAGS[name].present:
-        raise common.UsageError(
-          f'--{name} is for fitting a model: leave it out with --workdir'
-        )
-    return runs.load(FLAGS.workdir, FLAGS.label, **given(parameters))
+    return runs.load(common.workdir(), FLAGS.label, **given(parameters))
   workdir = str(paths.path(FLAGS.out) / 'run')
   if restore.steps(workdir):
     raise common.UsageError(
@@ -145,7 +163,7 @@ def run():
   """Fits, scores and reports."""
   from fractal_jax.series import analysis, report
 
-  paths.check_folder(FLAGS.out, '--out')
+  check_flags('scores.csv', 'report.html')
   one, train = the_table()
   names = ('smooth', 'score', 'causal', 'false_alarms')
   parameters = {name: FLAGS[name].value for name in names}

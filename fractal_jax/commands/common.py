@@ -254,8 +254,11 @@ def metrics_flags():
   )
 
 
+DEFAULT = '(default)'  # what --config is where a config is chosen
+
+
 class ConfigParser(flags.ArgumentParser):
-  """Reads the config that --config names; see `config_files.find`."""
+  """Reads the config that --config names; see `config_files.load`."""
 
   def __init__(self, files: flags.ArgumentParser):
     """Args: files: the parser that ml_collections has for config files."""
@@ -267,13 +270,9 @@ class ConfigParser(flags.ArgumentParser):
   def parse(self, argument: str):
     from fractal_jax import config_files
 
-    if not argument:
+    if argument == DEFAULT:
       return default_config()
-    path = config_files.find(argument)
-    try:
-      return self._files.parse(path)
-    except (TypeError, ValueError) as e:  # its text holds a whole traceback
-      raise ValueError(str(e).strip().splitlines()[-1]) from e
+    return config_files.load(argument)
 
 
 def config_flag(
@@ -289,7 +288,7 @@ def config_flag(
 
 def default_config_flag():
   """Makes --config.KEY change config.default() where --config is unset."""
-  FLAGS.set_default('config', '')
+  FLAGS.set_default('config', DEFAULT)
 
 
 def show_flag():

@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 def define_flags():
   """The command's flags."""
   anomaly.series_flags()
-  flags.DEFINE_integer('horizon', 32, 'Rows to forecast.', lower_bound=1)
+  common.number_flag('horizon', 32, 'Rows to forecast.')
   drawing_flags(100)
   flags.DEFINE_string(
     'out', 'forecast', 'A folder for forecast.csv and forecast.png.'
@@ -26,26 +26,26 @@ def drawing_flags(num: int):
   flags.DEFINE_list(
     'quantiles', ['0.1', '0.5', '0.9'], 'Which quantiles of the draws to write.'
   )
-  flags.DEFINE_integer('num', num, 'How many draws.', lower_bound=1)
+  common.number_flag('num', num, 'How many draws.')
   common.batch_flag()
 
 
 def quantiles() -> tuple[float, ...]:
-  """--quantiles, ascending."""
-  try:
-    return tuple(sorted(float(x) for x in FLAGS.quantiles))
-  except ValueError as e:
+  """--quantiles, ascending, each once."""
+  found = tuple(sorted(set(common.numbers('quantiles', FLAGS.quantiles))))
+  if not found or not all(0 < x < 1 for x in found):
     raise common.UsageError(
-      f'--quantiles={",".join(FLAGS.quantiles)} must be numbers with commas '
-      'between'
-    ) from e
+      f'--quantiles={",".join(FLAGS.quantiles)} must be numbers above 0 and '
+      'below 1 with commas between'
+    )
+  return found
 
 
 def run():
   """Fits where it must, draws, and writes."""
   from fractal_jax.series import forecast, plots
 
-  paths.check_folder(FLAGS.out, '--out')
+  anomaly.check_flags('forecast.csv', 'forecast.png')
   levels = quantiles()
   one, train = anomaly.the_table()
   detector = anomaly.the_detector(one, train)

@@ -27,7 +27,7 @@ def run():
   from fractal_jax.series import forecast as lib
   from fractal_jax.series import plots
 
-  paths.check_folder(FLAGS.out, '--out')
+  anomaly.check_flags('imputed.csv', 'imputed.png')
   levels = forecast.quantiles()
   one, train = anomaly.the_table()
   gaps = np.isnan(one.values)

@@ -52,9 +52,7 @@ def npz(config, split: str) -> Source:
   images, labels, names, of = read_npz(path, m.rank)
   values = int(images.max()) + 1
   if config.data.list:
-    rows = listing.read(config.data.list)
-    common.check_split(config, split, common.SPLITS)
-    keep = np.array([int(row.example) for row in rows if row.split == split])
+    keep = _listed(config.data.list, split, len(images))
   elif of is not None:
     common.check_split(config, split, sorted(set(of)))
     keep = np.flatnonzero(np.array(of) == split)
@@ -63,6 +61,20 @@ def npz(config, split: str) -> Source:
     keep = common.split_of(split, len(images))
   images = _fit(path, KEYS[m.rank], images[keep], m)
   return _source(images, labels[keep], names, values)
+
+
+def _listed(path: str, split: str, examples: int) -> list[int]:
+  """The examples of a split by a listing, of so many."""
+  texts = [row.example for row in listing.read(path) if row.split == split]
+  if not texts:
+    raise listing.no_split(path, split)
+  for text in texts:
+    if not (text.isascii() and text.isdecimal() and int(text[:12]) < examples):
+      raise DataError(
+        f"data.list='{path}' has the example '{text}': write a number from 0 "
+        f'to {examples - 1}'
+      )
+  return [int(text) for text in texts]
 
 
 def read_npz(path, rank: int) -> tuple:

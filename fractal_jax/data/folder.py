@@ -131,10 +131,7 @@ def _listed(root: paths.Path, path: str, split: str) -> tuple[list, list, list]:
   number = {name: i for i, name in enumerate(names)}
   some = [row for row in rows if row.split == split]
   if not some:
-    raise DataError(
-      f"data.list='{path}' has no split '{split}': set data.train_split and "
-      f'data.val_split to {" and ".join(common.SPLITS)}.'
-    )
+    raise listing.no_split(path, split)
   files = [str(root / row.example) for row in some]
   return files, [number[row.label] for row in some], names
 
@@ -158,25 +155,51 @@ def images(root: paths.Path) -> tuple[list[tuple], bool, list[str]]:
   out, others = [], []
   for split, top in splits.items():
     names = subfolders(top)
-    loose = [file for file, is_file in paths.entries(top) if is_file]
-    if names:
-      others += loose
+    loose, rest, _ = _inside(top)
+    others += loose + rest if names else rest
+    out += [] if names else [(file, root.name, split) for file in loose]
     for name in names:
-      inside = _below(top / name)
-      out += [(file, name, split) for file in inside if is_image(file)]
-      others += [file for file in inside if not is_image(file)]
-    if not names:
-      out += [(file, root.name, split) for file in loose if is_image(file)]
-      others += [file for file in loose if not is_image(file)]
+      found, rest = _below(top / name, set())
+      out += [(file, name, split) for file in found]
+      others += rest
   return out, len(splits) > 1, others
 
 
-def _below(folder: paths.Path) -> list[str]:
-  """All files below a folder, but hidden ones, sorted."""
-  out = []
-  for file, is_file in paths.entries(folder):
-    out += [file] if is_file else _below(paths.path(file))
-  return out
+def _below(folder: paths.Path, seen: set[str]) -> tuple[list[str], list[str]]:
+  """The image files below a folder, sorted, and what else there is.
+
+  Links are followed, each folder once: a circle ends.
+
+  Args:
+    folder: where to look.
+    seen: the folders that were looked into, by their real paths; is added to.
+  """
+  real = str(folder) if paths.is_remote(folder) else os.path.realpath(folder)
+  if real in seen:
+    return [], []
+  seen.add(real)
+  found, others, folders = _inside(folder)
+  for path in folders:
+    more, rest = _below(paths.path(path), seen)
+    found, others = found + more, others + rest
+  return sorted(found), others
+
+
+def _inside(folder: paths.Path) -> tuple[list[str], list[str], list[str]]:
+  """What a folder holds, but hidden names, sorted.
+
+  Returns:
+    Image files; other files, a link to nowhere or a pipe among them; folders.
+  """
+  found, others, folders = [], [], []
+  for path, is_file in paths.entries(folder):
+    if is_file and is_image(path):
+      found.append(path)
+    elif not is_file and paths.path(path).is_dir():
+      folders.append(path)
+    else:
+      others.append(path)
+  return found, others, folders
 
 
 def is_image(file: str) -> bool:
@@ -187,16 +210,15 @@ def is_image(file: str) -> bool:
 def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
   """The image files under `root` by class, their labels; what is left out."""
   found = subfolders(root)
-  loose = [file for file, is_file in paths.entries(root) if is_file]
+  loose, rest, _ = _inside(root)
   if not found:
-    files = [file for file in loose if is_image(file)]
-    if not files:
+    if not loose:
       raise DataError(
         f'{root} holds neither images ({" ".join(decode.EXTENSIONS)}) nor '
         'folders: put a folder of images there for each class.'
       )
-    return files, [0] * len(files), sorted(set(loose) - set(files))
-  files, labels, others = [], [], loose
+    return loose, [0] * len(loose), rest
+  files, labels, others = [], [], loose + rest
   for name in found:
     path = root / name
     if name not in names:
@@ -204,8 +226,7 @@ def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
         f'{path} is a class that the training split does not have:'
         f'{common.nearest(name, names)} Remove or rename it.'
       )
-    inside = paths.entries(path)
-    some = [file for file, is_file in inside if is_file and is_image(file)]
+    some, rest, deeper = _inside(path)
     if not some:
       raise DataError(
         f'{path} holds no images ({" ".join(decode.EXTENSIONS)}): put some '
@@ -213,5 +234,5 @@ def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
       )
     files += some
     labels += [names.index(name)] * len(some)
-    others += sorted({file for file, _ in inside} - set(some))
+    others += rest + deeper
   return files, labels, others

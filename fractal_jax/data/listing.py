@@ -48,7 +48,7 @@ class Row:
 def write(path: str, rows: Sequence[Row]) -> None:
   """Writes a listing."""
   out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
+  writer = csv.writer(out)  # its line ends are the ones that names have quoted
   writer.writerow(COLUMNS)
   writer.writerows(dataclasses.astuple(row) for row in rows)
   paths.write_text(path, out.getvalue())
@@ -61,13 +61,18 @@ def read(path: str) -> list[Row]:
     DataError: there is no such file, or it is no listing.
   """
   try:
-    text = paths.path(path).read_text()
-  except (OSError, UnicodeDecodeError) as e:
+    # Names need not be UTF-8, and '\r' in them is no end of a line.
+    text = paths.path(path).read_bytes().decode(errors='surrogateescape')
+  except OSError as e:
     raise DataError(
       f"data.list='{path}' cannot be read ({e}): name the images.csv of a run, "
       "or set data.list=''."
     ) from e
-  head, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+  try:
+    lines = csv.reader(io.StringIO(text.removeprefix('\ufeff'), newline=''))
+    head, *rows = [line for line in lines if line] or [[]]
+  except csv.Error:  # a file of bytes
+    head, rows = [], []
   if tuple(head) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
     raise DataError(
       f"data.list='{path}' is no list of examples: its columns must be "
@@ -80,6 +85,14 @@ def read(path: str) -> list[Row]:
       'nothing to leave an example out.'
     )
   return [Row(*row) for row in rows]
+
+
+def no_split(path: str, split: str) -> DataError:
+  """The error about a split that a listing does not have."""
+  return DataError(
+    f"data.list='{path}' has no split '{split}': set data.train_split and "
+    f'data.val_split to {" and ".join(common.SPLITS)}.'
+  )
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:

@@ -7,6 +7,7 @@ the metrics.jsonl of a run, and in the files of `likelihood --out` and
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import re
@@ -16,6 +17,7 @@ import yaml
 from fractal_jax import paths
 from fractal_jax.data import classes
 from fractal_jax.release import ReleaseError
+from fractal_jax.training import logs
 
 FILE = 'README.md'
 SAMPLES = 'samples.png'
@@ -214,6 +216,12 @@ def for_release(command: str, name: str) -> str:
 
 # Where numbers are found.
 
+# What reading them raises where a file is something else.
+DAMAGES = (
+  *(OSError, LookupError, ValueError, AttributeError, TypeError),
+  *(OverflowError, RecursionError),
+)
+
 
 def read_numbers(path) -> list[Number]:
   """The numbers in a file of `likelihood --out` or `evaluate --out`.
@@ -224,8 +232,8 @@ def read_numbers(path) -> list[Number]:
   path = paths.path(path)
   try:
     found = json.loads(path.read_text())
-    out = _numbers_in(found, found.get('command', ''))
-  except (OSError, LookupError, ValueError, AttributeError, TypeError) as e:
+    out = _numbers_in(found, str(found.get('command', '')))
+  except DAMAGES as e:
     raise ReleaseError(
       f'{path} is no file of numbers ({e}): give what `fractal-jax likelihood '
       '--out=FILE.json` or `evaluate --out=FILE.json` wrote.'
@@ -247,14 +255,12 @@ def numbers_of_run(workdir, step: int, split: str) -> list[Number]:
     step: the checkpoint's.
     split: that training evaluates.
   """
-  for line in reversed(
-    paths.read_grown(paths.path(workdir) / 'metrics.jsonl').splitlines()
-  ):
-    found = json.loads(line)
+  for found in reversed(logs.read_metrics(workdir)):
     if found['step'] == step and 'val/bits_per_dim' in found:
       values = {k.removeprefix('val/'): v for k, v in found.items()}
       command = 'fractal-jax likelihood --workdir=RUN'
-      return _numbers_in(values | {'split': split}, command)
+      with contextlib.suppress(*DAMAGES):  # as a run without such a line
+        return _numbers_in(values | {'split': split}, command)
   return []
 
 
@@ -274,7 +280,7 @@ def _numbers_in(found: dict, command: str) -> list[Number]:
     Number(
       metric,
       float(found[metric]),
-      found.get(ERRORS.get(metric)),
+      None if (e := found.get(ERRORS.get(metric))) is None else float(e),
       of,
       split,
       command,

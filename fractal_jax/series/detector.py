@@ -6,10 +6,27 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fractal_jax import checks
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.series import fit, scores, settings, table
+from fractal_jax.series import fit, quantiser, scores, settings, table
+
+SHARE = checks.Number(above=0, below=1)
+RULES = {  # of parameters, each alone; the config has more
+  'window': checks.FROM_1,
+  'smooth': checks.FROM_1,
+  'score': checks.Choice(scores.KINDS),
+  'causal': checks.Flag(),
+  'false_alarms': SHARE,
+  'held_out': SHARE,
+  'kind': checks.Text(),
+  'levels': checks.Choice((2, 3)),
+  'bins': checks.integer(least=2),
+  'range': checks.Choice(quantiser.KINDS),
+  'steps': checks.Either(checks.FROM_1, checks.Choice((None,))),
+  'seed': checks.SEED,
+}
 
 
 class DetectorError(UserError, ValueError):
@@ -164,27 +181,23 @@ class FractalDetector(BaseEstimator):
     rows = found.of_rows(self.score, self.smooth, self.causal)
     return np.where(np.isnan(rows), np.nanmean(rows), rows)
 
-  def _config(self, X: np.ndarray):
-    """The config of a model for X, after a look at the parameters."""
+  def check_parameters(self) -> None:
+    """Raises DetectorError for parameters that break rules of their own."""
     from fractal_jax.models import kinds
 
-    if self.score not in scores.KINDS:
-      raise DetectorError(
-        f'score={self.score!r} must be one of {", ".join(scores.KINDS)}'
-      )
-    for name in ('false_alarms', 'held_out'):
-      if not 0 < getattr(self, name) < 1:
-        raise DetectorError(
-          f'{name}={getattr(self, name)!r} must be a share, above 0 and below 1'
-        )
-    if not self.smooth >= 1:
-      raise DetectorError(f'smooth={self.smooth!r} must be 1 row or more')
+    for name, rule in RULES.items():
+      if wrong := checks.problem(name, getattr(self, name), rule):
+        raise DetectorError(wrong)
     kind = kinds.KINDS.get(self.kind)  # others are refused with the config
     if self.causal and kind is not None and kind.MASKS:
       raise DetectorError(
         f"causal=True needs kind='ar', not {self.kind!r}: masked levels look "
         'at both sides'
       )
+
+  def _config(self, X: np.ndarray):
+    """The config of a model for X, after a look at the parameters."""
+    self.check_parameters()
     trained = len(X) - int(len(X) * self.held_out)
     if trained < 2 * self.window:
       raise DetectorError(

@@ -59,11 +59,10 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   model = api.load(workdir)
   if model.quantiser is None:
     raise RunError(f'{workdir} has no {quantiser.FILE}: it is no run on series')
-  path = paths.path(workdir) / FILE
-  kept = json.loads(path.read_text()) if path.exists() else {}
   m = model.config.model
+  parameters, scores = _kept(workdir)
   found = FractalDetector(
-    **kept.get('parameters', {'window': m.sizes[0], 'kind': m.kinds[0]})
+    **parameters or {'window': m.sizes[0], 'kind': m.kinds[0]}
   )
   before = found.get_params()
   found.set_params(**changes)
@@ -71,10 +70,37 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   found.params_ = jax.device_get(model.params)
   found.n_features_in_ = m.channels
   found.label_ = _class(workdir, label, m.classes)
-  if kept and all(getattr(found, k) == before[k] for k in SCORING):
-    found.held_out_scores_ = np.array(kept['held_out_scores'])
+  if scores is not None and all(
+    getattr(found, k) == before[k] for k in SCORING
+  ):
+    found.held_out_scores_ = scores
     found.threshold_ = found._threshold()
   return found
+
+
+def _kept(workdir: str) -> tuple[dict, np.ndarray | None]:
+  """What `save` kept: parameters, and scores [t]; ({}, None) without a file.
+
+  Raises:
+    RunError: the file is damaged.
+  """
+  path = paths.path(workdir) / FILE
+  if not path.exists():
+    return {}, None
+  try:
+    kept = json.loads(path.read_text())
+    scores = np.array(kept['held_out_scores'], np.float64)
+    parameters = dict(kept['parameters'])
+    FractalDetector(**parameters).check_parameters()
+    if scores.ndim != 1 or not len(scores):
+      raise ValueError(f'held_out_scores of shape {scores.shape}')
+  except (LookupError, TypeError, ValueError, RecursionError) as e:
+    raise RunError(
+      f'{path} does not hold what `fractal-jax anomaly` keeps '
+      f'({type(e).__name__}: {e}): take it from a copy of the work directory, '
+      'or remove it, and give --threshold'
+    ) from e
+  return parameters, scores
 
 
 def _class(workdir: str, label: str | None, number: int) -> int:

@@ -43,6 +43,26 @@ class NullWriter:
   flush = close = _nothing
 
 
+def read_metrics(workdir) -> list[dict[str, float]]:
+  """The lines of a run's metrics.jsonl, each a step and numbers by name.
+
+  What is no such line is left out: it was torn by the death of its writer.
+  """
+  data = paths.read_grown(paths.path(workdir) / 'metrics.jsonl')
+  return [x for x in map(_metrics, data.splitlines()) if x is not None]
+
+
+def _metrics(line: bytes) -> dict[str, float] | None:
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(found, dict) or not isinstance(found.get('step'), int):
+    return None
+  whole = all(isinstance(x, int | float) for x in found.values())
+  return found if whole else None
+
+
 class JSONLines(NullWriter):
   """A clu MetricWriter of one line `{"step": ..., name: value, ...}` a step.
 
@@ -58,10 +78,8 @@ class JSONLines(NullWriter):
     """
 
     def keep(line: bytes) -> bool:
-      try:
-        return json.loads(line)['step'] <= start
-      except (ValueError, TypeError, KeyError):
-        return False  # torn by the death of its writer
+      found = _metrics(line)
+      return found is not None and found['step'] <= start
 
     self._file = paths.growing(path, keep)
     self._line = {}
