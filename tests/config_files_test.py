@@ -42,7 +42,7 @@ BEGIN = 'from fractal_jax import config\ndef get_config(option=None):\n  '
     ('def get_config(:', 'own.py, line 1: SyntaxError'),
     (
       'import nothing_here',
-      "line 1: ModuleNotFoundError: No module named 'not",
+      'line 1: ModuleNotFoundError: No module',
     ),
     ('import sys\nsys.exit(3)', 'line 2: SystemExit: 3'),
     ('def f(): f()\nf()', 'RecursionError'),
@@ -63,7 +63,7 @@ BEGIN = 'from fractal_jax import config\ndef get_config(option=None):\n  '
       'has the key model.x: begin with',
     ),
     (
-      BEGIN + 'c = config.default().unlock(); c.data = 1; return c',
+      BEGIN + 'c = config.default().unlock(); del c["data"]; return c',
       'lacks data.bins',
     ),
   ],

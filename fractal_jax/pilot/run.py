@@ -73,12 +73,19 @@ def load(pilot: Pilot) -> dict[str, Done]:
     path = pilot.path('stages', f'{name}.json')
     if not path.exists():
       continue
-    kept = json.loads(path.read_text())
-    kept['gates'] = tuple(
-      Gate(**{**g, 'found': g['found'] and Interval(**g['found'])})
-      for g in kept['gates']
-    )
-    done = Done(**kept)
+    try:
+      kept = json.loads(path.read_text())
+      kept['gates'] = tuple(
+        Gate(**{**g, 'found': g['found'] and Interval(**g['found'])})
+        for g in kept['gates']
+      )
+      done = Done(**kept)
+      float(done.seconds), done.verdict  # raise where there are no numbers
+    except (LookupError, TypeError, ValueError, RecursionError) as e:
+      raise PilotError(
+        f'{path} is damaged ({type(e).__name__}: {e}): remove it, and the '
+        'stage is run again'
+      ) from e
     if done.key == pilot.settings.key():
       out[name] = done
   return out
@@ -86,9 +93,7 @@ def load(pilot: Pilot) -> dict[str, Done]:
 
 def curves(pilot: Pilot, name: str) -> dict[str, np.ndarray]:
   """The arrays that a stage kept for pictures."""
-  path = pilot.path('stages', f'{name}.npz')
-  with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-    return {k: file[k] for k in file.files}
+  return work.arrays(pilot.path('stages', f'{name}.npz'))
 
 
 def changed(pilot: Pilot, done: Done) -> list[tuple[str, float, float]]:

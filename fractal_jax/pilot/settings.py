@@ -251,16 +251,18 @@ def load(folder: str) -> Settings:
   """
   path = paths.path(folder) / FILE
   try:
-    words = path.read_text()
+    words = path.read_bytes().decode()
+    found = tomllib.loads(words)
   except (FileNotFoundError, NotADirectoryError) as e:
     raise PilotError(
       f'{folder} has no {FILE}: make it by `fractal-jax pilot init '
       f'--data=FILE --out={folder}`'
     ) from e
-  try:
-    found = tomllib.loads(words)
-  except tomllib.TOMLDecodeError as e:
+  except (ValueError, RecursionError) as e:  # no TOML, no UTF-8
     raise PilotError(f'{path} is no TOML: {e}') from e
+  for name in SECTIONS:
+    if not isinstance(found.get(name, {}), dict):
+      raise PilotError(f'{path}: {name} must be a section, [{name}]')
   lines = [f'there is no section or key {name}' for name in _strangers(found)]
   lines += [
     f'{section}.{name} is missing: {key.doc}'

@@ -14,7 +14,7 @@ import numpy as np
 
 from fractal_jax import paths
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.pilot.settings import Settings
+from fractal_jax.pilot.settings import PilotError, Settings
 from fractal_jax.planning import cost
 from fractal_jax.series import quantiser, runs, settings
 from fractal_jax.series.detector import FractalDetector
@@ -102,13 +102,28 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
   """A job: a unit's arrays by name, from DIR/units, or made and put there."""
   path = _unit(pilot, name)
   if path.exists():
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      return {k: file[k] for k in file.files}
+    return arrays(path)
   found = yield from make()
   path.parent.mkdir(parents=True, exist_ok=True)
   with paths.whole(path) as file:
     np.savez(file, **found)
   return found
+
+
+def arrays(path) -> dict[str, np.ndarray]:
+  """The arrays that a pilot kept in a file.
+
+  Raises:
+    PilotError: it is damaged.
+  """
+  try:
+    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
+      return {k: file[k] for k in file.files}
+  except Exception as e:  # zipfile, numpy and the system each have their own
+    raise PilotError(
+      f'{path} is damaged ({type(e).__name__}: {e}): remove it, and what is '
+      'in it is computed again'
+    ) from e
 
 
 def _unit(pilot: Pilot, name: str):

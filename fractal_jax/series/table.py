@@ -147,26 +147,68 @@ def _npz(path) -> Table:
     or values.ndim not in (1, 2)
     or values.dtype.kind not in 'fiu'
   ):
-    shown = 'no `values`' if values is None else f'`values` {values.shape}'
-    raise DataError(f'{path} has {shown}: write numbers `values` [T, C]')
-  values = values.reshape(len(values), -1).astype(np.float64)
-  for name in ('labels', 'timestamps'):
-    if name in data and data[name].shape != values.shape[:1]:
+    raise DataError(
+      f'{path} has {_shown("values", values)}: write numbers `values` [T, C]'
+    )
+  values = (values[:, None] if values.ndim == 1 else values).astype(np.float64)
+  rows, channels = values.shape
+  for name, kinds, shape in (
+    ('labels', 'fiub', (rows,)),
+    ('timestamps', 'fiuM', (rows,)),
+    ('train', 'iu', ()),
+    ('channels', 'U', (channels,)),
+  ):
+    x = data.get(name)
+    if x is not None and (x.dtype.kind not in kinds or x.shape != shape):
+      kind = ' or '.join(ARRAYS[k] for k in kinds if k in ARRAYS)
       raise DataError(
-        f'{path}: `{name}` has shape {data[name].shape}, `values` has '
-        f'{len(values)} rows'
+        f'{path} has {_shown(name, x)}: it must be {kind} of shape '
+        f'{list(shape)}, as `values` has {rows} rows of {channels} channels'
       )
-  names = data.get('channels', np.arange(values.shape[1])).astype(str)
-  labels, train = data.get('labels'), data.get('train')
+  names = data.get('channels', np.arange(channels)).astype(str)
+  labels, times, train = map(data.get, ('labels', 'timestamps', 'train'))
+  if train is not None and not 1 <= train <= rows:
+    raise DataError(
+      f'{path}: `train` is {train}, of {rows} rows: write how many of them, '
+      'the first, are normal'
+    )
+  if times is not None:
+    times = times.astype('M8[ns]' if times.dtype.kind == 'M' else np.float64)
+    wrong = np.flatnonzero(~np.isfinite(times))
+    if len(wrong):
+      raise DataError(
+        f'{path}, row {wrong[0] + 1}: `timestamps` is {times[wrong[0]]}: every '
+        'row needs a time'
+      )
+    _check_ascending(times, lambda i: f'{path}, row {i + 1}, `timestamps`')
   return Table(
     path.stem,
     values,
     tuple(names.tolist()),
-    data.get('timestamps'),
-    np.arange(len(values)),
+    times,
+    np.arange(rows),
     None if labels is None else labels > 0,
     None if train is None else int(train),
   )
+
+
+# Kinds of arrays, by NumPy's letters.
+ARRAYS = {'f': 'numbers', 'M': 'dates', 'i': 'whole numbers', 'U': 'texts'}
+
+
+def _shown(name: str, x: np.ndarray | None) -> str:
+  return f'no `{name}`' if x is None else f'`{name}` {x.dtype} {list(x.shape)}'
+
+
+def _check_ascending(times: np.ndarray, where) -> None:
+  """Raises DataError, which begins with where(i), unless times ascend."""
+  back = np.flatnonzero(times[1:] <= times[:-1])
+  if len(back):
+    i = back[0] + 1
+    raise DataError(
+      f'{where(i)}: {times[i]} does not come after {times[i - 1]}, the row '
+      'before; sort the rows, and leave each time once'
+    )
 
 
 def _frame(path, ending: str, columns: Sequence[str]) -> Table:
@@ -186,12 +228,18 @@ def _frame(path, ending: str, columns: Sequence[str]) -> Table:
   except Exception as e:  # pandas and what it reads with have many
     text = ' '.join(str(e).split())
     raise DataError(f'{path} cannot be read as {ending[1:]}: {text}') from e
+  frame.columns = [str(name).strip() for name in frame.columns]
   lacking = [name for name in columns if name not in frame]
   if lacking:
     raise DataError(
       f"{path} has no column '{lacking[0]}': it has {', '.join(frame)}"
     )
-  frame.columns = [str(name).strip() for name in frame.columns]
+  for found in (frame.columns.tolist(), list(columns)):
+    twice = [name for name in found if found.count(name) > 1]
+    if twice:
+      raise DataError(
+        f"{path}: column '{twice[0]}' is there, or asked for, more than once"
+      )
   time = next((c for c in frame if TIMES.fullmatch(c)), None)
   if time is None and _dates(pd, frame.iloc[:, 0]) is not None:
     time = frame.columns[0]
@@ -212,7 +260,13 @@ def _frame(path, ending: str, columns: Sequence[str]) -> Table:
 
 def _numbers(pd, path, column) -> np.ndarray:
   """A column as float64; NaN where it is empty."""
-  found = pd.to_numeric(column, errors='coerce').astype(float)
+  try:
+    found = pd.to_numeric(column, errors='coerce').astype(float)
+  except (TypeError, ValueError) as e:  # lists, records, dates
+    raise DataError(
+      f"{path}, column '{column.name}' holds {column.dtype}, and no numbers: "
+      'leave it out with --columns'
+    ) from e
   wrong = np.flatnonzero(found.isna() & column.notna())
   if len(wrong):
     cell = str(column.iloc[wrong[0]])
@@ -231,7 +285,8 @@ def _dates(pd, column):
   first = column.dropna().head(5)
   if not len(first) or pd.to_numeric(first, errors='coerce').notna().any():
     return None
-  if pd.to_datetime(first, errors='coerce', utc=True).isna().any():
+  dates = pd.to_datetime(first, errors='coerce', utc=True, format='mixed')
+  if dates.isna().any():
     return None
   return pd.to_datetime(column, errors='coerce', utc=True, format='mixed')
 
@@ -250,14 +305,9 @@ def _times(pd, path, column) -> np.ndarray:
     found = found.to_numpy(np.float64)
   else:
     found = found.dt.tz_localize(None).to_numpy('datetime64[ns]')
-  back = np.flatnonzero(np.diff(found) <= np.zeros(1, np.diff(found).dtype))
-  if len(back):
-    raise DataError(
-      f"{path}, row {back[0] + 3}, column '{column.name}': "
-      f'{column.iloc[back[0] + 1]} does not come after '
-      f'{column.iloc[back[0]]}, the row before; sort the rows, and leave '
-      'each time once'
-    )
+  _check_ascending(
+    found, lambda i: f"{path}, row {i + 2}, column '{column.name}'"
+  )
   return found
 
 
@@ -265,10 +315,14 @@ def _spaced(found: Table) -> Table:
   """A table with rows of NaN where its times say that rows are missing."""
   if found.times is None or len(found.values) < 3:
     return found
-  steps = np.diff(found.times).astype(np.float64)
-  step = np.median(steps)
-  counts = np.round(steps / step)
-  if step <= 0 or (np.abs(steps / step - counts) > 0.1).mean() > 0.05:
+  with np.errstate(over='ignore', invalid='ignore'):  # times of any size
+    steps = np.diff(found.times).astype(np.float64)
+    step = np.median(steps)
+    counts = np.round(steps / step)
+  if (
+    not np.isfinite(counts).all()
+    or (np.abs(steps / step - counts) > 0.1).mean() > 0.05
+  ):
     note = 'the time between rows varies: rows are taken as evenly spaced'
     return dataclasses.replace(found, notes=(*found.notes, note))
   counts = np.maximum(counts, 1).astype(np.int64)
