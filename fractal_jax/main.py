@@ -239,7 +239,10 @@ def run() -> None:
     listen()
     job = importlib.import_module(f'fractal_jax.commands.{command}')
     before = set(FLAGS)
-    job.define_flags()
+    try:
+      job.define_flags()
+    except flags.Error as e:  # a --flagfile that is not there
+      leave(f'fractal-jax {command}: {" ".join(str(e).split())}', 2)
     if wants_help:
       own = [name for name in FLAGS if name not in before]
       tell(usage.of_command(command, job.__doc__, own))

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from fractal_jax.data import pipeline
+from fractal_jax.data import listing, pipeline
 from tests.data import join, literal_adm, make_config, noise, write_npz
 
 
@@ -114,3 +114,17 @@ def test_npz_file_errors(tmp_path):
   c.model.rank = 1
   with pytest.raises(pipeline.DataError, match='no `series`.*rank=1'):
     pipeline.info(c)
+
+
+@pytest.mark.parametrize('example', ['x', '-1', '4', '9' * 5000, ''])
+def test_a_listing_of_other_examples_is_refused(example, tmp_path):
+  c = write_npz(tmp_path, np.zeros((4, 8, 8, 1), np.uint8))
+  c.data.list = str(tmp_path / 'list.csv')
+  rows = [listing.Row('3', '0', 'train'), listing.Row(example, '0', 'train')]
+  listing.write(c.data.list, rows[:1])
+  assert pipeline.open_split(c, 'train').size == 1
+  with pytest.raises(pipeline.DataError, match="no split 'validation'"):
+    pipeline.open_split(c, 'validation')
+  listing.write(c.data.list, rows)
+  with pytest.raises(pipeline.DataError, match='write a number from 0 to 3'):
+    pipeline.open_split(c, 'train')

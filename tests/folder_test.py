@@ -1,5 +1,8 @@
 """Folders of images: layouts, and every error."""
 
+import os
+import socket
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -184,7 +187,57 @@ def test_a_listing_says_which_images_there_are(tree, tmp_path):
   c.data.val_split = 'test'
   with pytest.raises(pipeline.DataError, match="no split 'test'"):
     pipeline.info(c)
-  for text in ('a,b\n', 'example,class,split,note\nx,y,trian,\n'):
-    path.write_text(text)
+  for text in (
+    *('a,b\n', 'example,class,split,note\nx,y,trian,\n', '', '\0\xff'),
+    '"' + 'x' * 200_000,
+  ):
+    path.write_text(text, newline='')
     with pytest.raises(pipeline.DataError, match='images.csv'):
       pipeline.info(c)
+
+
+def test_odd_names_and_what_is_no_file(tmp_path):
+  """Circles end; pipes, sockets and links to nowhere are left out."""
+  root = tmp_path / 'photos'
+  odd = (
+    b'not \xff.png',
+    b'new\nline.png',
+    b'carriage\rreturn.png',
+    b'"q",.png',
+  )
+  for folder in ('a', 'a/deep', 'b'):
+    (root / folder).mkdir(parents=True)
+    (root / folder / 'x.png').write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
+  names = [os.path.join(os.fsencode(root), b'a', name) for name in odd]
+  for name in names:
+    os.link(root / 'b' / 'x.png', name)
+  os.symlink('..', root / 'a' / 'up')
+  os.symlink('nowhere', root / 'b' / 'nowhere.png')
+  os.symlink('circle.png', root / 'b' / 'circle.png')
+  os.mkfifo(root / 'b' / 'pipe.png')
+  with socket.socket(socket.AF_UNIX) as heard:
+    heard.bind(os.path.relpath(root / 'b' / 's.png'))
+  found, own, others = folder_lib.images(root)
+  assert not own and {label for _, label, _ in found} == {'a', 'b'}
+  assert {os.path.basename(x) for x in others} == {
+    *('nowhere.png', 'circle.png', 'pipe.png', 's.png')
+  }
+  # `up` leads to everything, each folder once.
+  of_a = [file for file, label, _ in found if label == 'a']
+  assert len(of_a) == len(set(of_a)) == 7
+  rows = [listing.Row(os.path.relpath(f, root), 'a', 'train') for f in of_a]
+  listing.write(str(tmp_path / 'list.csv'), rows)
+  assert listing.read(str(tmp_path / 'list.csv')) == rows
+  config = color_config('folder', root, list=str(tmp_path / 'list.csv'))
+  source = pipeline.open_split(config, 'train')
+  assert all(source.read(i)[0].shape == (16, 16, 3) for i in range(7))
+  config.data.list = ''
+  skipped = pipeline.open_split(config, 'train').skipped
+  assert '6 file(s)' in skipped  # the folders below a class, too
+
+
+def test_a_listing_may_come_from_a_spreadsheet(tmp_path):
+  text = '\ufeffexample,class,split,note\r\na.png,a,train,\r\n\r\n'
+  (tmp_path / 'x.csv').write_bytes(text.encode())
+  rows = [listing.Row('a.png', 'a', 'train')]
+  assert listing.read(str(tmp_path / 'x.csv')) == rows

@@ -38,6 +38,16 @@ def test_json_lines_continue_without_repeating_steps(tmp_path):
   ]
 
 
+def test_lines_that_are_no_metrics_are_left_out(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(
+    b'{"step": 1, "loss": 2.0}\n[1]\n3\n{}\n{"step": "x"}\n\xff\n'
+    b'{"step": 2, "loss": "x"}\n' + b'[' * 100_000 + b'\n{"step": 3, "lo'
+  )
+  assert logs.read_metrics(tmp_path) == [{'step': 1, 'loss': 2.0}]
+  assert logs.read_metrics(tmp_path / 'none') == []
+
+
 def test_scalars_of_a_step_share_a_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   writer = logs.JSONLines(path, 0)

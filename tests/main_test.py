@@ -181,6 +181,12 @@ def test_cost_prints_the_papers_total():
       ],
       ['3 does not divide 8', 'heads[0]=5'],
     ),
+    (
+      ['train', DIGITS, '--workdir=X', '--processes=2'],
+      ['--processes=2 is for several processes: add --distributed'],
+    ),
+    (['cost', '--flagfile=X'], ['X', 'No such file']),
+    (['cost', '--config='], ["there is no config ''"]),
     (['likelihood', '--workdir=X'], ['X', 'config.json']),
     (['demo', '--workdir=X'], ['X', 'config.json']),
     (
@@ -279,6 +285,19 @@ def test_other_commands_end_quietly_where_nobody_reads():
   job.stdout.close()
   errors = job.stderr.read()
   assert job.wait(300) == 141 and 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('args', [[], ['--help'], ['cost', '--help']])
+def test_help_to_a_full_disk_or_to_nobody(args):
+  if os.path.exists('/dev/full'):
+    with open('/dev/full', 'w') as full:
+      job = start(*args, stdout=full)
+      errors = job.communicate(timeout=300)[1]
+    assert job.returncode == 2 and errors.count('\n') == 1, errors
+    assert 'No space left on device' in errors
+  job = start(*args)
+  job.stdout.close()
+  assert (job.stderr.read(), job.wait(300)) == ('', 141)
 
 
 def test_ctrl_c_is_one_line(workdir):

@@ -452,3 +452,33 @@ def test_a_real_model_is_fitted_kept_and_scored(tmp_path):
   a, b = (result_of(d.scoring(values)).bits for d in (detector, other))
   np.testing.assert_allclose(a, b, rtol=1e-4)
   assert pilot.models.load(str(tmp_path / 'none')) is None
+
+
+# What a pilot has kept, damaged.
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    (b'\xff\xfe', 'is no TOML'),
+    (b'data = 3', r'data must be a section, \[data\]'),
+    (b'x = ' + b'[' * 100_000, 'is no TOML'),
+    (b'', 'data.file is missing'),
+  ],
+)
+def test_a_damaged_file_of_settings_is_named(text, words, tmp_path):
+  (tmp_path / settings.FILE).write_bytes(text)
+  with pytest.raises(settings.PilotError, match=words):
+    settings.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{}', 'x', '[' * 100_000])
+def test_a_damaged_stage_is_named(text, tmp_path):
+  pilot = make(tmp_path, line(4000))
+  pilot.path('stages').mkdir()
+  for name in ('data.json', 'data.npz'):
+    pilot.path('stages', name).write_text(text)
+  with pytest.raises(settings.PilotError, match='data.json is damaged'):
+    run.load(pilot)
+  with pytest.raises(settings.PilotError, match='data.npz is damaged'):
+    run.curves(pilot, 'data')

@@ -66,6 +66,8 @@ def test_uneven_times_are_said(tmp_path):
     ('time\n1\n2\n', ['0 channels']),
     ('a,b\n1,2,3\n4,5,6,7\n', ['csv']),
     ('', ['cannot be read']),
+    ('a,a \n1,2\n3,4\n', ["column 'a'", 'more than once']),
+    ('time,a\n-1e308,1\n1e308,2\n1e308,3\n', ['row 4', 'come after']),
   ],
 )
 def test_what_is_refused(text, words, tmp_path):
@@ -98,6 +100,48 @@ def test_npz(tmp_path):
   np.savez(tmp_path / 'c.npz', other=values)
   with pytest.raises(DataError, match='values'):
     table.read(tmp_path / 'c.npz')
+
+
+TEN = np.zeros((10, 2))
+
+
+@pytest.mark.parametrize(
+  'arrays, words',
+  [
+    (dict(values=TEN[:0]), '0 rows of 2 channels'),
+    (dict(values=TEN[:, :0]), '10 rows of 0 channels'),
+    (dict(values=np.array([['a']])), '`values` <U1'),
+    (dict(train='x'), '`train` <U1'),
+    (dict(train=[1, 2]), r'`train` int64 \[2\]: it must be whole numbers'),
+    (dict(train=np.nan), '`train` float64'),
+    (dict(train=0), '`train` is 0, of 10 rows'),
+    (dict(train=11), '`train` is 11, of 10 rows'),
+    (dict(labels=['a'] * 10), '`labels` <U1'),
+    (dict(timestamps=['a'] * 10), '`timestamps` <U1'),
+    (dict(timestamps=np.zeros(10, complex)), '`timestamps` complex128'),
+    (dict(timestamps=np.full(10, np.nan)), 'row 1: `timestamps` is nan'),
+    (dict(timestamps=np.full(10, 'NaT', 'M8[s]')), 'row 1: .* is NaT'),
+    (dict(timestamps=np.arange(10)[::-1]), 'row 2, .* does not come after'),
+    (dict(channels=['a', 'b', 'c']), r'`channels` <U1 \[3\]: .* \[2\]'),
+    (dict(channels=np.zeros(2, [('a', 'i4')])), '`channels`'),
+  ],
+)
+def test_arrays_that_are_refused(arrays, words, tmp_path):
+  np.savez(tmp_path / 'a.npz', **{'values': TEN, **arrays})
+  with pytest.raises(DataError, match=words):
+    table.read(tmp_path / 'a.npz')
+
+
+def test_columns_that_hold_no_numbers(tmp_path):
+  pd = pytest.importorskip('pandas')
+  pytest.importorskip('pyarrow')
+  rows = {'a': [[1, 2]] * 3, 'b': [{'x': 1}] * 3, 'c': [1.0, 2.0, 3.0]}
+  pd.DataFrame(rows).to_parquet(tmp_path / 'a.parquet')
+  with pytest.raises(DataError, match="column 'a'"):
+    table.read(tmp_path / 'a.parquet')
+  assert table.read(tmp_path / 'a.parquet', ['c']).channels == ('c',)
+  with pytest.raises(DataError, match="'c' is there, or asked for, more than"):
+    table.read(tmp_path / 'a.parquet', ['c', 'c'])
 
 
 def test_files(tmp_path):

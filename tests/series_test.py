@@ -420,6 +420,35 @@ def test_a_run_keeps_its_detector(run_of, model):
   assert not hasattr(runs.load(str(run_of / 'run'), smooth=9), 'threshold_')
 
 
+@pytest.mark.parametrize(
+  'text',
+  ['{', '[]', '{}', '\0', '[' * 100_000]
+  + [
+    json.dumps({'parameters': parameters, 'held_out_scores': scores})
+    for parameters, scores in (
+      ({}, []),
+      ({}, 'x'),
+      ({}, [[1.0]]),
+      ({'windows': 32}, [1.0]),
+      ({'smooth': 'a'}, [1.0]),
+      ({'false_alarms': 7}, [1.0]),
+      ({'score': 'nats'}, [1.0]),
+    )
+  ],
+)
+def test_a_damaged_detector_is_named(text, tmp_path):
+  (tmp_path / runs.FILE).write_text(text)
+  with pytest.raises(runs.RunError, match='detector.json does not hold what'):
+    runs._kept(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['scores.csv', 'report.html'])
+def test_places_of_results_are_looked_at_first(name, command, tmp_path):
+  (tmp_path / 'out' / name).mkdir(parents=True)
+  with pytest.raises(UserError, match=f'{name} is a folder'):
+    command('anomaly', '--data=none.csv')
+
+
 def test_anomaly(command, capsys):
   out = command('anomaly')
   with open(out / 'scores.csv') as file:
@@ -455,6 +484,9 @@ def test_forecast_and_impute(command):
     ('anomaly', ['--smooth=9'], 'no threshold'),
     ('anomaly', ['--columns=x'], "no column 'x'"),
     ('forecast', ['--quantiles=a'], '--quantiles'),
+    ('forecast', ['--quantiles=0.5,2'], '--quantiles=0.5,2 must be'),
+    ('forecast', ['--quantiles=nan'], '--quantiles=nan must be'),
+    ('impute', ['--quantiles='], '--quantiles= must be'),
     ('impute', ['--label=4'], "no class '4'"),
   ],
 )

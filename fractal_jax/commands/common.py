@@ -481,6 +481,7 @@ def load_guide(config):
   folder, at, step = FLAGS.guide.rpartition('@')
   if not (at and step.isdecimal()):
     folder, step = FLAGS.guide, None
+  folder = _folder(folder)
   other = checkpoint.load_config(folder)
   inputs.check_guide(other.model, config.model)
   other.mesh = config.mesh

@@ -33,7 +33,12 @@ def run():
   from fractal_jax.release import folder, hub
   from fractal_jax.training import checkpoint, restore, train_state
 
-  if FLAGS.out:
+  if FLAGS.out is not None:
+    if paths.is_remote(FLAGS.out):
+      raise common.UsageError(
+        f'--out={FLAGS.out}: the Hub is downloaded to disks alone: name a '
+        'local folder, and copy it to the bucket'
+      )
     folder.check_target(FLAGS.out)
   found = hub.pull(FLAGS.repo, FLAGS.out, revision=FLAGS.revision)
   config = checkpoint.load_config(found)

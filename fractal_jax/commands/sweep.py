@@ -7,7 +7,7 @@ import itertools
 
 from absl import flags
 
-from fractal_jax import paths
+from fractal_jax import checks, paths
 from fractal_jax.commands import common, evaluate
 
 FLAGS = flags.FLAGS
@@ -61,6 +61,12 @@ def run():
 
   paths.check_output(FLAGS.out, '--out', ('.csv',))
   paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
+  last = FLAGS.seed + FLAGS.seeds - 1
+  if not checks.SEED.holds(last):
+    raise common.UsageError(
+      f'--seed={FLAGS.seed} and --seeds={FLAGS.seeds}: the last seed, {last}, '
+      f'must be {checks.SEED}'
+    )
   evaluate.cache()
   config = common.load_config()
   others = common.sampling_changes(swept=(*SINGLE, 'interval'))

@@ -89,11 +89,6 @@ def pull(
     raise ReleaseError(
       f"'{name}' is no name of a repository: give user/name, or user/name@tag."
     )
-  if out is not None and paths.is_remote(out):
-    raise ReleaseError(
-      f'--out={out}: the library of the Hub downloads to disks alone: name a '
-      'local folder, and copy it to the bucket.'
-    )
   out = None if out is None else paths.absolute(out)
   return _download(
     name, repo, revision=asked or revision, token=token, local_dir=out
