@@ -1,6 +1,5 @@
 """What the page looks like: its components, by name."""
 
-import math
 import pathlib
 
 import gradio as gr
@@ -139,7 +138,9 @@ class Layout:
         self.how = [label, num, *self._settings()]
         self.go, self.stop = self._buttons('Generate')
         gr.Markdown('Or click one of these, then *Generate*:')
-        gr.Examples(self._settings_to_try(), self.how[:4], label='Try')
+        gr.Examples(
+          self._settings_to_try(), self.how[:4], label='Try', elem_id='try'
+        )
       with gr.Column(scale=3, min_width=300):
         self.status = gr.HTML(views.status('Nothing drawn yet.'))
         self.view = gr.HTML(views.tiles([]), elem_id='view')
@@ -185,7 +186,6 @@ class Layout:
       format='png',
       show_label=False,
       columns=4,
-      height=110 * math.ceil(len(self.examples) / 4),
       allow_preview=False,
       interactive=False,
       buttons=[],
