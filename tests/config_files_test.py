@@ -2,10 +2,12 @@
 
 import pathlib
 
+from absl import flags
 import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import config_files
+from tests import commandline
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -74,6 +76,13 @@ def test_whatever_is_wrong_with_a_file_is_said(tmp_path, code, words):
   with pytest.raises(config_files.ConfigFileError, match=words) as found:
     config_files.load(str(file))
   assert '\n' not in str(found.value)
+
+
+@pytest.mark.parametrize('name', ['ftp://a/x.py', '~nobody1/x.py', 'none.py'])
+def test_a_flag_that_names_no_file_is_refused(name):
+  with pytest.raises(flags.Error, match=name):
+    with commandline.flags_of('cost', f'--config={name}'):
+      pass
 
 
 def test_a_text_is_a_file_whatever_names_are_in_it(tmp_path):

@@ -272,7 +272,10 @@ class ConfigParser(flags.ArgumentParser):
 
     if argument == DEFAULT:
       return default_config()
-    return config_files.load(argument)
+    try:
+      return config_files.load(argument)
+    except UserError as e:  # absl names the flag
+      raise ValueError(str(e)) from e
 
 
 def config_flag(

@@ -103,8 +103,8 @@ def left_out(root: paths.Path, others: list[str]) -> str:
   kinds = ', '.join(f'{end}: {n}' for end, n in endings.most_common(5))
   return (
     f'{len(others)} file(s) in {root} are left out, which are no images by '
-    f"their endings ({kinds}), in no class's folder, or no files at all (pipes, "
-    f'links to nowhere), such as {others[0]}'
+    f"their endings ({kinds}), in no class's folder, or no files at all "
+    f'(pipes, links to nowhere), such as {others[0]}'
   )
 
 
