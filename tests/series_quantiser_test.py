@@ -1,5 +1,7 @@
 """Bins: the round trip, what lies outside, what is not known."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,14 @@ def test_a_work_directory_keeps_it(values, tmp_path):
   assert quantiser.load(tmp_path) is None
   quantiser.save(tmp_path, q)
   assert quantiser.load(tmp_path) == q
-  (tmp_path / quantiser.FILE).write_text('{}')
-  with pytest.raises(quantiser.QuantiserError, match='no quantiser'):
-    quantiser.load(tmp_path)
+  kept = json.loads(q.text())
+  changes = (
+    *({'bins': 1}, {'bins': '256'}, {'low': 'ab'}, {'low': [[0, 1]]}),
+    *({'width': [[0, 1], [1, 1]]}, {'median': [[1, None], [1, 1]]}),
+    *({'channels': ['a']}, {'channels': [1, 2]}, {'low': [], 'channels': []}),
+  )
+  texts = [json.dumps(kept | change).encode() for change in changes]
+  for text in (b'{}', b'[]', b'\xff', b'[' * 100_000, *texts):
+    (tmp_path / quantiser.FILE).write_bytes(text)
+    with pytest.raises(quantiser.QuantiserError, match='no quantiser'):
+      quantiser.load(tmp_path)

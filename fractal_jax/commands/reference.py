@@ -83,6 +83,9 @@ def the_config():
       'give --config=FILE, or --data=DIR or FILE.npz: one of them'
     )
   if FLAGS.config is not None:
+    for name in ('size', 'channels', 'values'):
+      if FLAGS[name].present:
+        raise common.UsageError(f'--{name} goes with --data, not with --config')
     config_lib.check(FLAGS.config)
     return FLAGS.config
   if FLAGS.size is None:

@@ -43,6 +43,11 @@ class Quantiser:
   median: tuple[tuple[float, ...], ...]
   channels: tuple[str, ...]
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """How many channels and bins there are."""
+    return len(self.channels), self.bins
+
   def of(self, label: int) -> tuple[np.ndarray, np.ndarray]:
     """low and width [C] of a class."""
     return np.array(self.low[label]), np.array(self.width[label])
@@ -147,19 +152,34 @@ def load(workdir) -> Quantiser | None:
   """
   path = paths.path(workdir) / FILE
   try:
-    text = path.read_text()
+    data = path.read_bytes()
   except (FileNotFoundError, NotADirectoryError):
     return None
   try:
-    found = json.loads(text)
-    arrays = {
-      k: tuple(map(tuple, found[k])) for k in ('low', 'width', 'median')
-    }
-    return Quantiser(
-      int(found['bins']), **arrays, channels=tuple(found['channels'])
-    )
-  except (KeyError, TypeError, ValueError) as e:
+    return _read(json.loads(data))
+  except (LookupError, TypeError, ValueError, RecursionError) as e:
     raise QuantiserError(
       f'{path} is no quantiser ({type(e).__name__}: {e}): take it from a copy '
       'of the work directory'
     ) from e
+
+
+def _read(found: dict) -> Quantiser:
+  """A quantiser from what JSON holds; ValueError and the like for others."""
+  arrays = {
+    name: np.array(found[name], np.float64)
+    for name in ('low', 'width', 'median')
+  }
+  bins, channels = found['bins'], tuple(found['channels'])
+  shape = (len(arrays['low']), len(channels))
+  if not isinstance(bins, int) or bins < 2:
+    raise ValueError(f'bins is {bins!r}')
+  if not all(isinstance(name, str) for name in channels):
+    raise ValueError(f'channels is {channels!r}')
+  for name, x in arrays.items():
+    if x.shape != shape or not x.size or not np.isfinite(x).all():
+      raise ValueError(f'{name} must hold finite numbers {list(shape)}')
+  if not (arrays['width'] > 0).all():
+    raise ValueError('width must be above 0')
+  nested = {name: tuple(map(tuple, x.tolist())) for name, x in arrays.items()}
+  return Quantiser(bins, **nested, channels=channels)
