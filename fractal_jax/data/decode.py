@@ -19,7 +19,7 @@ the same rules:
 from collections.abc import Iterator
 import contextlib
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fractal_jax.errors import UserError
 
@@ -99,9 +99,10 @@ def _opened(file, name, formats, max_pixels) -> Iterator[Image.Image]:
   except Exception as e:  # a broken file makes PIL raise nearly anything
     if isinstance(e, OSError) and e.errno is not None:  # the system's
       raise ImageError(f'{name} cannot be opened ({e.strerror})') from e
+    unknown = isinstance(e, UnidentifiedImageError)  # names an object
     raise ImageError(
-      f'{name} is not an image that can be read, one of '
-      f'{", ".join(formats)} ({e})'
+      f'{name} is not an image that can be read, one of {", ".join(formats)} '
+      f'({"it begins as none of them" if unknown else e})'
     ) from e
 
 
