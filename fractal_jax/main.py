@@ -242,7 +242,8 @@ def run() -> None:
     try:
       job.define_flags()
     except flags.Error as e:  # a --flagfile that is not there
-      leave(f'fractal-jax {command}: {" ".join(str(e).split())}', 2)
+      text = ' '.join(str(e).removeprefix('ERROR::').split())
+      leave(f'fractal-jax {command}: {text}', 2)
     if wants_help:
       own = [name for name in FLAGS if name not in before]
       tell(usage.of_command(command, job.__doc__, own))
