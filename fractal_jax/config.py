@@ -585,14 +585,14 @@ def split_names(config) -> None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-  """Raises ConfigError where a flag `--config.KEY` is given more than once.
+  """Raises ConfigError where --config, or --config.KEY, is given twice.
 
   ml_collections would join two tuples, and use the last of other values.
   """
   names = [
     text.partition('=')[0].lstrip('-')
     for text in arguments
-    if re.match('--?config[.]', text)
+    if re.match('--?config([.=]|$)', text)
   ]
   for name in names:
     if names.count(name) > 1:

@@ -161,6 +161,7 @@ def test_cost_prints_the_papers_total():
       ['cost', DIGITS, '--config.optim.lr=1', '--config.optim.lr=2'],
       ['--config.optim.lr is given more than once'],
     ),
+    (['cost', DIGITS, DIGITS], ['--config is given more than once']),
     (
       ['cost', DIGITS, '--config.model.widths=a,b', '--config.seed=-1'],
       ["model.widths=('a,b',) must be a tuple", 'seed=-1 must be'],

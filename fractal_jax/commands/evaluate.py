@@ -87,6 +87,9 @@ def run():
     config = common.load_config() if known else common.default_config()
     extractor = make_extractor(loaded, sharding.any_mesh(config), images.num)
     ref = the_reference(config, extractor)
+    images, note = images_lib.fitted(images, ref.side)
+    if note:
+      common.say(note)
     names = classes.load(FLAGS.workdir) if known else ref.class_names
     images = images_lib.numbered(images, names)
   else:

@@ -44,6 +44,7 @@ def run():
   """Scores the split, and says what kind of number that is."""
   import tqdm
 
+  from fractal_jax.data import pipeline
   from fractal_jax.inference import likelihood
 
   if FLAGS.out:
@@ -54,6 +55,14 @@ def run():
   if FLAGS.data:
     split = FLAGS.split or 'all'
     scored = with_other_data(config)
+    side = config.model.sizes[0]
+    if config.model.rank == 2:
+      common.say(
+        f'Images that are not {side}x{side} are cut to the square in the '
+        'middle and resized, as in training.'
+      )
+    if skipped := pipeline.open_split(scored, split).skipped:
+      common.say(skipped)
   common.use_cores(FLAGS.batch or config.eval.batch)
   model = common.load_model(config)
   found = likelihood.evaluate(

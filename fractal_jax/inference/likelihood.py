@@ -51,10 +51,9 @@ class Likelihood:
       kind += ', upper bound'
     if self.rounded:
       kind += ', of rounded colours'
-    return (
-      f'{self.bits_per_dim:.4f} ± {self.stderr:.4f} ({self.images} images, '
-      f'{kind})'
-    )
+    error = f' ± {self.stderr:.4f}' if self.images > 1 else ''
+    number = f'{self.images} image' + 's' * (self.images != 1)
+    return f'{self.bits_per_dim:.4f}{error} ({number}, {kind})'
 
 
 @struct.dataclass

@@ -5,9 +5,10 @@ import os
 import zipfile
 
 import numpy as np
+from PIL import Image
 
 from fractal_jax import paths
-from fractal_jax.data import decode, folder
+from fractal_jax.data import common, decode, folder
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
@@ -157,7 +158,7 @@ class Samples:
     """
     self._path = paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
-    self.folders, self.skipped = None, ''
+    self.folders, self.skipped, self._fitted = None, '', False
     if self._path.is_dir():
       self._find_files()
     else:
@@ -169,8 +170,13 @@ class Samples:
 
   def __getitem__(self, at: slice) -> np.ndarray:
     if self._files is None:
-      return self._pictures[at]
-    out = [_read_image(file) for file in self._files[at]]
+      out = self._pictures[at]
+    else:
+      out = [_read_image(file) for file in self._files[at]]
+    if self._fitted:
+      return np.stack([_cropped(x, self.side) for x in out])
+    if self._files is None:
+      return out
     for file, x in zip(self._files[at], out):
       first = out[0] if at.start == 0 else self[0:1][0]
       if x.shape != first.shape:
@@ -180,6 +186,38 @@ class Samples:
           'equal.'
         )
     return np.stack(out)
+
+  def fit(self, side: int) -> str:
+    """Crops and resizes pictures of other sizes from now on, as training does.
+
+    Args:
+      side: of the pictures.
+
+    Returns:
+      A sentence on it; '' where all have this size already.
+
+    Raises:
+      MetricsError: a picture is smaller.
+    """
+    if self._files is None:
+      height, width = self._pictures.shape[1:3]
+      sizes = [(str(self._path), (width, height))] * len(self)
+    else:
+      sizes = [(file, _size(file)) for file in self._files]
+    others = [(name, size) for name, size in sizes if size != (side, side)]
+    for name, size in others:
+      if min(size) < side:
+        raise MetricsError(
+          f'{name} has {size[0]}x{size[1]} pixels, those of the reference '
+          f'{side}x{side}: larger ones are cropped, none is enlarged.'
+        )
+    if not others:
+      return ''
+    self.side, self._fitted = side, True
+    return (
+      f'{len(others)} of {len(sizes)} images are not {side}x{side} as those of '
+      'the reference: each is cut to the square in the middle and resized.'
+    )
 
   def _find_files(self):
     try:
@@ -233,6 +271,22 @@ def _images_in(path: paths.Path) -> tuple[list[str], list[str]]:
     if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
   ]
   return images, sorted({file for file, _ in inside} - {*images})
+
+
+def _cropped(picture: np.ndarray, side: int) -> np.ndarray:
+  if picture.shape[:2] == (side, side):
+    return picture
+  return common.to_array(Image.fromarray(picture), side, 3)
+
+
+def _size(path: str) -> tuple[int, int]:
+  try:
+    with paths.path(path).open('rb') as file:
+      return decode.size(file, path)
+  except decode.ImageError as e:
+    raise MetricsError(f'{e}.') from e
+  except OSError as e:
+    raise MetricsError(f'{path} cannot be opened ({e.strerror or e}).') from e
 
 
 def _read_image(path: str) -> np.ndarray:

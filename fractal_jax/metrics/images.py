@@ -107,6 +107,7 @@ class Images:
     settings: what they are a function of.
     classes: names of the folders that the labels number, or ().
     skipped: which files are left out and why, a sentence; '' if none are.
+    files: what they are read from; None for those of a run.
   """
 
   num: int
@@ -117,6 +118,7 @@ class Images:
   settings: dict
   classes: tuple[str, ...] = ()
   skipped: str = ''
+  files: files.Samples | None = None
 
 
 def of_run(
@@ -245,7 +247,24 @@ def of_files(path: str, batch: int) -> Images:
     settings={'images': str(path)},
     classes=tuple(found.folders or ()),
     skipped=found.skipped,
+    files=found,
   )
+
+
+def fitted(images: Images, side: int | None) -> tuple[Images, str]:
+  """The images in the size of a reference's, and a sentence on what was done.
+
+  Args:
+    images: of files, or of a run, which stay as they are.
+    side: of the reference's images; None where it is not known.
+
+  Raises:
+    MetricsError: an image is smaller.
+  """
+  if images.files is None or side is None:
+    return images, ''
+  note = images.files.fit(side)
+  return dataclasses.replace(images, side=images.files.side), note
 
 
 def numbered(images: Images, names: Sequence[str]) -> Images:
