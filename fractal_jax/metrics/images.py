@@ -107,7 +107,7 @@ class Images:
     settings: what they are a function of.
     classes: names of the folders that the labels number, or ().
     skipped: which files are left out and why, a sentence; '' if none are.
-    files: what they are read from; None for those of a run.
+    source: what they are read from; None for those of a run.
   """
 
   num: int
@@ -118,7 +118,7 @@ class Images:
   settings: dict
   classes: tuple[str, ...] = ()
   skipped: str = ''
-  files: files.Samples | None = None
+  source: files.Samples | None = None
 
 
 def of_run(
@@ -247,7 +247,7 @@ def of_files(path: str, batch: int) -> Images:
     settings={'images': str(path)},
     classes=tuple(found.folders or ()),
     skipped=found.skipped,
-    files=found,
+    source=found,
   )
 
 
@@ -261,10 +261,10 @@ def fitted(images: Images, side: int | None) -> tuple[Images, str]:
   Raises:
     MetricsError: an image is smaller.
   """
-  if images.files is None or side is None:
+  if images.source is None or side is None:
     return images, ''
-  note = images.files.fit(side)
-  return dataclasses.replace(images, side=images.files.side), note
+  note = images.source.fit(side)
+  return dataclasses.replace(images, side=images.source.side), note
 
 
 def numbered(images: Images, names: Sequence[str]) -> Images:
