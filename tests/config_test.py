@@ -322,3 +322,11 @@ def test_typo_names_the_nearest_key(section, typo, nearest):
     setattr(c[section], typo, 1)
   with pytest.raises(KeyError, match=nearest):
     c[section][typo] = 1
+
+
+@pytest.mark.parametrize('flag', ['--config', '-config', '--config.seed'])
+def test_a_config_is_given_once(flag):
+  other = ['--configs=3', '--config.optim.lr=1', 'config', '--step=1']
+  config_lib.check_arguments([f'{flag}=1', *other])
+  with pytest.raises(config_lib.ConfigError, match='is given more than once'):
+    config_lib.check_arguments([f'{flag}=1', *other, f'{flag}=2'])

@@ -34,7 +34,9 @@ from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files, reference
 from fractal_jax.models import fractal
-from fractal_jax.training import checkpoint
+from fractal_jax.pilot import settings
+from fractal_jax.series import quantiser, runs, table
+from fractal_jax.training import checkpoint, logs
 from tests import commandline, tiny
 from tests.data import color_config, make_config
 
@@ -159,6 +161,10 @@ NEEDS = {
   'reference': ['--data=none.npz', '--size=8', '--out=x.npz'],
   'convert': [f'--config={CONFIG}', '--workdir=run', '--pth=none.pth'],
   'cost': [f'--config={CONFIG}'],
+  'anomaly': ['--data=none.npz', '--workdir=run'],
+  'forecast': ['--data=none.npz', '--workdir=run'],
+  'impute': ['--data=none.npz', '--workdir=run'],
+  'ab': ['--level=0', '--a=run', '--b=run'],
 }
 
 
@@ -326,6 +332,30 @@ def test_data_in_npz_files(data):
   result(read_all, make_config('npz', dir='x.npz'))
 
 
+SERIES = {
+  'values': np.zeros((12, 2)),
+  'labels': np.arange(12) > 9,
+  'train': np.array(8),
+  'timestamps': np.arange(12),
+  'channels': np.array(['a', 'b']),
+}
+
+
+@fuzz(200, data=archives(SERIES) | st.binary(max_size=40))
+def test_series_in_npz_files(data):
+  pathlib.Path('x.npz').write_bytes(data)
+  result(table.read, 'x.npz')
+
+
+cells = st.lists(numbers.map(str) | words, max_size=3).map(','.join)
+
+
+@fuzz(200, rows=st.lists(cells, max_size=5))
+def test_series_in_csv_files(rows):
+  pathlib.Path('x.csv').write_text('\n'.join(rows))
+  result(table.read, 'x.csv')
+
+
 pictures = {
   'arr_0': np.zeros((3, 8, 8, 3), np.uint8),
   'arr_1': np.arange(3),
@@ -434,5 +464,11 @@ def test_what_a_run_has_kept(data):
     pathlib.Path(name).write_bytes(data)
   config = result(checkpoint.load_config, '.')
   assert config is None or not config_lib.problems(config)
+  for name in (quantiser.FILE, runs.FILE, 'metrics.jsonl', 'pilot.toml'):
+    pathlib.Path(name).write_bytes(data)
+  result(quantiser.load, '.')
+  result(runs._kept, '.')
+  result(settings.load, '.')
+  assert all('step' in line for line in logs.read_metrics('.'))
   kept = result(classes.load, '.')
   assert kept is None or all(isinstance(name, str) for name in kept)

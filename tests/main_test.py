@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -161,7 +162,6 @@ def test_cost_prints_the_papers_total():
       ['cost', DIGITS, '--config.optim.lr=1', '--config.optim.lr=2'],
       ['--config.optim.lr is given more than once'],
     ),
-    (['cost', DIGITS, DIGITS], ['--config is given more than once']),
     (
       ['cost', DIGITS, '--config.model.widths=a,b', '--config.seed=-1'],
       ["model.widths=('a,b',) must be a tuple", 'seed=-1 must be'],
@@ -182,12 +182,7 @@ def test_cost_prints_the_papers_total():
       ],
       ['3 does not divide 8', 'heads[0]=5'],
     ),
-    (
-      ['train', DIGITS, '--workdir=X', '--processes=2'],
-      ['--processes=2 is for several processes: add --distributed'],
-    ),
     (['cost', '--flagfile=X'], ['X', 'No such file']),
-    (['cost', '--config='], ["there is no config ''"]),
     (['likelihood', '--workdir=X'], ['X', 'config.json']),
     (['demo', '--workdir=X'], ['X', 'config.json']),
     (
@@ -288,15 +283,24 @@ def test_other_commands_end_quietly_where_nobody_reads():
   assert job.wait(300) == 141 and 'Traceback' not in errors
 
 
-@pytest.mark.parametrize('args', [[], ['--help'], ['cost', '--help']])
-def test_help_to_a_full_disk_or_to_nobody(args):
+@pytest.mark.parametrize('name', ['coordinator', 'processes', 'process'])
+def test_flags_of_several_processes_do_nothing_alone(name, monkeypatch):
+  kept = jax.config.jax_compilation_cache_dir
+  monkeypatch.setattr(main, 'cache_folder', lambda: kept)
+  given = f'--{name}=2'
+  with commandline.flags_of('train', DIGITS, '--workdir=X', given):
+    with pytest.raises(common.UsageError, match=f'{given} is for several'):
+      main.start()
+
+
+def test_help_to_a_full_disk_or_to_nobody():
   if os.path.exists('/dev/full'):
     with open('/dev/full', 'w') as full:
-      job = start(*args, stdout=full)
+      job = start(stdout=full)
       errors = job.communicate(timeout=300)[1]
     assert job.returncode == 2 and errors.count('\n') == 1, errors
     assert 'No space left on device' in errors
-  job = start(*args)
+  job = start('cost', '--help')
   job.stdout.close()
   assert (job.stderr.read(), job.wait(300)) == ('', 141)
 
