@@ -29,9 +29,7 @@ def logits_of(net):
   """(params, images, labels) to logits [B, values, V], generation's order."""
 
   def logits(params, images, labels):
-    out = net.apply(
-      {'params': params}, images, labels, NO_DRAWS, method='pixel_logits'
-    )
+    _, out = net.predictive(params, images, labels, NO_DRAWS)
     return out.reshape(len(images), -1, net.specs[-1].values)
 
   return tiny.jit(logits)

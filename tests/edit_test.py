@@ -12,7 +12,7 @@ from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.inference import inputs, sample
 from fractal_jax.models import mar, pixel
-from fractal_jax.models.types import Draws, Given, Request, Sampling
+from fractal_jax.models.types import Draws, Given, Network, Request, Sampling
 from tests import tiny
 
 KINDS = [('ar', 'mar', 'pixel'), ('mar', 'ar', 'pixel')]
@@ -92,7 +92,7 @@ def test_guides_are_drawn_within_bounds():
   def draw(bounds, free=False):
     wanted = Request((conds,), keys, guidance=1.0)
     steps = guide.generate(
-      params, wanted, flat, bounds=None if free else bounds
+      [Network(guide, params)], wanted, flat, bounds=None if free else bounds
     )
     return steps.run().values.reshape(1000, 2)
 
@@ -183,12 +183,8 @@ def test_partly_known_patches_condition_their_other_values():
   # Given the pixels before alone: those after it can't be seen.
   every = np.repeat(image, 5, 0)
   every[:, 0, 1, 0] = np.arange(5)
-  logits = tiny.jit(m.net.apply, static_argnames='method')(
-    {'params': m.params},
-    every,
-    -np.ones(5, np.int32),
-    Draws(None, None),
-    method='pixel_logits',
+  _, logits = tiny.jit(m.net.predictive)(
+    m.params, every, -np.ones(5, np.int32), Draws(None, None)
   )
   wanted = np.asarray(jax.nn.softmax(logits.reshape(5, 4, 5)[0, 1]))
   assert wanted.max() < 0.9

@@ -132,7 +132,7 @@ def test_bfloat16_keeps_the_loss_in_float32(kind):
     args = (images, labels, NO_DRAWS, masks)
     return tiny.jit(
       lambda p: (
-        net.apply({'params': p}, *args, method='pixel_logits'),
+        net.predictive(p, *args)[1],
         net.apply({'params': p}, *args, train=False).pixels.nats,
       )
     )(params)

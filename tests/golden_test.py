@@ -82,14 +82,9 @@ class Golden:
     self.masks = self.by_level('mask/level')
     self.score = tiny.jit(jax.value_and_grad(self.loss, has_aux=True))
     self.logits = tiny.jit(
-      lambda params, labels: self.net.apply(
-        {'params': params},
-        self.images,
-        labels,
-        NO_DRAWS,
-        self.masks,
-        method='pixel_logits',
-      )
+      lambda params, labels: self.net.predictive(
+        params, self.images, labels, NO_DRAWS, self.masks
+      )[1]
     )
 
   def under(self, prefix):

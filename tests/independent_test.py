@@ -56,13 +56,9 @@ def test_no_patch_sees_another():
   other = image.copy()
   other[0, 1, 2, 0] = (other[0, 1, 2, 0] + 2) % 5
   logits = tiny.jit(
-    lambda p: net.apply(
-      {'params': p},
-      np.concatenate([image, other]),
-      np.zeros(2, np.int32),
-      NO_DRAWS,
-      method='pixel_logits',
-    )
+    lambda p: net.predictive(
+      p, np.concatenate([image, other]), np.zeros(2, np.int32), NO_DRAWS
+    )[1]
   )(params)
   first, second = np.asarray(logits).reshape(2, 16, 2, 5)
   moved = (first != second).any(-1)

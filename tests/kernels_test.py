@@ -20,7 +20,7 @@ from fractal_jax.models.kernels import (
   values,
 )
 from fractal_jax.models.kernels.geometry import Packed, Rows
-from fractal_jax.models.types import Given, Request, Sampling
+from fractal_jax.models.types import Given, Network, Request, Sampling
 from fractal_jax.training import train, train_state
 from tests import golden_test, tiny
 
@@ -184,7 +184,8 @@ def test_greedy_pixels():
 
   def draw(kernels):
     level = pixel.PixelLevel(dataclasses.replace(spec, kernels=kernels))
-    drawn = level.generate(params, request, Sampling(greedy=True)).run()
+    network = Network(level, params)
+    drawn = level.generate([network], request, Sampling(greedy=True)).run()
     return drawn.values
 
   np.testing.assert_array_equal(draw('pallas'), draw('xla'))

@@ -19,6 +19,7 @@ from fractal_jax import main
 from fractal_jax.commands import common, evaluate
 from fractal_jax.pictures import LETTERS
 from tests import commandline
+from tests.commandline import call
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = '--config=configs/digits.py'
@@ -33,19 +34,28 @@ TINY = [
 ]
 
 
-def call(*args, code=0, both=False):
-  """Standard output; with errors where they are expected, or asked for."""
-  env = dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT))
-  done = subprocess.run(
+def start(*args, stdout=subprocess.PIPE, **env):
+  """A command in a process of its own."""
+  return subprocess.Popen(
     [sys.executable, '-m', 'fractal_jax.main', *args],
     cwd=ROOT,
-    env=env,
-    capture_output=True,
+    env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT), **env),
+    stdout=stdout,
+    stderr=subprocess.PIPE,
     text=True,
-    timeout=300,
   )
-  assert done.returncode == code, done.stdout + done.stderr
-  return done.stdout + (done.stderr if code or both else '')
+
+
+def finish(job) -> tuple[str, str]:
+  """Its output, and errors; it must succeed."""
+  out, errors = job.communicate(timeout=300)
+  assert job.returncode == 0, out + errors
+  return out, errors
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+  monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +63,7 @@ def workdir(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('run'))
   steps = '--config.optim.steps=4'
   args = 'train', DIGITS, f'--workdir={folder}', steps, '--profile=2:2', *TINY
-  out = call(*args)
+  out, _ = finish(start(*args))
   assert 'step 4/4' in out.replace('  ', ' ')
   assert out.splitlines()[-1].startswith('validation bits/dim: ')
   return folder
@@ -80,10 +90,10 @@ def test_likelihood_needs_only_the_workdir(workdir):
   assert out.startswith('validation bits/dim: ')
   assert '(297 images, exact)' in out
   args = 'likelihood', f'--workdir={workdir}', '--split=train', '--num=9'
-  out = call(*args, both=True)
+  out, errors = finish(start(*args))
   assert '(9 images, exact)' in out
   took = re.search(
-    r'^compiling took ([\d.]+) of ([\d.]+) s; kept in /', out, re.M
+    r'^compiling took ([\d.]+) of ([\d.]+) s; kept in /', errors, re.M
   )
   assert 0 < float(took[1]) < float(took[2])
 
@@ -248,17 +258,6 @@ def test_a_run_that_may_not_be_written_to_is_evaluated(monkeypatch, tmp_path):
   assert evaluate.cache() == flags.cache
 
 
-def start(*args, stdout=subprocess.PIPE, **env):
-  return subprocess.Popen(
-    [sys.executable, '-m', 'fractal_jax.main', *args],
-    cwd=ROOT,
-    env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT), **env),
-    stdout=stdout,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
 def test_a_closed_pipe_loses_no_steps(tmp_path):
   """`train | head`, in a terminal that can print ASCII alone."""
   often = ['--config.optim.log_every=1', '--config.eval.every=2']
@@ -373,9 +372,11 @@ def test_a_profile_is_of_steps(text):
 
 
 def test_distributed_says_what_is_missing():
-  out = call('train', DIGITS, '--workdir=X', '--distributed', code=2)
-  assert '--coordinator=HOST:PORT, --processes=COUNT, --process=INDEX' in out
-  assert 'Traceback' not in out and not (ROOT / 'X').exists()
+  job = start('train', DIGITS, '--workdir=X', '--distributed')
+  _, errors = job.communicate(timeout=300)
+  assert job.returncode == 2
+  assert '--coordinator=HOST:PORT, --processes=COUNT, --process=INDEX' in errors
+  assert 'Traceback' not in errors and not (ROOT / 'X').exists()
 
 
 def test_another_seed_is_refused(workdir):

@@ -16,10 +16,9 @@ from tests import tiny
 NO_DRAWS = Draws(None, None)
 
 
-def masked(net, images, labels, params, masks, **how):
-  how = how or {'train': False}
+def masked(net, images, labels, params, masks):
   images, labels = jnp.asarray(images), jnp.asarray(labels)
-  return net.apply({'params': params}, images, labels, NO_DRAWS, masks, **how)
+  return net.score(params, images, labels, NO_DRAWS, masks, train=False)
 
 
 def level_outputs(net, params, i=0):
@@ -276,9 +275,9 @@ def test_cached_generation_equals_teacher_forcing(below, guided):
         placed = np.sort(orders[1][:still1])
         seen = np.isin(placed, orders[1][left1:still1])
       score = tiny.jit(
-        lambda p, y, masks=masks: masked(
-          net, images, y, p, masks, method='pixel_logits'
-        )
+        lambda p, y, masks=masks: net.predictive(
+          p, jnp.asarray(images), y, NO_DRAWS, masks
+        )[1]
       )
       logits = [score(params, labels)]
       if guided:

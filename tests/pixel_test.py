@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from fractal_jax.models import pixel
-from fractal_jax.models.types import Request, Sampling
+from fractal_jax.models.types import Network, Request, Sampling
 from tests import tiny
 
 
@@ -63,7 +63,7 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
   sampling = Sampling(temperature=0.9, greedy=True)
   generate = tiny.jit(
     lambda conds: net.generate(
-      params, Request((conds,), tiny.keys(32), 2.5), sampling
+      [Network(net, params)], Request((conds,), tiny.keys(32), 2.5), sampling
     ).run()
   )
   score = tiny.jit(

@@ -82,19 +82,9 @@ class ARLevel(nn.Module):
     )
     self.norm_in = layers.layer_norm(s.dtype)
     scan = kernels.scan_of(s, self.sequence_length(s))
-    self.blocks = layers.stack(self.BLOCK, self.block_fields(), s.depth, *scan)
+    fields = layers.fields(s, causal=True)
+    self.blocks = layers.stack(self.BLOCK, fields, s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
-
-  @nn.nowrap
-  def block_fields(self):
-    s = self.spec
-    return dict(
-      width=s.width,
-      heads=s.heads,
-      causal=True,
-      dropout=s.dropout,
-      dtype=s.dtype,
-    )
 
   def table(self) -> Array:
     return sharding.gathered(self.positions, None, 'embed')  # [1 + L, D]
@@ -144,15 +134,13 @@ class ARLevel(nn.Module):
   def output(self, x: Array) -> Array:
     return self.norm_out(x)
 
-  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  @staticmethod
   def generate(
-    self,
-    params,
+    networks: list[Network],
     request: Request,
     sampling: Sampling,
     draw_patch,
     order=None,
-    guide: Network | None = None,
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
@@ -161,10 +149,10 @@ class ARLevel(nn.Module):
     interval of guidance alone: there it first reads what was drawn before.
     """
     del order
-    s = self.spec
-    networks = [Network(self, params)] + ([guide] if guide else [])
-    networks = [net.generating() for net in networks]
-    streams = [Stream(net, c) for net, c in zip(networks, request.conds)]
+    s = networks[0].spec
+    streams = [
+      Stream(net.generating(), c) for net, c in zip(networks, request.conds)
+    ]
     linear = s.index == 0 and sampling.schedule == 'linear'
     given = jax.tree.map(
       lambda x: patchify(x, s).swapaxes(0, 1), request.given
@@ -263,8 +251,8 @@ class Stream:
   @property
   def blocks(self):
     """The block, and the parameters of the stack."""
-    level = self.network.level
-    block = layers.LlamaBlock(**level.block_fields(), parent=None)
+    fields = layers.fields(self.network.spec, causal=True)
+    block = layers.LlamaBlock(**fields, parent=None)
     return block, self.network.params['blocks']
 
   def empty_cache(self) -> Array:

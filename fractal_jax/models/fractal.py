@@ -150,7 +150,7 @@ class Fractal(nn.Module):
 
   @nn.nowrap  # pure
   def predictive(
-    self, params: dict, images: Array, labels: Array, draws: Draws
+    self, params: dict, images: Array, labels: Array, draws: Draws, masks=None
   ) -> tuple[Rows, Array]:
     """The rows that reach the pixel level, and their logits [N, C, V].
 
@@ -158,17 +158,11 @@ class Fractal(nn.Module):
     """
 
     def run(self):
-      rows, _, _ = self.down(images, labels, draws, train=False)
+      rows, _, _ = self.down(images, labels, draws, masks, train=False)
       logits = self.levels[-1].logits(rows.conds, values_of(rows))
       return rows, self.colour.unordered(logits, 1)
 
     return self.apply({'params': shared.expand(params, self.specs)}, method=run)
-
-  def pixel_logits(self, images, labels, draws, masks=None) -> Array:
-    """Logits [N, C, V] of the pixels that reach the pixel level."""
-    rows, _, _ = self.down(images, labels, draws, masks, train=False)
-    logits = self.levels[-1].logits(rows.conds, values_of(rows))
-    return self.colour.unordered(logits, 1)
 
   def down(
     self, images, labels, draws, masks=None, keep=None, *, train: bool
@@ -296,9 +290,9 @@ class Fractal(nn.Module):
           wanted = wanted.replace(conds=(jnp.concatenate(wanted.conds),))
         return squares(i + 1, wanted).run()
 
-      level, *others = (levels[i] for levels in networks[: len(request.conds)])
-      steps = level.level.generate(
-        level.params, request, sampling, draw_patch, orders[i], *others
+      levels = [levels[i] for levels in networks[: len(request.conds)]]
+      steps = self.kinds[i].generate(
+        levels, request, sampling, draw_patch, orders[i]
       )
       scope = jax.named_scope(f'level_{i}')  # for profiles
       return dataclasses.replace(steps, step=scope(steps.step))

@@ -72,13 +72,7 @@ class IndependentLevel(nn.Module):
       (self.sequence_length(s), s.width),
     )
     self.norm_in = layers.layer_norm(s.dtype)
-    fields = dict(
-      width=s.width,
-      heads=s.heads,
-      causal=False,
-      dropout=s.dropout,
-      dtype=s.dtype,
-    )
+    fields = layers.fields(s, causal=False)
     scan = kernels.scan_of(s, self.sequence_length(s))
     self.blocks = layers.stack(self.BLOCK, fields, s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
@@ -101,23 +95,20 @@ class IndependentLevel(nn.Module):
     conds = chunked(outputs, self, rows.conds)  # [N, L, D]
     return all_down(rows, conds, self.spec), None, jnp.zeros((), jnp.int32)
 
-  @nn.nowrap  # pure: it calls `apply` itself
+  @staticmethod
   def generate(
-    self,
-    params,
+    networks: list[Network],
     request: Request,
     sampling: Sampling,
     draw_patch,
     order=None,
-    guide: Network | None = None,
   ) -> Steps:
     """All patches in one step; see level.Level. Guidance is at full scale.
 
     At level 0 the step is guided where the interval of guidance begins at 0.
     """
     del order
-    s, n = self.spec, len(request.keys)
-    networks = [Network(self, params)] + ([guide] if guide else [])
+    s, n = networks[0].spec, len(request.keys)
     if s.index == 0 and not sampling.guides(0):
       networks = networks[:1]
     given = jax.tree.map(lambda x: patchify(x, s), request.given)

@@ -16,7 +16,7 @@ from fractal_jax import cpu
 from fractal_jax.models import products
 from fractal_jax.models.dropout import Dropout
 from fractal_jax.models.kernels import blocks as kernels
-from fractal_jax.models.types import Array
+from fractal_jax.models.types import Array, Spec
 
 XAVIER = nn.initializers.xavier_uniform()
 # A fused qkv counts as one [3D, D] matrix.
@@ -257,6 +257,17 @@ class Block(nn.Module):
     )
     x = x + self.attention.at(y, here)
     return x + self.mlp(self.norm2(x), False)
+
+
+def fields(spec: Spec, *, causal: bool) -> dict:
+  """The fields of a level's block."""
+  return dict(
+    width=spec.width,
+    heads=spec.heads,
+    causal=causal,
+    dropout=spec.dropout,
+    dtype=spec.dtype,
+  )
 
 
 class ViTBlock(Block):

@@ -90,21 +90,21 @@ class Level(Protocol):
       scalar, how many patches should have gone down and did not fit.
     """
 
-  # Generating: pure, on the unbound module.
+  # Generating: pure.
 
+  @staticmethod
   def generate(
-    self,
-    params,
+    networks: list[Network],
     request: Request,
     sampling: Sampling,
     draw_patch: Callable[[Request], Drawn],
     order=None,
-    guide: Network | None = None,
   ) -> Steps:
     """Generates squares [N, s, (s,) C], patch by patch.
 
     Args:
-      params: this level's parameters.
+      networks: this level with its parameters; behind it, the same level of
+        the network that guides, where another one does.
       request: the squares that are wanted.
       sampling: how values are drawn.
       draw_patch: the next level: M patches from conditions [G, M, out_conds,
@@ -112,8 +112,6 @@ class Level(Protocol):
         guide, they are drawn unguided.
       order: [L], an order of the patches for all squares, in place of that of
         `sampling`; levels with an order of their own ignore it.
-      guide: this level of the network that guides; None: none does, or one
-        network has both streams.
 
     Returns:
       The steps whose result are the squares. What is known of them is kept.

@@ -58,17 +58,6 @@ def possible_means(given: Given, spec: Spec) -> tuple[Array, Array]:
   return tuple(jnp.round(x).astype(jnp.int32) for x in ends)
 
 
-def block_fields(spec: Spec) -> dict:
-  """The fields of a masked level's ViTBlock."""
-  return dict(
-    width=spec.width,
-    heads=spec.heads,
-    causal=False,
-    dropout=spec.dropout,
-    dtype=spec.dtype,
-  )
-
-
 class MARLevel(nn.Module):
   """A masked level."""
 
@@ -115,9 +104,9 @@ class MARLevel(nn.Module):
     tokens = self.sequence_length(s)
     self.positions = self.param('positions', table, (tokens, s.width))
     self.norm_in = layers.layer_norm(s.dtype)
-    self.blocks = layers.stack(
-      layers.ViTBlock, block_fields(s), s.depth, *kernels.scan_of(s, tokens)
-    )
+    fields = layers.fields(s, causal=False)
+    scan = kernels.scan_of(s, tokens)
+    self.blocks = layers.stack(self.BLOCK, fields, s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
     if s.guide:
       self.guide_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
@@ -255,23 +244,20 @@ class MARLevel(nn.Module):
 
   # Generating.
 
-  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  @staticmethod
   def generate(
-    self,
-    params,
+    networks: list[Network],
     request: Request,
     sampling: Sampling,
     draw_patch,
     order=None,
-    guide: Network | None = None,
   ) -> Steps:
     """Several patches per step, in an order for each square.
 
     See level.Level, and unmasking.py.
     """
-    networks = [Network(self, params)] + ([guide] if guide else [])
     colour = None
-    if self.spec.guide:
+    if networks[0].spec.guide:
       colour = draw_guide(networks, request, sampling)
     return unmasking.Squares(
       networks=[
@@ -293,26 +279,18 @@ class MARLevel(nn.Module):
     """
     s = self.spec
 
-    def run(method, *args):
-      return self.apply({'params': params}, *args, method=method)
+    def run(method, *args, **how):
+      return self.apply({'params': params}, *args, method=method, **how)
 
     at, inside = self.neighbours(place)  # [M, m, n]
     tokens = self.sequence_length(s)
     # Most outputs are wanted, some of them twice; or kernels compute them all.
     if at[0].size >= s.length or kernels.rows_of(s, tokens) is not None:
-      outputs = self.apply(
-        {'params': params},
-        patches,
-        mask,
-        conds,
-        guide,
-        train=False,
-        method='outputs',
-      )
+      outputs = run('outputs', patches, mask, conds, guide, train=False)
       return self.conds_at(outputs, jnp.arange(len(place))[:, None], place)
     x = run('tokens', patches, mask, conds, guide)
     places = at.reshape(len(at), -1) + s.guide + s.num_conds
-    block = layers.ViTBlock(**block_fields(s), parent=None)
+    block = layers.ViTBlock(**layers.fields(s, causal=False), parent=None)
     x = layers.narrow_stack(block, params['blocks'], x, places)
     x = run(lambda level, x: level.norm_out(x), x)
     return x.reshape(at.shape + (s.width,)) * inside[..., None]
@@ -369,20 +347,18 @@ def draw_guide(
   """
   s = networks[0].spec
   keys = fold_in(request.keys, jnp.asarray(Salt.GUIDE_NOISE.value))
-  own, *other = (
+  guides = [
     Network(
       pixel.PixelLevel(pixel.guide_spec(net.spec), parent=None),
       net.params['guide'],
     )
     for net in networks
-  )
-  drawn = own.level.generate(
-    own.params,
+  ]
+  given = request.given
+  drawn = pixel.PixelLevel.generate(
+    guides,
     request.replace(keys=keys, given=None),
     sampling.replace(record=False, order=()),
-    guide=other[0] if other else None,
-    bounds=(
-      None if request.given is None else possible_means(request.given, s)
-    ),
+    bounds=None if given is None else possible_means(given, s),
   )
   return drawn.run().values.reshape(-1, s.channels)

@@ -75,10 +75,7 @@ class PixelLevel(nn.Module):
 
   @nn.nowrap
   def block_fields(self):
-    s = self.spec
-    return dict(
-      width=s.width, heads=s.heads, causal=True, dropout=0.0, dtype=s.dtype
-    )
+    return layers.fields(self.spec, causal=True) | {'dropout': 0.0}
 
   def outputs(self, conds: Array, values: Array, *, train: bool) -> Array:
     """Conditions [N, n, Dc], values [N, C] to outputs [N, C, D]."""
@@ -131,42 +128,38 @@ class PixelLevel(nn.Module):
     outputs = self.norm_out(x).swapaxes(0, 1)  # [1, N, D]
     return channel_logits(outputs, codebook[None], bias[None])[0]
 
-  @nn.nowrap  # pure: it calls `apply` itself, inside loops
+  @staticmethod
   def generate(
-    self,
-    params,
+    networks: list[Network],
     request: Request,
     sampling: Sampling,
     draw_patch=None,
     order=None,
-    guide: Network | None = None,
     *,
     bounds: tuple[Array, Array] | None = None,
   ) -> Steps:
     """Draws pixels, channel by channel, with cached keys and values.
 
     Args:
-      params: this level's parameters; call it on the unbound module.
+      networks: as in level.Level.
       request: the pixels that are wanted: squares of side 1.
       sampling: temperature, filter threshold, resampling.
       draw_patch: not used: no level is below.
       order: not used: channels come in their order.
-      guide: as in level.Level.
       bounds: the least and the largest value that may be drawn, [N, C] each.
 
     Returns:
       The steps whose result are the squares, values [N, 1, (1,) C].
     """
     del draw_patch, order
-    s, n = self.spec, len(request.keys)
+    s, n = networks[0].spec, len(request.keys)
     sampling = sampling.replace(
       temperature=of_level(sampling.temperature, s),
       resample=sampling.resample if is_guided(request) else 0,
     )
     request = request.replace(guidance=of_level(request.guidance, s))
-    if kernels.usable(s) and pixel_draw.offers(sampling, guide is None):
-      return draw_by_kernel(s, params, request, sampling, bounds)
-    networks = [Network(self, params)] + ([guide] if guide else [])
+    if kernels.usable(s) and pixel_draw.offers(sampling, len(networks) == 1):
+      return draw_by_kernel(networks[0], request, sampling, bounds)
     rows = [c.reshape((-1,) + c.shape[2:]) for c in request.conds]
     uniforms = draw_uniforms(request.keys, s, sampling.resample)
     uniforms = uniforms.swapaxes(0, 1)  # [C, N, ...]
@@ -269,9 +262,10 @@ def kernel_sizes(spec: Spec) -> pixel_nats.How:
 
 
 def draw_by_kernel(
-  spec: Spec, params, request: Request, sampling: Sampling, bounds
+  network: Network, request: Request, sampling: Sampling, bounds
 ) -> Steps:
   """`PixelLevel.generate` in a single step."""
+  spec = network.spec
   shape = (-1, spec.channels)
   given = request.given
   if given is not None:
@@ -288,7 +282,7 @@ def draw_by_kernel(
   def step(_, __):
     return pixel_draw.pixel_draw(
       kernel_sizes(spec),
-      params,
+      network.params,
       request.conds[0][:, :, 0].astype(spec.dtype),
       draw_uniforms(request.keys, spec),
       bounds,
