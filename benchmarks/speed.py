@@ -82,10 +82,10 @@ def sampling(config, net, mesh):
   settings, guided = sample.settings(config)
   index = jnp.arange(config.optim.batch)
   labels = index % config.model.classes
-  batch = programs.Batch(jax.random.key(0), index, labels, None, settings)
+  key = jax.random.key(0)
+  batch = programs.Batch(key, index, labels, None, settings, guided)
   flops = cost.sample_flops_per_image(config, guided, settings.iterations)
-  how = dict(guided=guided, mesh=mesh)
-  generate = jax.jit(functools.partial(programs.generate_batch, net, **how))
+  generate = jax.jit(functools.partial(programs.generate_batch, net, mesh=mesh))
   args = params, batch
   return generate, args, lambda _: args, flops
 

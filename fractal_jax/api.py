@@ -5,7 +5,7 @@ give them: S the side, C the channels, V the values per channel (256 for
 pixels).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import os
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.inference import edit, explain, inputs, likelihood, sample
-from fractal_jax.inference.progress import Progress, result_of, stream
+from fractal_jax.inference.progress import Job, Progress, result_of, stream
 from fractal_jax.models import fractal
 from fractal_jax.models.kernels import proof
 from fractal_jax.release import folder, hub
@@ -212,12 +212,9 @@ class Model:
       inputs.InputError: labels or settings that the model can't serve.
       pictures.PictureError: a movie that can't be written.
     """
-    job = sample.images(
-      self.net,
-      self.params,
-      self.config,
+    job = self._start(
+      sample.images,
       labels,
-      mesh=self.mesh,
       num=num,
       seed=seed,
       batch=batch,
@@ -256,16 +253,8 @@ class Model:
     Raises:
       inputs.InputError: images or labels that the model can't take.
     """
-    job = likelihood.log_prob(
-      self.net,
-      self.params,
-      self.config,
-      images,
-      labels,
-      mesh=self.mesh,
-      passes=passes,
-      seed=seed,
-      batch=batch,
+    job = self._start(
+      likelihood.log_prob, images, labels, passes=passes, seed=seed, batch=batch
     )
     return result_of(job)
 
@@ -306,14 +295,11 @@ class Model:
       inputs.InputError: an image, mask, label or setting that the model can't
         take.
     """
-    job = edit.edit(
-      self.net,
-      self.params,
-      self.config,
+    job = self._start(
+      edit.edit,
       images,
       mask,
       labels,
-      mesh=self.mesh,
       num=num,
       candidates=candidates,
       seed=seed,
@@ -352,16 +338,8 @@ class Model:
     Raises:
       inputs.InputError: an image or label that the model can't take.
     """
-    job = explain.explain(
-      self.net,
-      self.params,
-      self.config,
-      image,
-      label,
-      mesh=self.mesh,
-      passes=passes,
-      seed=seed,
-      batch=batch,
+    job = self._start(
+      explain.explain, image, label, passes=passes, seed=seed, batch=batch
     )
     return result_of(job)
 
@@ -461,10 +439,11 @@ class Model:
     """
     if job not in JOBS:
       raise inputs.InputError(f"no job '{job}': there are {', '.join(JOBS)}")
-    start = JOBS[job]
-    return stream(
-      start(self.net, self.params, self.config, *args, mesh=self.mesh, **how)
-    )
+    return stream(self._start(JOBS[job], *args, **how))
+
+  def _start(self, job: Callable[..., Job], *args: Any, **how: Any) -> Job:
+    """One of JOBS with this model, and its arguments."""
+    return job(self.net, self.params, self.config, *args, mesh=self.mesh, **how)
 
 
 def load(

@@ -105,9 +105,6 @@ def absolute(name: str | os.PathLike) -> str:
   return str(found.absolute() if isinstance(found, pathlib.Path) else found)
 
 
-# Errors.
-
-
 def entries(folder: Path) -> list[tuple[str, bool]]:
   """(path, whether it is a file) of what a folder holds, but hidden names.
 
@@ -127,6 +124,9 @@ def _is_file(entry: os.DirEntry) -> bool:
     return entry.is_file()
   except OSError:
     return False
+
+
+# Errors.
 
 
 def of_storage(error: BaseException | None) -> bool:
@@ -149,19 +149,13 @@ def of_storage(error: BaseException | None) -> bool:
   return False
 
 
-CLIENTS = (
-  'aiohttp',
-  'gcsfs',
-  'google',
-  'requests',
-)  # raise errors of their own
-STATUSES = (  # of TensorStore, whose errors are of Python's own classes
-  'PERMISSION_DENIED',
-  'UNAUTHENTICATED',
-  'UNAVAILABLE',
-  'DEADLINE_EXCEEDED',
+# Libraries that raise errors of their own.
+CLIENTS = ('aiohttp', 'gcsfs', 'google', 'requests')
+# Those of TensorStore, whose errors are of Python's own classes.
+STATUSES = (
+  'PERMISSION_DENIED', 'UNAUTHENTICATED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED',
   'RESOURCE_EXHAUSTED',
-)
+)  # fmt: skip
 
 
 # Writing.

@@ -393,24 +393,20 @@ def use_cores(images: int) -> None:
     cpu.use_cores(images)
 
 
+def numbers(name: str, values: list[str], kind: type = float) -> tuple:
+  """The numbers that a flag lists, of a kind: int or float."""
+  try:
+    return tuple(map(kind, values))
+  except ValueError as e:
+    what = 'whole numbers' if kind is int else 'numbers'
+    raise UsageError(
+      f'--{name}={",".join(values)} must be {what} with commas between'
+    ) from e
+
+
 def integers(name: str, values: list[str]) -> tuple[int, ...]:
   """The whole numbers that a flag lists."""
-  try:
-    return tuple(int(v) for v in values)
-  except ValueError as e:
-    raise UsageError(
-      f'--{name}={",".join(values)} must be whole numbers with commas between'
-    ) from e
-
-
-def numbers(name: str, values: list[str]) -> tuple[float, ...]:
-  """The numbers that a flag lists."""
-  try:
-    return tuple(float(v) for v in values)
-  except ValueError as e:
-    raise UsageError(
-      f'--{name}={",".join(values)} must be numbers with commas between'
-    ) from e
+  return numbers(name, values, int)
 
 
 def follow(job):

@@ -53,7 +53,19 @@ def folder(config, split: str) -> Source:
     files, labels = [files[i] for i in keep], [labels[i] for i in keep]
 
   remote = paths.is_remote(root)
+  return Source(
+    size=len(files),
+    read=_reader(files, labels, config, remote=remote),
+    class_names=tuple(names),
+    values=256,
+    # In a bucket each look at a header is a request.
+    check=lambda: _check([] if remote else files, config),
+    skipped=left_out(root, others),
+  )
 
+
+def _reader(files: list[str], labels: list[int], config, *, remote: bool):
+  """What reads example i; it keeps what is decoded, up to KEPT bytes."""
   kept, room = {}, KEPT // (config.model.sizes[0] ** 2 * config.model.channels)
 
   def read(i: int):
@@ -67,15 +79,7 @@ def folder(config, split: str) -> Source:
       kept[i] = image  # which can't be written to
     return image, labels[i]
 
-  return Source(
-    size=len(files),
-    read=read,
-    class_names=tuple(names),
-    values=256,
-    # In a bucket each look at a header is a request.
-    check=lambda: _check([] if remote else files, config),
-    skipped=left_out(root, others),
-  )
+  return read
 
 
 def _check(files: list[str], config) -> None:

@@ -100,12 +100,10 @@ def evaluate(
   from fractal_jax.data import pipeline  # the model itself needs no data set
 
   mesh = sharding.make_mesh(config) if mesh is None else mesh
-  split = config.data.val_split if split is None else split
-  batch = config.eval.batch if batch is None else batch
+  split = split or config.data.val_split
+  batch = sharding.padded_batch(batch or config.eval.batch, mesh)
   num = config.eval.num if num is None else num
-  passes = config.eval.passes if passes is None else passes
-  passes = 1 if net.exact else passes
-  batch = sharding.padded_batch(batch, mesh)
+  passes = 1 if net.exact else passes or config.eval.passes
   host, hosts = sharding.host_rows(mesh)
   batches = pipeline.eval_batches(
     config,

@@ -30,15 +30,16 @@ class Batch:
   labels: Array  # [b] classes, -1 for "no class"
   given: Given | None  # values that are known, [b, S, (S,) C] each
   sampling: Sampling
+  guided: bool = struct.field(pytree_node=False)  # is there a second stream
+  guide: Guide | None = None  # its network; None: the same, without classes
 
 
 def in_parts(
-  net, params, batch: Batch, how: dict
+  net: fractal.Fractal, params, batch: Batch, *, mesh
 ) -> Iterator[tuple[Drawn, int, int]]:
   """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
-  mesh = how['mesh']
   with jax.set_mesh(mesh):
-    state, *shown = begin(net, params, batch, **how)
+    state, *shown = begin(net, params, batch, mesh=mesh)
     drawn, total = jax.device_get(shown)
   done, size, total = 0, 1, int(total[0])
   while True:
@@ -48,7 +49,7 @@ def in_parts(
     began, first = time.monotonic(), done
     done = min(done + size, total)
     with jax.set_mesh(mesh):
-      state, drawn = advance(net, params, batch, state, first, done, **how)
+      state, drawn = advance(net, params, batch, state, first, done, mesh=mesh)
       drawn = jax.device_get(drawn)
     took = time.monotonic() - began
     if took > PART:
@@ -57,36 +58,15 @@ def in_parts(
       size = max(min(2 * size, total // 16), 1)
 
 
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def generate_batch(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
-) -> Drawn:
-  """A batch of images at once, whole on every host."""
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-
-  def run(loop):
-    return loop.run()
-
-  drawn = _on_devices(run, net, params, batch, **how)
+@functools.partial(jax.jit, static_argnames=('net', 'mesh'))
+def generate_batch(net: fractal.Fractal, params, batch: Batch, *, mesh):
+  """A batch of images at once, as Drawn, whole on every host."""
+  drawn = _on_devices(lambda loop: loop.run(), net, params, batch, mesh=mesh)
   return jax.lax.with_sharding_constraint(drawn, jax.P())
 
 
-@functools.partial(jax.jit, static_argnames=('net', 'guided', 'mesh'))
-def begin(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
-):
+@functools.partial(jax.jit, static_argnames=('net', 'mesh'))
+def begin(net: fractal.Fractal, params, batch: Batch, *, mesh):
   """Before level 0's first step.
 
   Returns:
@@ -97,27 +77,15 @@ def begin(
     steps = jnp.full((1,), loop.count)
     return _with_axis(loop.start), loop.drawn(loop.start), steps
 
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-  state, *shown = _on_devices(run, net, params, batch, **how)
+  state, *shown = _on_devices(run, net, params, batch, mesh=mesh)
   return state, *jax.lax.with_sharding_constraint(shown, jax.P())
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=('net', 'guided', 'mesh'),
-  donate_argnames=('state',),
+  jax.jit, static_argnames=('net', 'mesh'), donate_argnames=('state',)
 )
 def advance(
-  net: fractal.Fractal,
-  params,
-  batch: Batch,
-  state,
-  first: int,
-  last: int,
-  *,
-  guided: bool,
-  mesh,
-  guide: Guide | None = None,
+  net: fractal.Fractal, params, batch: Batch, state, first, last, *, mesh
 ):
   """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
 
@@ -126,8 +94,7 @@ def advance(
     state = jax.lax.fori_loop(first, last, loop.step, state)
     return _with_axis(state), loop.drawn(state)
 
-  how = dict(guided=guided, mesh=mesh, guide=guide)
-  state, drawn = _on_devices(run, net, params, batch, state, **how)
+  state, drawn = _on_devices(run, net, params, batch, state, mesh=mesh)
   return state, jax.lax.with_sharding_constraint(drawn, jax.P())
 
 
@@ -136,9 +103,7 @@ def _with_axis(state):
   return jax.tree.map(lambda x: x[None], state)
 
 
-def _on_devices(
-  run: Callable, net, params, batch: Batch, *state, guided: bool, mesh, guide
-):
+def _on_devices(run: Callable, net, params, batch: Batch, *state, mesh):
   """run(loop, *state), where each device has the loop of its own images."""
   keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
 
@@ -148,7 +113,7 @@ def _on_devices(
       labels,
       keys,
       sampling,
-      guided=guided,
+      guided=batch.guided,
       guide=guide,
       given=given,
     )
@@ -162,4 +127,4 @@ def _on_devices(
     in_specs=(jax.P(), jax.P(), over, over, over, jax.P(), over),
     out_specs=over,
     check_vma=False,
-  )(params, guide, batch.labels, batch.given, keys, batch.sampling, state)
+  )(params, batch.guide, batch.labels, batch.given, keys, batch.sampling, state)

@@ -275,21 +275,22 @@ def steps(
     sampling = sampling.replace(record=True)
   batch = sharding.padded_batch(min(batch, len(labels)), mesh)
   batches = -(-len(labels) // batch)
-  how = dict(guided=guided, guide=guide if guided else None, mesh=mesh)
-  out = []
+  guide = guide if guided else None
+  key, out = jax.random.key(seed), []
   for past in range(batches):
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
     rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
-    some = programs.Batch(jax.random.key(seed), first + index, *rows, sampling)
+    some = programs.Batch(key, first + index, *rows, sampling, guided, guide)
     if stepwise:
-      for drawn, done, total in programs.in_parts(net, params, some, how):
+      parts = programs.in_parts(net, params, some, mesh=mesh)
+      for drawn, done, total in parts:
         shot = _filled([*out, drawn], len(labels))
         done, total = past * total + done, batches * total
         yield Progress('drawing', done, total, shot)
     else:
       with jax.set_mesh(mesh):
-        found = programs.generate_batch(net, params, some, **how)
+        found = programs.generate_batch(net, params, some, mesh=mesh)
         drawn = jax.device_get(found)
       yield Progress('drawing', past + 1, batches)
     out.append(drawn)

@@ -156,7 +156,6 @@ def of_run(
   _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
   chosen = sample.section(model.config, settings)
-  usual = default().sample
   what = {
     'format': FORMAT,
     'step': step,
@@ -164,8 +163,7 @@ def of_run(
     'model': json.loads(m.to_json()),
     'seed': seed,
     'labels': 'none' if unconditional else f'i mod {classes}',
-    # Newer settings only where they are used: images drawn before still count.
-    **{k: v for k, v in chosen.items() if k in ALWAYS or v != usual[k]},
+    **_used(chosen),
   }
   if guide is not None:
     what['guide'] = fingerprint(guide.params)
@@ -204,6 +202,15 @@ def of_run(
     pictures=pictures,
     settings=what,
   )
+
+
+def _used(chosen) -> dict:
+  """Of config.sample what KEY is made of: images drawn before still count.
+
+  Newer settings are part of it only where they are used.
+  """
+  usual = default().sample
+  return {k: v for k, v in chosen.items() if k in ALWAYS or v != usual[k]}
 
 
 def _kept(workdir: str, what: dict, model) -> tuple[paths.Path, Chunks]:

@@ -97,11 +97,12 @@ def sampling(config, mesh, images: int) -> jax.stages.Lowered:
     labels=numbers,
     given=None,
     sampling=how,
+    guided=guided,
   )
   init = lambda: nn.meta.unbox(fractal.init(net, jax.random.key(0)))
   given = placed((jax.eval_shape(init), batch), sharding.replicated(mesh))
   with jax.set_mesh(mesh):
-    return programs.generate_batch.lower(net, *given, guided=guided, mesh=mesh)
+    return programs.generate_batch.lower(net, *given, mesh=mesh)
 
 
 def placed(tree, where):
