@@ -182,11 +182,11 @@ def test_it_is_read_scored_and_drawn_from(run, bucket, nothing_local):
 
 def test_an_evaluation_is_resumed(run):
   model = api.load(run[0])
-  first = images.of_run(model, run[0], 6, 10)
+  first = images.of_run(model, run[0], 10)
   drawn = first.pictures(0)
   kept = list(paths.path(first.folder / 'images').iterdir())
   assert kept
-  again = images.of_run(model, run[0], 6, 10)
+  again = images.of_run(model, run[0], 10)
   assert again.folder == first.folder
   np.testing.assert_array_equal(again.pictures(0), drawn)
   name = f'{run[0]}/images.npz'

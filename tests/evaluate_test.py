@@ -77,7 +77,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope='module')
 def model(config):
   net, params = tiny.build()
-  return api.Model(config, net, params, sharding.single_device_mesh())
+  return api.Model(config, net, params, sharding.single_device_mesh(), step=1)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def drawn(monkeypatch):
 
 
 def run(model, workdir, real, extractor=None, **how):
-  images = images_lib.of_run(model, workdir, 1, 12, guidance=2.0, **how)
+  images = images_lib.of_run(model, workdir, 12, guidance=2.0, **how)
   return images, results.measure(images, real, extractor or Fake())
 
 
@@ -180,22 +180,23 @@ def test_eight_devices_draw_what_one_does(model, real, drawn, tmp_path):
 
 
 def test_more_images_begin_with_the_same(model, drawn, tmp_path):
-  few = images_lib.of_run(model, tmp_path, 1, 6, seed=1)
+  few = images_lib.of_run(model, tmp_path, 6, seed=1)
   first = saved(few, tmp_path / 'a.npz')[0]
-  more = images_lib.of_run(model, tmp_path, 1, 12, seed=1)
+  more = images_lib.of_run(model, tmp_path, 12, seed=1)
   np.testing.assert_array_equal(saved(more, tmp_path / 'a.npz')[0][:6], first)
   assert drawn == [0, 4, 8]
 
 
 def test_settings_never_mix(model, tmp_path):
   key = lambda m=model, **how: (
-    images_lib.of_run(m, tmp_path, how.pop('step', 1), 3, **how).folder.name
+    images_lib.of_run(m, tmp_path, 3, **how).folder.name
   )
   changed = api.Model(
     model.config,
     model.net,
     jax.tree.map(lambda x: x, model.params) | {},
     model.mesh,
+    step=1,
   )
   assert key() == key(changed) == key(guidance=1.0)
   table = dict(changed.params['labels'])
@@ -213,7 +214,7 @@ def test_settings_never_mix(model, tmp_path):
     key(guidance=(2.0,)),
     key(seed=1),
     key(unconditional=True),
-    key(step=2),
+    key(dataclasses.replace(model, step=2)),
   ]
   assert len(set(ways)) == len(ways)
   assert 'guidance2-temperature1-' in key(guidance=2.0)
@@ -224,24 +225,24 @@ def test_settings_never_mix(model, tmp_path):
 
 def test_what_can_not_be_evaluated_is_said_first(model, real, tmp_path):
   with pytest.raises(MetricsError, match='--num=10 .* 3 classes: .* 9 or 12'):
-    images_lib.of_run(model, tmp_path, 1, 10)
+    images_lib.of_run(model, tmp_path, 10)
   with pytest.raises(MetricsError, match='set it to 3.$'):
-    images_lib.of_run(model, tmp_path, 1, 1)
+    images_lib.of_run(model, tmp_path, 1)
   assert not list(tmp_path.iterdir())
-  images = images_lib.of_run(model, tmp_path, 1, 9)
+  images = images_lib.of_run(model, tmp_path, 9)
   with pytest.raises(MetricsError, match='9 images: at least 10'):
     results.measure(images, real, Fake())
   big = reference.Reference('ref.npz', real.mu, real.sigma, side=64)
-  images = images_lib.of_run(model, tmp_path, 1, 12)
+  images = images_lib.of_run(model, tmp_path, 12)
   with pytest.raises(MetricsError, match='2 pixels a side, .* ref.npz have 64'):
     results.measure(images, big, Fake())
   results.measure(images, real, Fake())
   with pytest.raises(MetricsError, match='seed=4294967296 must be a whole'):
-    images_lib.of_run(model, tmp_path, 1, 12, seed=2**32)
+    images_lib.of_run(model, tmp_path, 12, seed=2**32)
 
 
 def test_broken_chunks_are_named(model, real, tmp_path):
-  images = images_lib.of_run(model, tmp_path, 1, 12)
+  images = images_lib.of_run(model, tmp_path, 12)
   results.measure(images, real, Fake())
   chunk = next(images.folder.rglob('images/*4.npz'))
   (chunk.parent / 'notes.npz').write_bytes(b'')  # none of ours
@@ -256,14 +257,14 @@ def test_broken_chunks_are_named(model, real, tmp_path):
       chunk.write_bytes(b'')
     else:
       np.savez(chunk, **arrays)
-    again = images_lib.of_run(model, tmp_path, 1, 12)
+    again = images_lib.of_run(model, tmp_path, 12)
     with pytest.raises(MetricsError, match=words):
       images_lib.save(again, tmp_path / 'x.npz')
   chunk.unlink()
   chunk = next(images.folder.rglob('inception-fake/*4.npz'))
   np.savez(chunk, features=np.zeros((4, D)), logits=np.full((4, D), np.nan))
   with pytest.raises(MetricsError, match='`logits` holds nan'):
-    results.measure(images_lib.of_run(model, tmp_path, 1, 12), real, Fake())
+    results.measure(images_lib.of_run(model, tmp_path, 12), real, Fake())
 
 
 def test_a_replaced_data_set_gets_statistics_of_its_own(config, real, tmp_path):
@@ -281,7 +282,7 @@ def test_a_replaced_data_set_gets_statistics_of_its_own(config, real, tmp_path):
 
 
 def test_without_labels_or_images_less_is_said(model, real, tmp_path):
-  images = images_lib.of_run(model, tmp_path, 1, 10, unconditional=True)
+  images = images_lib.of_run(model, tmp_path, 10, unconditional=True)
   found = results.measure(images, real, Fake())
   assert found['recall'] is not None and found['class_recall'] is None
   assert 'needs labels' in results.summary(found)

@@ -239,6 +239,14 @@ def one_value(name: str, value):
   return value
 
 
+def read_data(config) -> None:
+  """Makes a config read --data, a folder or an .npz file of any classes."""
+  name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
+  with config.unlocked():
+    config.data.update(name=name, dir=FLAGS.data, list='')
+    config.model.classes = 2**31 - 1  # as many as there are
+
+
 def batch_flag():
   """How many images are worked on at a time."""
   number_flag('batch', None, "Images at a time; the config's if unset.")
@@ -394,7 +402,7 @@ def use_cores(images: int) -> None:
 
 
 def numbers(name: str, values: list[str], kind: type = float) -> tuple:
-  """The numbers that a flag lists, of a kind: int or float."""
+  """What a flag lists, of a kind: float, int or str."""
   try:
     return tuple(map(kind, values))
   except ValueError as e:

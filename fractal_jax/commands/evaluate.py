@@ -96,8 +96,8 @@ def run():
     changes = common.sampling_changes()
     sample.settings(common.load_config(), **changes)  # checked at once
     guide = common.load_guide(common.load_config())
-    model, step = load()
-    images = images_of(model, step, FLAGS.num, FLAGS.seed, changes, guide)
+    model = load()
+    images = images_of(model, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:
       images_lib.save(images, FLAGS.save)
       common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
@@ -166,21 +166,19 @@ def cache() -> str:
 
 
 def load():
-  """The model of --workdir, and the step of its checkpoint."""
+  """The model of --workdir."""
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
-  model = common.load_model(config)
-  return model, model.step
+  return common.load_model(config)
 
 
-def images_of(model, step, num, seed, changes, guide=None):
+def images_of(model, num, seed, changes, guide):
   """Images of --workdir, with changes of how they are drawn."""
   from fractal_jax.metrics import images
 
   return images.of_run(
     model,
     cache(),
-    step,
     num,
     seed=seed,
     batch=FLAGS.batch,

@@ -114,8 +114,5 @@ def with_other_data(config):
       "--conditional needs the classes of the run's own data: leave out --data"
     )
   config = config.copy_and_resolve_references()
-  with config.unlocked():
-    name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
-    config.data.update(name=name, dir=FLAGS.data, list='')
-    config.model.classes = 2**31 - 1  # as many as there are
+  common.read_data(config)
   return config

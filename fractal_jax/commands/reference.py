@@ -93,13 +93,8 @@ def the_config():
       '--data needs --size, the side that images are cropped to'
     )
   config = config_lib.default()
-  with config.unlocked():
-    name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
-    config.data.update(name=name, dir=FLAGS.data)
-    config.model.update(
-      sizes=(FLAGS.size, 1),
-      channels=FLAGS.channels,
-      num_values=FLAGS.values,
-      classes=2**31 - 1,  # as many as there are
-    )
+  common.read_data(config)
+  config.model.update(
+    sizes=(FLAGS.size, 1), channels=FLAGS.channels, num_values=FLAGS.values
+  )
   return config

@@ -75,14 +75,14 @@ def run():
     sample.settings(config, **each)  # all are checked before the first is run
   guide = common.load_guide(config)
   loaded = evaluate.load_weights()
-  model, step = evaluate.load()
+  model = evaluate.load()
   extractor = evaluate.make_extractor(loaded, model.mesh, FLAGS.num)
   reference = evaluate.the_reference(model.config, extractor)
   rows = []
   jobs = list(itertools.product(settings, range(FLAGS.seeds)))
   for i, (each, seed) in enumerate(jobs):
     seed += FLAGS.seed
-    images = evaluate.images_of(model, step, FLAGS.num, seed, each, guide)
+    images = evaluate.images_of(model, FLAGS.num, seed, each, guide)
     with evaluate.bar(images.num) as progress:
       found = results.measure(images, reference, extractor, progress)
     rows.append(sweep.row(sample.section(config, each), seed, found))
@@ -109,12 +109,5 @@ def all_settings() -> list[dict]:
 
 def values(name: str, kind: type) -> list:
   """What a flag lists, each once, numbers in order."""
-  try:
-    found = dict.fromkeys(kind(x) for x in FLAGS[name].value or [''])
-  except ValueError as e:
-    what = 'whole numbers' if kind is int else 'numbers'
-    raise common.UsageError(
-      f'--{name}={",".join(FLAGS[name].value)} must be {what} with commas '
-      'between'
-    ) from e
+  found = dict.fromkeys(common.numbers(name, FLAGS[name].value or [''], kind))
   return list(found) if kind is str else sorted(found)

@@ -124,7 +124,6 @@ class Images:
 def of_run(
   model,
   workdir: str,
-  step: int,
   num: int,
   *,
   seed: int = 0,
@@ -138,7 +137,6 @@ def of_run(
   Args:
     model: an api.Model, of `workdir`.
     workdir: the run, in whose folder `evaluate` the images are kept.
-    step: the checkpoint's, for the record.
     num: images, a multiple of the classes. Image i has class i mod classes.
     seed: image i is a function of the seed and i alone.
     batch: images at a time; config.sample.batch where None.
@@ -158,7 +156,7 @@ def of_run(
   chosen = sample.section(model.config, settings)
   what = {
     'format': FORMAT,
-    'step': step,
+    'step': model.step,
     'params': fingerprint(model.params),
     'model': json.loads(m.to_json()),
     'seed': seed,

@@ -12,11 +12,8 @@ from fractal_jax.training import checkpoint, logs
 
 # Keys that say which images the next batch holds.
 PLACE = ('seed', 'data.name', 'data.train_split', 'optim.batch')
-READ_FROM_DIR = (
-  'folder',
-  'npz',
-  'series',
-)  # data sets that are what data.dir holds
+# Data sets that are what data.dir holds.
+READ_FROM_DIR = ('folder', 'npz', 'series')
 
 
 class ResumeError(UserError, ValueError):
