@@ -11,7 +11,7 @@
 run's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 import dataclasses
 import json
@@ -139,28 +139,10 @@ def make(
   size = source.size
   if size < 2:
     raise MetricsError(f"split '{split}' holds {size} image: 2 are needed.")
-  batches = pipeline.eval_batches(
-    config,
-    split,
-    extractor.batch,
-    process_index=extractor.host,
-    process_count=extractor.hosts,
-    num=num,
-    parts=sharding.batch_devices(extractor.mesh),
-  )
   kept = _kept(size, min(num or size, NEIGHBOURS))
   total, within = scores.Statistics(), scores.ClassVariance()
   features, labels = [], []
-  for batch in progress(batches):
-    out = extractor.rows(
-      {
-        'pictures': from_values(batch['image'], config.model),
-        'label': batch['label'],
-        'index': batch['index'].astype(np.int32),
-        'valid': batch['valid'],
-      }
-    )
-    seen = {k: v[out['valid']] for k, v in out.items()}
+  for seen in _seen(config, split, extractor, num, progress):
     total.add(seen['features'])
     within.add(seen['features'], seen['label'])
     chosen = kept[seen['index']]
@@ -179,6 +161,31 @@ def make(
     class_names=source.class_names,
     fingerprint=extractor.fingerprint,
   )
+
+
+def _seen(
+  config, split: str, extractor: Extractor, num: int, progress: Callable
+) -> Iterator[dict]:
+  """`features`, `label` and `index` of a split's examples, some at a time."""
+  batches = pipeline.eval_batches(
+    config,
+    split,
+    extractor.batch,
+    process_index=extractor.host,
+    process_count=extractor.hosts,
+    num=num,
+    parts=sharding.batch_devices(extractor.mesh),
+  )
+  for batch in progress(batches):
+    out = extractor.rows(
+      {
+        'pictures': from_values(batch['image'], config.model),
+        'label': batch['label'],
+        'index': batch['index'].astype(np.int32),
+        'valid': batch['valid'],
+      }
+    )
+    yield {k: v[out['valid']] for k, v in out.items()}
 
 
 def _kept(size: int, num: int) -> np.ndarray:

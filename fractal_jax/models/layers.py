@@ -180,10 +180,15 @@ class Attention(nn.Module):
     out = out.reshape(n, t, -1, self.heads, d // self.heads)
     return [out[:, :, i] for i in range(out.shape[2])]
 
-  def __call__(self, x, turns, *, train):
+  def turned(self, x, turns):
+    """q, k and v of x, with queries and keys turned by their positions."""
     q, k, v = self.heads_of(x)
     if turns is not None:
       q, k = rotate(q, turns), rotate(k, turns)
+    return q, k, v
+
+  def __call__(self, x, turns, *, train):
+    q, k, v = self.turned(x, turns)
     t = x.shape[1]
     mask = jnp.tri(t, dtype=bool) if self.causal else None
     drop = None
@@ -194,9 +199,7 @@ class Attention(nn.Module):
 
   def step(self, x, cache, layer, t, turns):
     """Token t alone: x [N, 1, D], cache [layers, 2, N, T, H, K], in place."""
-    q, k, v = self.heads_of(x)
-    if turns is not None:
-      q, k = rotate(q, turns), rotate(k, turns)
+    q, k, v = self.turned(x, turns)
     new = jnp.stack([k, v])[None].astype(cache.dtype)  # [1, 2, N, 1, H, K]
     cache = jax.lax.dynamic_update_slice(cache, new, (layer, 0, 0, t, 0, 0))
     k, v = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
@@ -205,9 +208,7 @@ class Attention(nn.Module):
 
   def fill(self, x, turns):
     """Tokens x [N, T, D] and, for a cache, their k, v: [2, N, T, H, K]."""
-    q, k, v = self.heads_of(x)
-    if turns is not None:
-      q, k = rotate(q, turns), rotate(k, turns)
+    q, k, v = self.turned(x, turns)
     out = attend(q, k, v, jnp.tri(x.shape[1], dtype=bool)).reshape(x.shape)
     return self.proj(out), jnp.stack([k, v])
 

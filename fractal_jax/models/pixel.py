@@ -167,20 +167,11 @@ class PixelLevel(nn.Module):
       lambda x: x.reshape(n, s.channels).T, (request.given, bounds)
     )  # [C, N]
 
-    def read(network, x, cache, k):
-      """Token k [G N, 1, D] to the logits of channel k, [G, N, V]."""
-      level = network.level
-      if level.spec.depth:
-        block = layers.ViTBlock(**level.block_fields(), parent=None)
-        blocks = network.params['blocks']
-        x, cache = layers.step_stack(block, blocks, x, cache, k, None)
-      return network('head', x, k).reshape(-1, n, s.values), cache
-
     def step(k, state):
       tokens, caches, drawn, nats = state
-      found = [read(*of_one, k) for of_one in zip(networks, tokens, caches)]
+      found = [channel_step(*x, k) for x in zip(networks, tokens, caches)]
       logits, caches = zip(*found)
-      logits = jnp.concatenate(logits)  # [G, N, V]
+      logits = jnp.concatenate(logits).reshape(-1, n, s.values)  # [G, N, V]
       limits = jax.tree.map(lambda x: x[k], bounds)
       values = draw(logits, uniforms[k], request.guidance, sampling, limits)
       if given is not None:
@@ -228,6 +219,16 @@ class PixelLevel(nn.Module):
     d, t = s.width, s.channels
     blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
+
+
+def channel_step(network: Network, x: Array, cache: Array, k: Array):
+  """Token k [M, 1, D] to the logits [M, V] of channel k, and the cache."""
+  level = network.level
+  if level.spec.depth:
+    block = layers.ViTBlock(**level.block_fields(), parent=None)
+    blocks = network.params['blocks']
+    x, cache = layers.step_stack(block, blocks, x, cache, k, None)
+  return network('head', x, k), cache
 
 
 def is_guided(request: Request) -> bool:
