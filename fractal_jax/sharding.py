@@ -24,6 +24,7 @@ from fractal_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # what splits the images of a batch
+AUTO = (AxisType.Auto,) * 3  # the compiler splits what is not constrained
 
 
 class ShardingError(UserError, ValueError):
@@ -84,9 +85,7 @@ def make_mesh(config, devices=None) -> Mesh:
   if config.mesh.slices > 1:
     mesh = _hybrid_mesh(shape, config.mesh.slices, devices)
   else:
-    mesh = jax.make_mesh(
-      shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    mesh = _mesh(shape, devices)
   check_batch(config, mesh)
   return mesh
 
@@ -111,6 +110,10 @@ def mesh_shape(config, devices: int) -> tuple[int, ...]:
   return tuple(devices // known if n == -1 else n for n in shape)
 
 
+def _mesh(shape: tuple[int, ...], devices) -> Mesh:
+  return jax.make_mesh(shape, AXES, axis_types=AUTO, devices=devices)
+
+
 def _hybrid_mesh(shape, slices: int, devices) -> Mesh:
   data, *rest = shape
   if data % slices:
@@ -131,17 +134,12 @@ def _hybrid_mesh(shape, slices: int, devices) -> Mesh:
       f'mesh.slices={slices} does not fit these devices: set it to the number '
       f'of TPU slices, or of hosts. ({e})'
     ) from e
-  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(array, AXES, axis_types=AUTO)
 
 
 def single_device_mesh() -> Mesh:
   """A mesh of this process's first device alone."""
-  return jax.make_mesh(
-    (1, 1, 1),
-    AXES,
-    axis_types=(AxisType.Auto,) * 3,
-    devices=jax.local_devices()[:1],
-  )
+  return _mesh((1, 1, 1), jax.local_devices()[:1])
 
 
 def any_mesh(config) -> Mesh:
@@ -152,9 +150,7 @@ def any_mesh(config) -> Mesh:
   try:
     return make_mesh(config)
   except ShardingError:
-    return jax.make_mesh(
-      (len(jax.devices()), 1, 1), AXES, axis_types=(AxisType.Auto,) * 3
-    )
+    return _mesh((len(jax.devices()), 1, 1), jax.devices())
 
 
 def platform() -> str:

@@ -15,8 +15,7 @@ FLAGS = flags.FLAGS
 
 def define_flags():
   """The flags of `evaluate`."""
-  flags.DEFINE_string('workdir', None, 'The run that generates the images.')
-  flags.DEFINE_integer('step', None, 'Checkpoint to use; the latest if unset.')
+  common.run_flags(required=False)
   flags.DEFINE_string(
     'images',
     None,
