@@ -290,9 +290,9 @@ class Fractal(nn.Module):
           wanted = wanted.replace(conds=(jnp.concatenate(wanted.conds),))
         return squares(i + 1, wanted).run()
 
-      levels = [levels[i] for levels in networks[: len(request.conds)]]
+      here = [levels[i] for levels in networks[: len(request.conds)]]
       steps = self.kinds[i].generate(
-        levels, request, sampling, draw_patch, orders[i]
+        here, request, sampling, draw_patch, orders[i]
       )
       scope = jax.named_scope(f'level_{i}')  # for profiles
       return dataclasses.replace(steps, step=scope(steps.step))
