@@ -135,7 +135,14 @@ class Model:
     name = card.pop('name', None) or os.path.basename(
       os.path.abspath(directory)
     )
-    about = folder.about(self.origin, self.step, self.config, name=name, **card)
+    about = folder.about(
+      self.origin,
+      self.step,
+      self.config,
+      name=name,
+      quantiser=self.quantiser,
+      **card,
+    )
     folder.write(directory, self.config, self.params, about, dtype)
 
   def push_to_hub(

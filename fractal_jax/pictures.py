@@ -80,6 +80,7 @@ def _curves(series: np.ndarray, height: int = 64) -> np.ndarray:
   wide = max(1, 4 * height // len(series))
   out = np.full((height, len(series) * wide, 3), 255, np.uint8)
   rows = ((255 - series) * ((height - 1) / 255)).round().astype(int)
+  rows = np.where(series < 0, height, rows)  # below the picture
   for c in range(series.shape[1]):
     for t, row in enumerate(rows[:, c]):
       before = rows[max(t - 1, 0), c]
@@ -121,6 +122,11 @@ def enlarged(picture: np.ndarray, size: int) -> np.ndarray:
   """A picture with each pixel repeated, until it is about `size` wide."""
   scale = max(1, size // picture.shape[1])
   return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def most_classes(model) -> int:
+  """Up to how many classes have a column of their own: series are wide."""
+  return 4 if model.rank == 1 else 16
 
 
 def grid(

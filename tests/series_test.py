@@ -450,6 +450,38 @@ def test_places_of_results_are_looked_at_first(name, command, tmp_path):
     command('anomaly', '--data=none.csv')
 
 
+def test_a_release_serves_as_its_run_does(command, run_of, model, tmp_path):
+  """Bins and threshold go along; a release without them is another model's."""
+  release = str(tmp_path / 'release')
+  api.load(str(run_of / 'run')).save_pretrained(release)
+  assert not (tmp_path / 'release' / 'checkpoints').exists()
+  assert api.Model.from_pretrained(release).quantiser == model.quantiser
+  ours, theirs = runs.load(release), runs.load(str(run_of / 'run'))
+  assert ours.threshold_ == theirs.threshold_
+  assert ours.get_params() == theirs.get_params()
+  text = (tmp_path / 'release' / 'README.md').read_text()
+  assert 'fractal-jax anomaly --data=FILE --workdir=release' in text
+  written = []
+  for workdir in (release, str(run_of / 'run')):
+    out = command('anomaly', f'--workdir={workdir}', workdir=False)
+    written.append((out / 'scores.csv').read_text())
+    command(
+      'forecast',
+      '--horizon=4',
+      '--num=8',
+      f'--workdir={workdir}',
+      workdir=False,
+    )
+    command('impute', '--num=8', f'--workdir={workdir}', workdir=False)
+  assert written[0] == written[1]
+  # Again from the release; and a model whose origin is gone keeps its bins.
+  api.load(release).save_pretrained(str(tmp_path / 'second'))
+  assert runs.load(str(tmp_path / 'second')).threshold_ == ours.threshold_
+  model.save_pretrained(str(tmp_path / 'second'))
+  assert not (tmp_path / 'second' / 'detector.json').exists()
+  assert api.load(str(tmp_path / 'second')).quantiser == model.quantiser
+
+
 def test_anomaly(command, capsys):
   out = command('anomaly')
   with open(out / 'scores.csv') as file:

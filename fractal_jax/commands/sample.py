@@ -89,7 +89,8 @@ def write(drawn, labels, model):
   from fractal_jax.inference import sample
 
   num = len(drawn.values)
-  columns = len(labels) if 1 < len(labels) <= 16 else None
+  most = pictures.most_classes(model)
+  columns = len(labels) if 1 < len(labels) <= most else None
   each = sample.round_robin(num, labels)
   names = common.names_of(each)
   if FLAGS.out.endswith('.npz'):

@@ -348,7 +348,7 @@ def sample_grid(
   written = [names[i] for i in labels] if len(names) > 1 else None
   image = pictures.grid(
     pictures.from_values(drawn.values, config.model),
-    classes if classes <= 16 else None,
+    classes if classes <= pictures.most_classes(config.model) else None,
     written,
   )
   if jax.process_index() == 0:

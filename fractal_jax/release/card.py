@@ -6,7 +6,7 @@ the metrics.jsonl of a run, and in the files of `likelihood --out` and
 `evaluate --out`. Each stands beside the command that prints it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -75,6 +75,7 @@ class About:
     numbers: what was measured.
     class_names: in the order of labels; () where they are not known.
     samples: an image file of samples, or None.
+    files: texts of further files, by name: bins and detectors of series.
   """
 
   name: str
@@ -84,6 +85,7 @@ class About:
   numbers: Sequence[Number] = ()
   class_names: Sequence[str] = ()
   samples: str | None = None
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def text(config, parameters: int, dtype: str, about: About) -> str:
@@ -104,7 +106,7 @@ def text(config, parameters: int, dtype: str, about: About) -> str:
     'training steps:',
     _levels(config.model),
     '## Use',
-    _use(config.model, about.name),
+    _use(config, about.name),
     *_numbers(about.numbers, about.name, dtype),
     about.made_by and f'## Made by\n\n```\n{about.made_by}\n```',
     '`config.json` holds every setting. The folder holds no code, and nothing '
@@ -176,7 +178,12 @@ def _levels(model) -> str:
   return '\n'.join([head, '|---' * 6 + '|', *rows])
 
 
-def _use(model, name: str) -> str:
+def _use(config, name: str) -> str:
+  model = config.model
+  commands = ['sample', 'likelihood', 'demo']
+  if config.data.name == 'series':  # data of one's own takes --data
+    commands = ['sample', 'anomaly --data=FILE', 'forecast --data=FILE']
+  commands = '\n'.join(f'fractal-jax {x} --workdir={name}' for x in commands)
   images = 'images' if model.rank == 2 else 'series'
   shape = ', '.join(['16', *[str(model.sizes[0])] * model.rank])
   return f"""```python
@@ -188,9 +195,7 @@ nats = model.log_prob({images})
 ```
 
 ```
-fractal-jax sample --workdir={name}
-fractal-jax likelihood --workdir={name}
-fractal-jax demo --workdir={name}
+{commands}
 ```"""
 
 

@@ -8,14 +8,18 @@ from fractal_jax import paths
 from fractal_jax.data import classes
 from fractal_jax.release import ReleaseError, card, weights
 from fractal_jax.release.card import About
+from fractal_jax.series import quantiser as quantiser_lib
 from fractal_jax.training import checkpoint
 
+DETECTOR = 'detector.json'  # of series: see series.runs
 # What a release is made of; nothing else is written, sent or fetched.
 FILES = (
   'config.json',
   classes.FILE,
   card.FILE,
   card.SAMPLES,
+  quantiser_lib.FILE,
+  DETECTOR,
   weights.FILE,
   weights.INDEX,
   'model-*.safetensors',
@@ -81,6 +85,11 @@ def write(
     classes.save(found, about.class_names)
   else:
     (found / classes.FILE).unlink(missing_ok=True)
+  for name in (quantiser_lib.FILE, DETECTOR):
+    if name in about.files:
+      paths.write_text(found / name, about.files[name])
+    else:
+      (found / name).unlink(missing_ok=True)
   parameters = sum(x.size for x in jax.tree.leaves(params))
   paths.write_text(
     found / card.FILE, card.text(config, parameters, dtype, about)
@@ -103,6 +112,7 @@ def about(
   made_by: str = '',
   numbers: Sequence[str] = (),
   samples: str | None = None,
+  quantiser: quantiser_lib.Quantiser | None = None,
 ) -> About:
   """What is known of a model, for its card.
 
@@ -116,6 +126,7 @@ def about(
     numbers: files that `likelihood --out` and `evaluate --out` wrote. Where
       there are none: what training measured at that step.
     samples: an image file; that which training drew at that step where None.
+    quantiser: of a model of series.
 
   Raises:
     ReleaseError: a file that holds no numbers, or is missing.
@@ -125,15 +136,25 @@ def about(
     step or 0,
   )
   class_names = ()
+  files = {quantiser_lib.FILE: quantiser.text()} if quantiser else {}
   if samples and not paths.path(samples).is_file():
     raise ReleaseError(f'samples={samples} is no file.')
   if origin:
     origin = paths.path(origin)
     class_names = classes.load(origin)
+    if (origin / DETECTOR).is_file():
+      files[DETECTOR] = (origin / DETECTOR).read_text()
     found = found or card.numbers_of_run(origin, step, config.data.val_split)
     for drawn in (f'samples/step_{step:07d}.png', card.SAMPLES):
       if not samples and (origin / drawn).is_file():
         samples = str(origin / drawn)
   return About(
-    name, step, license, made_by, tuple(found), tuple(class_names), samples
+    name,
+    step,
+    license,
+    made_by,
+    tuple(found),
+    tuple(class_names),
+    samples,
+    files,
   )

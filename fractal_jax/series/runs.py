@@ -8,11 +8,12 @@ import numpy as np
 from fractal_jax import api, paths
 from fractal_jax.data import classes
 from fractal_jax.errors import UserError
+from fractal_jax.release import folder
 from fractal_jax.series import quantiser
 from fractal_jax.series.detector import FractalDetector
 from fractal_jax.training import checkpoint
 
-FILE = 'detector.json'  # parameters, and the scores of the rows held out
+FILE = folder.DETECTOR  # parameters, and the scores of the rows held out
 SCORING = ('score', 'smooth', 'causal')  # parameters that scores depend on
 
 
@@ -42,7 +43,7 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   """The detector of a run, of `save` or of `fractal-jax train`.
 
   Args:
-    workdir: of a run on series.
+    workdir: of a run on series; or a release, as api.load takes it.
     label: which class the series is of, by name or number, where the run has
       several.
     **changes: parameters in place of those kept.
@@ -60,7 +61,7 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   if model.quantiser is None:
     raise RunError(f'{workdir} has no {quantiser.FILE}: it is no run on series')
   m = model.config.model
-  parameters, scores = _kept(workdir)
+  parameters, scores = _kept(model.origin)
   found = FractalDetector(
     **parameters or {'window': m.sizes[0], 'kind': m.kinds[0]}
   )
@@ -69,7 +70,7 @@ def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
   found.config_, found.quantiser_ = model.config, model.quantiser
   found.params_ = jax.device_get(model.params)
   found.n_features_in_ = m.channels
-  found.label_ = _class(workdir, label, m.classes)
+  found.label_ = _class(model.origin, label, m.classes)
   if scores is not None and all(
     getattr(found, k) == before[k] for k in SCORING
   ):
