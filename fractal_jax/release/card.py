@@ -34,7 +34,11 @@ METRICS = {
   'intra_class_diversity': 'intra-class diversity',
 }
 ERRORS = {'bits_per_dim': 'stderr', 'inception_score': 'inception_score_std'}
-NOT_DATASETS = ('folder', 'npz')  # of data.name: they name no data set
+NOT_DATASETS = (
+  'folder',
+  'npz',
+  'series',
+)  # of data.name: they name no data set
 KNOWN_ELSEWHERE = {'imagenet2012': 'imagenet-1k'}  # data.name on the Hub
 
 
@@ -107,7 +111,7 @@ def text(config, parameters: int, dtype: str, about: About) -> str:
     _levels(config.model),
     '## Use',
     _use(config, about.name),
-    *_numbers(about.numbers, about.name, dtype),
+    *_numbers(config.model, about, dtype),
     about.made_by and f'## Made by\n\n```\n{about.made_by}\n```',
     '`config.json` holds every setting. The folder holds no code, and nothing '
     'in it is executed.',
@@ -199,12 +203,15 @@ nats = model.log_prob({images})
 ```"""
 
 
-def _numbers(numbers: Sequence[Number], name: str, dtype: str) -> list[str]:
-  if not numbers:
+def _numbers(model, about: About, dtype: str) -> list[str]:
+  if not about.numbers:
     return []
+  words = {1: 'windows', 2: 'images'}[model.rank]
+  of = lambda x: x.of.replace('images', words)
   rows = [
-    f'| {METRICS[x.metric]} | {x} | {x.of} | `{for_release(x.command, name)}` |'
-    for x in numbers
+    f'| {METRICS[x.metric]} | {x} | {of(x)} '
+    f'| `{for_release(x.command, about.name)}` |'
+    for x in about.numbers
   ]
   head = '| | measured | of | printed by |'
   out = ['## Numbers', '\n'.join([head, '|---' * 4 + '|', *rows])]
