@@ -105,6 +105,7 @@ def test_pictures_span_black_to_white():
   gap = pictures.hidden(np.zeros((3, 4, 2), int), mask, series)
   drawn = (pictures.from_values(gap, series) != 255).any((1, 3))
   np.testing.assert_array_equal(drawn[0], np.repeat(~mask[:, 0], 64))
+  assert (pictures.most_classes(series), pictures.most_classes(rgb)) == (4, 16)
   fine = tiny.model(('ar', 'pixel'), (4, 1), rank=1, num_values=256)
   gap = pictures.hidden(np.zeros((1, 4, 1), int), mask, fine)
   drawn = (pictures.from_values(gap, fine) != 255).any((1, 3))
