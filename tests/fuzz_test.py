@@ -34,7 +34,7 @@ from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files, reference
 from fractal_jax.models import fractal
-from fractal_jax.pilot import settings
+from fractal_jax.pilot import run, settings
 from fractal_jax.series import quantiser, runs, table
 from fractal_jax.training import checkpoint, logs
 from tests import commandline, tiny
@@ -468,7 +468,7 @@ def test_what_a_run_has_kept(data):
     pathlib.Path(name).write_bytes(data)
   result(quantiser.load, '.')
   result(runs._kept, '.')
-  result(settings.load, '.')
+  result(settings.load, '.', {k: v.SECTIONS for k, v in run.KINDS.items()})
   assert all('step' in line for line in logs.read_metrics('.'))
   kept = result(classes.load, '.')
   assert kept is None or all(isinstance(name, str) for name in kept)
