@@ -1,6 +1,6 @@
-"""`pilot`: whether this works for a table of sensors, in stages.
+"""`pilot`: whether this works for a table of sensors or images, in stages.
 
-fractal-jax pilot init --data=line.csv --out=pilot
+fractal-jax pilot init --data=line.csv --out=pilot    # or a folder of images
 fractal-jax pilot check pilot
 fractal-jax pilot run pilot
 """
@@ -21,9 +21,15 @@ STAGES = ('data', 'module', 'composition', 'full', 'shadow')
 def define_flags():
   """The command's flags."""
   flags.DEFINE_string(
-    'data', None, 'init: a .csv with a header, .parquet or .npz of sensors.'
+    'data',
+    None,
+    'init: a .csv with a header, .parquet or .npz of sensors; or a folder of '
+    'images, an .npz of them, or digits.',
   )
-  flags.DEFINE_list('columns', [], 'init: the channels; all if unset.')
+  flags.DEFINE_list(
+    'columns', [], 'init: the channels of a table; all if unset.'
+  )
+  common.number_flag('size', None, 'init: the side of images; chosen if unset.')
   flags.DEFINE_string('out', 'pilot', 'init: the folder of the pilot.')
   flags.DEFINE_enum(
     'stage', None, STAGES, 'run: this stage alone; all in turn if unset.'
@@ -51,20 +57,25 @@ def run(*words: str):
 
 def init() -> None:
   """Looks at the data, and writes pilot.toml."""
-  from fractal_jax.pilot import settings
+  from fractal_jax.pilot import image_settings, settings, table_settings
 
   if not FLAGS.data:
-    raise common.UsageError('pilot init needs --data=FILE')
+    raise common.UsageError('pilot init needs --data=FILE or FOLDER')
   path = paths.path(FLAGS.out) / settings.FILE
   if path.exists():
     raise common.UsageError(
       f'{path} exists: change it, or choose another --out'
     )
-  columns = [c.strip() for c in FLAGS.columns]
-  sections = settings.propose(FLAGS.data, columns)
   paths.check_folder(FLAGS.out, '--out')
   path.parent.mkdir(parents=True, exist_ok=True)
-  paths.write_text(path, settings.text(sections))
+  if image_settings.are_images(FLAGS.data):
+    tables = image_settings.SECTIONS
+    sections = image_settings.propose(FLAGS.data, FLAGS.out, FLAGS.size)
+  else:
+    tables = table_settings.SECTIONS
+    columns = [c.strip() for c in FLAGS.columns]
+    sections = table_settings.propose(FLAGS.data, columns)
+  paths.write_text(path, settings.text(sections, tables))
   common.say(f'{paths.absolute(path)}: fill in what is -1, then')
   common.say(f'  fractal-jax pilot check {FLAGS.out}')
 
@@ -72,10 +83,9 @@ def init() -> None:
 def check(folder: str) -> None:
   """Says what is missing; raises PilotError where it can't be run."""
   from fractal_jax.pilot import run as stages
-  from fractal_jax.pilot import settings
 
   pilot = stages.open_pilot(folder)
-  for line in settings.wishes(pilot.settings, pilot.table):
+  for line in pilot.wishes():
     common.say(f'- {line}')
   common.say('The pilot can be run.')
 
@@ -111,18 +121,18 @@ def run_stages(folder: str) -> None:
 
 def afford(pilot, name: str) -> None:
   """Says what a stage will take; raises UsageError where that is too much."""
-  from fractal_jax.pilot import detection
   from fractal_jax.pilot import run as stages
+  from fractal_jax.pilot import work
 
   seconds = stages.price(pilot, name)
   if seconds is None:
     return
-  taken = detection.memory()
+  taken = work.memory()
   if taken > pilot.settings.budget['memory_gb']:
     raise common.UsageError(
       f'a few steps of the largest model have taken {taken:.1f} GB, and '
       f'budget.memory_gb is {pilot.settings.budget["memory_gb"]:g}: raise it, '
-      'or lower task.window'
+      'or lower task.window (of images: take a smaller --size)'
     )
   spent = sum(d.seconds for d in stages.load(pilot).values())
   budget = pilot.settings.budget

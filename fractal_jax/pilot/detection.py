@@ -1,15 +1,13 @@
 """The stages that ask whether alarms are worth having: full and shadow."""
 
-import resource
-import sys
 import time
 
 import numpy as np
 
 from fractal_jax.inference.progress import Job
-from fractal_jax.pilot import gates, work
-from fractal_jax.pilot.stages import Found, gate, later_parts
-from fractal_jax.pilot.work import Pilot
+from fractal_jax.pilot import gates, table_settings, work
+from fractal_jax.pilot.stages import gate
+from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import scores
 from fractal_jax.series.detector import alarms
 
@@ -18,7 +16,7 @@ WORST = 5  # surprising stretches that are shown
 
 def full_steps(pilot: Pilot) -> int:
   """Steps of training at full size."""
-  return pilot.config(3, pilot.window, pilot.settings.task['steps']).optim.steps
+  return pilot.config(pilot.window, 3, pilot.settings.task['steps']).optim.steps
 
 
 def full_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
@@ -39,10 +37,10 @@ def full_model(pilot: Pilot) -> Job:
       smooth=t['smooth'],
       score=t['score'],
       false_alarms=t['false_alarms'],
-      held_out=work.HELD_OUT,
+      held_out=table_settings.HELD_OUT,
     )
-    yield from detector.fitting(pilot.table.values[: pilot.train])
-    pilot.models.save(folder, detector, pilot.table.name)
+    yield from detector.fitting(pilot.data.values[: pilot.train])
+    pilot.models.save(folder, detector, pilot.data.name)
   return detector
 
 
@@ -58,7 +56,7 @@ def point_scores(pilot: Pilot, name: str, first: int, end: int) -> Job:
     begun = time.monotonic()
     # With the rows of a window before, which are context.
     before = max(first - pilot.window, 0)
-    points = yield from detector.scoring(pilot.table.values[before:end])
+    points = yield from detector.scoring(pilot.data.values[before:end])
     seconds = time.monotonic() - begun
     part = slice(first - before, None)
     score = points.by_channel(pilot.settings.task['score'])
@@ -74,8 +72,8 @@ def point_scores(pilot: Pilot, name: str, first: int, end: int) -> Job:
 
 def full(pilot: Pilot) -> Job:
   """The chosen size on rows that it was not trained on: alarms, calibration."""
-  rows, _ = later_parts(pilot)
-  learnt = yield from point_scores(pilot, 'held', pilot.first, pilot.train)
+  rows, _ = pilot.later
+  learnt = yield from point_scores(pilot, 'held', pilot.learnt, pilot.train)
   seen = yield from point_scores(pilot, 'full', rows.start, rows.stop)
   smooth = pilot.settings.task['smooth']
   limit = threshold(pilot, learnt['score'], causal=False)
@@ -107,7 +105,7 @@ def full(pilot: Pilot) -> Job:
     'steps': full_steps(pilot),
   }
   curves = {
-    'values': pilot.table.values[rows],
+    'values': pilot.data.values[rows],
     'line': line,
     'labels': labels,
     'threshold': np.float64(limit),
@@ -119,8 +117,8 @@ def full(pilot: Pilot) -> Job:
 
 def shadow(pilot: Pilot) -> Job:
   """The last rows in order: every score looks at earlier rows alone."""
-  _, rows = later_parts(pilot)
-  learnt = yield from point_scores(pilot, 'held', pilot.first, pilot.train)
+  _, rows = pilot.later
+  learnt = yield from point_scores(pilot, 'held', pilot.learnt, pilot.train)
   seen = yield from point_scores(pilot, 'shadow', rows.start, rows.stop)
   smooth = pilot.settings.task['smooth']
   limit = threshold(pilot, learnt['score'], causal=True)
@@ -151,10 +149,10 @@ def shadow(pilot: Pilot) -> Job:
     'incidents_found': counted['found'],
     'false_alarms': counted['false'],
     'weeks': weeks,
-    'memory_gb': memory(),
+    'memory_gb': work.memory(),
   }
   curves = {
-    'values': pilot.table.values[rows],
+    'values': pilot.data.values[rows],
     'line': line,
     'labels': labels,
     'threshold': np.float64(limit),
@@ -180,7 +178,7 @@ def threshold(pilot: Pilot, held: np.ndarray, *, causal: bool) -> float:
 
 def labels_of(pilot: Pilot, rows: slice) -> np.ndarray:
   """Which rows the file says are incidents; none where it says nothing."""
-  labels = pilot.table.labels
+  labels = pilot.data.labels
   if labels is None:
     return np.zeros(rows.stop - rows.start, bool)
   return labels[rows]
@@ -232,9 +230,3 @@ def worst(line: np.ndarray, apart: int) -> np.ndarray:
     out.append(at)
     left[max(at - apart, 0) : at + apart + 1] = 0
   return np.array(out, int)
-
-
-def memory() -> float:
-  """GB that this process has taken at most."""
-  found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return found / (1e9 if sys.platform == 'darwin' else 1e6)

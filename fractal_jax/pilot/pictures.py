@@ -9,6 +9,42 @@ from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, extremes, png
 MOST = 6  # channels that are drawn
 
 
+def of_table(pilot, name: str, curves: dict) -> dict[str, bytes]:
+  """Those of a stage of a table, by the key of their caption."""
+  if name == 'data':
+    share = pilot.train / len(pilot.data.values)
+    return {'data': data(curves, share)}
+  if name in ('module', 'composition'):
+    real = pilot.held[: 4 * pilot.window]
+    return learning(curves) | (
+      {'drawn': drawn(curves, real)} if 'drawn' in curves else {}
+    )
+  out = {'alarms': score(curves)}
+  if name == 'full':
+    out['pit'] = pit(curves)
+    if len(curves['worst']):
+      out['worst'] = worst(curves, pilot.data.values, pilot.window)
+  return out
+
+
+def learning(curves: dict) -> dict[str, bytes]:
+  """Those of the stage `module`, of any data; none where it is another's."""
+  if 'curve' not in curves:
+    return {}
+  return {'module': curve(curves), 'gradients': gradients(curves)}
+
+
+def gradients(curves: dict) -> bytes:
+  """Norms of gradients against steps: a picture a level, a line a seed."""
+  norms = [v for k, v in sorted(curves.items()) if k.startswith('gradient_')]
+  figure, axes = plots.new_axes(len(norms), 1.5 * len(norms) + 0.5)
+  for axis, seeds in zip(axes, norms):
+    for line in seeds:
+      axis.plot(np.arange(len(line)) + 1, line, linewidth=0.7)
+    axis.set_yscale('log')
+  return png(figure)
+
+
 def data(curves: dict, share: float) -> bytes:
   """The series; the share of it that is learnt from is grey."""
   values = curves['values'][:, :MOST]
@@ -29,11 +65,11 @@ def curve(curves: dict) -> bytes:
   return png(figure)
 
 
-def drawn(curves: dict) -> bytes:
+def drawn(curves: dict, real: np.ndarray) -> bytes:
   """Windows of the data above, those that the model drew below."""
   made = curves['drawn'][..., 0]
   side = made.shape[1]
-  real = curves['real'][: side * len(made), 0]
+  real = real[: side * len(made), 0]
   figure, axes = plots.new_axes(2, 2.6, sharey=True)
   axes[0].plot(real, color=INK, linewidth=0.8)
   for i, line in enumerate(made):
@@ -73,11 +109,9 @@ def pit(curves: dict) -> bytes:
   return png(figure)
 
 
-def worst(curves: dict, values: np.ndarray, window: int) -> bytes | None:
-  """The most surprising stretches of the first channel; None if none is."""
+def worst(curves: dict, values: np.ndarray, window: int) -> bytes:
+  """The most surprising stretches of the first channel."""
   rows = curves['worst']
-  if not len(rows):
-    return None
   figure, axes = plots.new_axes(len(rows), 1.1 * len(rows))
   for axis, row in zip(axes, rows):
     part = np.arange(max(row - window, 0), min(row + window, len(values)))

@@ -6,7 +6,7 @@ import html
 import json
 
 from fractal_jax import paths
-from fractal_jax.pilot import gates, pictures, run, texts
+from fractal_jax.pilot import gates, run, texts
 from fractal_jax.pilot.gates import Gate, Interval
 from fractal_jax.pilot.roi import Roi, roi
 from fractal_jax.pilot.work import Pilot
@@ -68,7 +68,7 @@ class Report:
       if name in self.done:
         by_name = {g.name: g.found for g in self.done[name].gates}
         costs = self.pilot.settings.costs
-        return roi(costs, by_name[found], by_name[weekly])
+        return roi(costs, by_name.get(found), by_name.get(weekly))
     return None
 
 
@@ -308,7 +308,7 @@ def _price(found: Report, words) -> str:
 def _stage(found: Report, name: str, words) -> str:
   stage = found.done[name]
   facts = [(words[f'fact {k}'], number(v)) for k, v in stage.facts.items()]
-  shots = _pictures(found.pilot, name)
+  shots = found.pilot.pictures(name, run.curves(found.pilot, name))
   return (
     heading(f'{words[name]}: {words[stage.verdict]}')
     + paragraph(words[f'about {name}'])
@@ -320,22 +320,3 @@ def _stage(found: Report, name: str, words) -> str:
       for k, shot in shots.items()
     )
   )
-
-
-def _pictures(pilot: Pilot, name: str) -> dict[str, bytes]:
-  """PNGs by the key of their caption."""
-  curves = run.curves(pilot, name)
-  if name == 'data':
-    share = pilot.train / len(pilot.table.values)
-    return {'data': pictures.data(curves, share)}
-  if name == 'module':
-    return {'module': pictures.curve(curves)}
-  if name == 'composition':
-    return {'drawn': pictures.drawn(curves)} if 'drawn' in curves else {}
-  out = {'alarms': pictures.score(curves)}
-  if name == 'full':
-    out['pit'] = pictures.pit(curves)
-    worst = pictures.worst(curves, pilot.table.values, pilot.window)
-    if worst is not None:
-      out['worst'] = worst
-  return out

@@ -8,28 +8,15 @@ import time
 import numpy as np
 
 from fractal_jax import paths
-from fractal_jax.inference.progress import Job
-from fractal_jax.pilot import detection, gates, settings, stages, work
+from fractal_jax.pilot import gates, settings, work
 from fractal_jax.pilot.gates import Gate, Interval
+from fractal_jax.pilot.images import ImagePilot
 from fractal_jax.pilot.settings import PilotError
-from fractal_jax.pilot.work import Models, Pilot
+from fractal_jax.pilot.tables import TablePilot
+from fractal_jax.pilot.work import Pilot
 
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """A stage: its job, and the models that it fits."""
-
-  job: Callable[[Pilot], Job]
-  fits: Callable[[Pilot], list[tuple[int, int, int]]]
-
-
-STAGES = {
-  'data': Stage(stages.data, lambda pilot: []),
-  'module': Stage(stages.module, stages.module_fits),
-  'composition': Stage(stages.composition, stages.composition_fits),
-  'full': Stage(detection.full, detection.full_fits),
-  'shadow': Stage(detection.shadow, lambda pilot: []),
-}
+KINDS: dict[str, type[Pilot]] = {k.KIND: k for k in (TablePilot, ImagePilot)}
+STAGES = tuple(TablePilot.STAGES)  # those of all kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +35,27 @@ class Done:
     return gates.verdict(g.verdict for g in self.gates)
 
 
-def open_pilot(folder: str, models: Models | None = None) -> Pilot:
+def open_pilot(folder: str, models=None) -> Pilot:
   """The pilot of a folder.
+
+  Args:
+    folder: with a pilot.toml.
+    models: how models are made, as the kind's `models_of` gives it; None: so.
 
   Raises:
     PilotError: it has no pilot.toml, or one that can't be run.
     DataError: the data can't be read.
   """
-  found = settings.load(folder)
-  one = settings.open_table(found)
-  lines = settings.problems(found, one)
+  found = settings.load(folder, {k: v.SECTIONS for k, v in KINDS.items()})
+  kind = KINDS[found.data['kind']]
+  pilot = kind(folder, found, kind.open(found), models or kind.models_of())
+  lines = pilot.problems()
   if lines:
     raise PilotError(
       f'{paths.path(folder) / settings.FILE}:\n'
       + '\n'.join(f'  - {line}' for line in lines)
     )
-  return Pilot(folder, found, one, models or Models())
+  return pilot
 
 
 def load(pilot: Pilot) -> dict[str, Done]:
@@ -105,7 +97,7 @@ def changed(pilot: Pilot, done: Done) -> list[tuple[str, float, float]]:
 
 def price(pilot: Pilot, name: str) -> float | None:
   """Seconds that the models of a stage will take; None: it fits none."""
-  fits = STAGES[name].fits(pilot)
+  fits = pilot.STAGES[name].fits(pilot)
   return work.price(pilot, fits) if fits else None
 
 
@@ -117,7 +109,7 @@ def known_price(pilot: Pilot, name: str) -> float | None:
 def check_before(pilot: Pilot, name: str, anyway: bool) -> None:
   """Raises PilotError where a stage before is not GO; unless `anyway`."""
   before = load(pilot)
-  for other in list(STAGES)[: list(STAGES).index(name)]:
+  for other in STAGES[: STAGES.index(name)]:
     found = before[other].verdict if other in before else None
     if found != gates.GO and not anyway:
       why = f'is {found}' if found else 'has not run'
@@ -146,7 +138,7 @@ def run_stage(
     return before[name]
   check_before(pilot, name, anyway)
   begun = time.monotonic()
-  found = follow(STAGES[name].job(pilot))
+  found = follow(pilot.STAGES[name].job(pilot))
   done = Done(
     name,
     found.gates,

@@ -1,88 +1,72 @@
-"""What stages share: the data, the models, and results that are kept.
+"""What all pilots share: the folder, results that are kept, and prices.
 
 Every model that a stage fits is a unit: what the stage needs of it is kept in
 DIR/units as soon as it is there, under a hash of the data's and the task's
 settings. A stage that was killed goes on with the first unit that is missing.
 """
 
-from collections.abc import Callable
+import abc
+from collections.abc import Callable, Mapping
 import dataclasses
+import resource
+import sys
 import time
+from typing import Any, ClassVar
 
 from etils import epath
+import jax
 import numpy as np
 
-from fractal_jax import paths
+from fractal_jax import paths, sharding
+from fractal_jax.inference import explain
 from fractal_jax.inference.progress import Job, result_of
+from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.settings import PilotError, Settings
 from fractal_jax.planning import cost
-from fractal_jax.series import quantiser, runs, settings
-from fractal_jax.series.detector import FractalDetector
-from fractal_jax.series.table import Table
-from fractal_jax.training import restore
 
-HELD_OUT = 0.2  # of the rows to learn from, the last ones
-PATCH = 8  # rows of a patch of level 0, see series/settings.py
 PROBE = 8  # steps by which the speed of this machine is measured
 
 
-class Models:
-  """How detectors are made and kept; tests put quicker ones in their place."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a stage found.
 
-  def new(self, **how) -> FractalDetector:
-    return FractalDetector(**how)
+  Attributes:
+    gates: judged.
+    facts: numbers by name; the texts of each language explain them.
+    curves: arrays by name, for pictures.
+  """
 
-  def save(self, folder: str, detector: FractalDetector, name: str) -> None:
-    """Keeps it, whole or not at all."""
-    part = paths.path(folder + '.part')
-    if part.exists():  # of an attempt that was killed
-      epath.Path(part).rmtree()
-    runs.save(str(part), detector, name)
-    epath.Path(part).rename(folder)
-
-  def load(self, folder: str) -> FractalDetector | None:
-    """The detector that `save` kept; None where there is none."""
-    return runs.load(folder) if restore.steps(folder) else None
-
-  def draw(self, detector: FractalDetector, number: int) -> np.ndarray:
-    """Windows [number, S, C] that the model draws."""
-    bins = detector.model_.sample([0] * number, seed=0)
-    return detector.quantiser_.decode(bins)
+  gates: tuple[Gate, ...]
+  facts: dict[str, float]
+  curves: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pilot:
-  """A pilot: its folder, settings, data, and how models are made."""
+class Stage:
+  """A stage: its job, and (side, levels, steps) of the models that it fits."""
+
+  job: Callable[['Pilot'], Job]
+  fits: Callable[['Pilot'], list[tuple[int, int, int]]] = lambda pilot: []
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilot(abc.ABC):
+  """A pilot: its folder, settings, data, and how models are made.
+
+  What differs between kinds of data is here; the stages `module` and
+  `composition` are the same for all. A unit is what bits are counted of: a row
+  of a table, an image. A side is what a model sees: rows, or pixels.
+  """
+
+  KIND: ClassVar[str]  # data.kind in pilot.toml
+  SECTIONS: ClassVar[dict]  # of pilot.toml
+  STAGES: ClassVar[dict[str, Stage]]
 
   folder: str
   settings: Settings
-  table: Table
-  models: Models
-
-  @property
-  def train(self) -> int:
-    """The rows to learn from, those held out included."""
-    return self.settings.data['train_rows']
-
-  @property
-  def first(self) -> int:
-    """The first row that is held out."""
-    return self.train - int(self.train * HELD_OUT)
-
-  @property
-  def window(self) -> int:
-    return self.settings.task['window']
-
-  @property
-  def held(self) -> np.ndarray:
-    """The values [t, C] that modules are judged by."""
-    return self.table.values[self.first : self.train]
-
-  def bins(self) -> quantiser.Quantiser:
-    """The bins in which all bits of this pilot are counted."""
-    return quantiser.fit(
-      [self.table.values[: self.first]], 256, channels=self.table.channels
-    )
+  data: Any
+  models: Any
 
   def path(self, *parts: str):
     out = paths.path(self.folder)
@@ -90,12 +74,68 @@ class Pilot:
       out = out / part
     return out
 
-  def config(self, levels: int, window: int, steps: int | None):
-    """The config of a model that is fitted to the rows to learn from."""
-    channels = self.table.values.shape[1]
-    return settings.settings(
-      self.first, channels, window=window, levels=levels, steps=steps or None
-    )
+  @staticmethod
+  @abc.abstractmethod
+  def models_of() -> Any:
+    """How models are made; tests give quicker ones."""
+
+  @staticmethod
+  @abc.abstractmethod
+  def open(settings: Settings) -> Any:
+    """The data."""
+
+  @abc.abstractmethod
+  def problems(self) -> list[str]:
+    """What keeps the pilot from being run, a sentence each."""
+
+  @abc.abstractmethod
+  def wishes(self) -> list[str]:
+    """What a verdict or the returns will lack, a sentence each."""
+
+  @property
+  @abc.abstractmethod
+  def learnt(self) -> int:
+    """How many units models learn from."""
+
+  @abc.abstractmethod
+  def modules(self) -> list[tuple[int, int]]:
+    """(level, side that it sees) of each level that can stand alone."""
+
+  @abc.abstractmethod
+  def config(self, side: int, levels: int, steps: int | None):
+    """The config of a model; 2 levels are one above values, 3 are all."""
+
+  @abc.abstractmethod
+  def fitted(
+    self, side: int, levels: int, steps: int, seed: int, share: float, draw: int
+  ) -> Job:
+    """A job: a model fitted to a share of what is learnt from.
+
+    Returns:
+      `bits` a value [units] of the units held out; `gradient_i`, norms [steps]
+      of level i; and where asked for, `drawn`, and `worth` [levels - 1], see
+      `worth`.
+    """
+
+  @abc.abstractmethod
+  def histogram(self) -> np.ndarray:
+    """Bits a value [units] of a model without memory."""
+
+  @abc.abstractmethod
+  def simple(self) -> dict[str, np.ndarray]:
+    """Bits a value [units] of all simple models, by name."""
+
+  @abc.abstractmethod
+  def blocks(self, bits: np.ndarray) -> np.ndarray:
+    """Means of bits [..., units] over parts that are nearly independent."""
+
+  @abc.abstractmethod
+  def probing(self, steps: int) -> Job:
+    """The job of fitting a model of all levels, for so many steps."""
+
+  @abc.abstractmethod
+  def pictures(self, name: str, curves: Mapping) -> dict[str, bytes]:
+    """PNGs of a stage by the key of their caption."""
 
 
 def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
@@ -131,66 +171,66 @@ def _unit(pilot: Pilot, name: str):
   return pilot.path('units', pilot.settings.key(), f'{name}.npz')
 
 
-def probed(pilot: Pilot) -> bool:
-  """Whether the speed of this machine was measured for this pilot."""
-  return _unit(pilot, 'probe').exists()
+def keep_folder(folder: str, write: Callable[[str], Any]) -> None:
+  """Makes a folder by `write`, whole or not at all."""
+  part = paths.path(folder + '.part')
+  if part.exists():  # of an attempt that was killed
+    epath.Path(part).rmtree()
+  write(str(part))
+  epath.Path(part).rename(folder)
 
 
-def fitted_bits(
-  pilot: Pilot,
-  *,
-  window: int,
-  levels: int,
-  steps: int,
-  seed: int,
-  share: float = 1.0,
-  draw: int = 0,
-) -> Job:
-  """A job: a model fitted to a share of the rows, by what it says of those held
-  out.
+def worth(model, images: np.ndarray) -> np.ndarray:
+  """What each level tells the next one, in bits a value [levels - 1].
 
-  Returns:
-    `bits` [t, C] of the rows held out, in the pilot's bins; and where asked
-    for `drawn` [n, S, C].
+  Bits that the images cost more where a level's conditions are zeros: which
+  level carries the loss. The model was not trained to do without them.
+
+  Args:
+    model: an api.Model of ar levels.
+    images: [n, S, (S,) C] of its values; class 0.
   """
-  name = f'w{window}-l{levels}-t{steps}-s{seed}-{share:g}'
+  net = model.net
+  keep = [np.ones(s.out_conds, np.float32) for s in net.specs[:-1]]
+  told = [keep] + [
+    [np.zeros_like(x) if i == j else x for j, x in enumerate(keep)]
+    for i in range(len(keep))
+  ]
+  key, index = jax.random.key(0), np.arange(1)
+  parts = sharding.batch_devices(model.mesh)
+  totals = np.zeros(len(told))
+  for image in images:
+    for i, some in enumerate(told):
+      asked = explain.Question(image, np.int32(0), some)
+      with jax.set_mesh(model.mesh):
+        *maps, _ = explain.value_nats(
+          net, model.params, asked, key, index, parts=parts
+        )
+      totals[i] += sum(float(x.sum()) for x in maps)
+  return (totals[1:] - totals[0]) / images.size / np.log(2)
 
-  def make() -> Job:
-    values = pilot.table.values
-    begin = int(pilot.first * (1 - share))
-    detector = pilot.models.new(
-      window=window,
-      levels=levels,
-      steps=steps,
-      seed=seed,
-      smooth=1,
-      held_out=len(pilot.held) / (pilot.train - begin),
-    )
-    yield from detector.fitting(values[begin : pilot.train])
-    before = max(pilot.first - window, 0)
-    points = yield from detector.scoring(values[before : pilot.train])
-    bits = points.bits[pilot.first - before :]
-    _, own = detector.quantiser_.of(0)
-    _, width = pilot.bins().of(0)
-    out = {'bits': bits - np.log2(width / own)}
-    if draw:
-      out['drawn'] = pilot.models.draw(detector, draw)
-    return out
 
-  return (yield from kept(pilot, name, make))
+def memory() -> float:
+  """GB that this process has taken at most."""
+  found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return found / (1e9 if sys.platform == 'darwin' else 1e6)
 
 
 # What a stage will cost.
+
+
+def probed(pilot: Pilot) -> bool:
+  """Whether the speed of this machine was measured for this pilot."""
+  return _unit(pilot, 'probe').exists()
 
 
 def probe(pilot: Pilot) -> dict:
   """Seconds of a step and of compiling, measured once on this machine."""
 
   def make() -> Job:
-    detector = pilot.models.new(window=pilot.window, levels=3, steps=PROBE)
     yield from ()  # a job, though nobody is shown its few steps
     begun, at = time.monotonic(), []
-    job = detector.fitting(pilot.table.values[: pilot.train])
+    job = pilot.probing(PROBE)
     for progress in job:
       at.append(time.monotonic())
       if progress.doing != 'fitting' or progress.done == PROBE:
@@ -207,14 +247,15 @@ def price(pilot: Pilot, fits: list[tuple[int, int, int]]) -> float:
 
   Args:
     pilot: the pilot.
-    fits: (window, levels, steps) of each model.
+    fits: (side, levels, steps) of each model.
   """
   measured = probe(pilot)
-  flops = lambda window, levels: cost.train_flops_per_image(
-    pilot.config(levels, window, None)
+  flops = lambda side, levels: cost.train_flops_per_image(
+    pilot.config(side, levels, None)
   )
-  one = flops(pilot.window, 3)
+  (_, whole), *_ = pilot.modules()
+  one = flops(whole, 3)
   return sum(
-    measured['compiling'] + measured['step'] * steps * flops(w, l) / one
-    for w, l, steps in fits
+    measured['compiling'] + measured['step'] * steps * flops(side, levels) / one
+    for side, levels, steps in fits
   )

@@ -157,7 +157,7 @@ def propose(
     DataError: the images are too small or too few, or the size is one that
       can't be cut into levels.
   """
-  side, why = _side(found, on, size)
+  side, why = side_of(found, on, size)
   found = look.fitting(found, side)
   c, reasons = config_lib.default(), {}
 
@@ -178,7 +178,7 @@ def propose(
   return Proposal(c, reasons, found, train, held)
 
 
-def _side(found: look.Look, on: Machine, size: int | None) -> tuple[int, str]:
+def side_of(found: look.Look, on: Machine, size: int | None) -> tuple[int, str]:
   """The side of the images, and why."""
   sides = np.sort(found.sides[found.sides > 0])
   if sides[-1] < look.SMALLEST:

@@ -65,6 +65,8 @@ class FractalDetector(BaseEstimator):
     labels_: [T] 0 or 1, of the rows given to `fit`.
     n_features_in_, feature_names_in_: as in scikit-learn.
     quantiser_, config_, params_: of the model; `model_` is it, an api.Model.
+    gradients_: of each level by its name, the norm of its gradient in each step
+      of training; those of a run that was loaded have none.
     label_: the class of its series; 0 but in runs of several.
   """
 
@@ -170,7 +172,9 @@ class FractalDetector(BaseEstimator):
     """The job of training: returns parameters as NumPy arrays."""
     import jax
 
-    _, params, _ = yield from fit.fit(config, source)
+    seen = []
+    _, params, _ = yield from fit.fit(config, source, watch=seen.append)
+    self.gradients_ = fit.gradients(seen, params)
     return jax.device_get(params)
 
   def _threshold(self) -> float:

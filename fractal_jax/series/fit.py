@@ -1,6 +1,9 @@
 """A model fitted to a series at hand, in seconds to minutes on a CPU."""
 
+from collections.abc import Callable
+
 import jax
+import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
@@ -11,13 +14,20 @@ from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train, train_state
 
 
-def fit(config, source: Source, mesh=None) -> Job:
+def fit(
+  config,
+  source: Source,
+  mesh=None,
+  *,
+  watch: Callable[[dict], None] = lambda metrics: None,
+) -> Job:
   """Trains a model on windows at hand: `train.train` without a work directory.
 
   Args:
     config: see settings.settings.
     source: of windows.
     mesh: the mesh; that of the config where None.
+    watch: is given the metrics of each step, one step late.
 
   Yields:
     Progress after each step.
@@ -42,5 +52,17 @@ def fit(config, source: Source, mesh=None) -> Job:
         step = jitted.lower(state, batch).compile()
       state, metrics = step(state, batch)
     jax.block_until_ready(before)  # devices are one step ahead, no more
+    if before:
+      watch(before)
     yield Progress('fitting', number + 1, total)
+  watch(metrics)
   return net, state.params, mesh
+
+
+def gradients(seen: list[dict], names) -> dict[str, np.ndarray]:
+  """Norms [steps] of the gradients of subtrees, from what `watch` was given."""
+  seen = jax.device_get(seen)
+  return {
+    name: np.array([metrics[f'grad_norm/{name}'] for metrics in seen])
+    for name in names
+  }

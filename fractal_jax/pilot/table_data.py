@@ -1,0 +1,93 @@
+"""The stage `data` of a table: is there enough, is it whole, does it leak."""
+
+import numpy as np
+
+from fractal_jax.inference.progress import Job
+from fractal_jax.pilot import gates
+from fractal_jax.pilot.stages import few, gate
+from fractal_jax.pilot.work import Found, Pilot
+from fractal_jax.series import linear
+from fractal_jax.series.detector import alarms
+
+LEAK = 16  # rows that are the same, number by number, in two places
+
+
+def data(pilot: Pilot) -> Job:
+  """Size, gaps, leaks, drift, incidents, and what a linear model explains."""
+  yield from ()
+  values, train = pilot.data.values, pilot.train
+  known = ~np.isnan(values)
+  labels = pilot.data.labels
+  incidents = [] if labels is None else alarms(labels[train:] * 1.0, 0.5)
+  normal = np.ones(len(values), bool) if labels is None else ~labels
+  later = values[train:][normal[train:]]
+  drift = _drift(values[:train], later)
+  constant = [
+    np.ptp(x[~np.isnan(x)]) == 0 if (~np.isnan(x)).any() else True
+    for x in values[:train].T
+  ]
+  windows = train // pilot.window
+  found = (
+    gate(pilot, 'least_windows', gates.exact(windows), least=True, mends=True),
+    gate(pilot, 'most_missing', gates.exact(1 - known.mean()), least=False),
+    gate(
+      pilot, 'most_leak', gates.exact(leak(values, train)), least=False
+    ),
+    gate(
+      pilot, 'most_drift', gates.exact(drift), least=False, mends=True
+    ),
+    gate(
+      pilot, 'least_incidents', gates.exact(len(incidents)), least=True,
+      mends=True,
+    ),
+  )  # fmt: skip
+  facts = {
+    'rows': len(values),
+    'channels': values.shape[1],
+    'missing': float(1 - known.mean()),
+    'constant': int(sum(constant)),
+    'incidents': len(incidents),
+    'anomalous': 0.0 if labels is None else float(labels.mean()),
+  }
+  if windows >= 2:
+    facts['explained'] = _explained(pilot)
+  return Found(found, facts, {'values': few(values)})
+
+
+def leak(values: np.ndarray, train: int) -> float:
+  """The share of later stretches of LEAK rows that stand in the first rows.
+
+  Stretches in which nothing changes, or nothing is known, do not count.
+  """
+  first = {values[i : i + LEAK].tobytes() for i in range(train - LEAK + 1)}
+  found, number = 0, 0
+  for i in range(train, len(values) - LEAK + 1, LEAK // 2):
+    part = values[i : i + LEAK]
+    if np.isnan(part).any() or not np.ptp(part, 0).any():
+      continue
+    number += 1
+    found += part.tobytes() in first
+  return found / number if number else 0.0
+
+
+def _drift(first: np.ndarray, later: np.ndarray) -> float:
+  """How far means move, in standard deviations; the most of all channels."""
+  if not len(later):
+    return 0.0
+  spread = np.nanstd(first, 0)
+  moved = np.abs(np.nanmean(later, 0) - np.nanmean(first, 0))
+  # A constant channel that moves is far away in any unit.
+  apart = np.where(moved > 0, np.inf, 0.0)
+  moved = np.divide(moved, spread, out=apart, where=spread > 0)
+  return float(np.nanmax(np.nan_to_num(moved, posinf=1e6)))
+
+
+def _explained(pilot: Pilot) -> float:
+  """The share of the variance held out that a linear model explains."""
+  order = min(pilot.window, pilot.learnt // 4)
+  values = pilot.data.values[: pilot.train]
+  mean = linear.predict(values, pilot.learnt, order).mean
+  left = np.nanmean((values - mean)[pilot.learnt :] ** 2, 0)
+  of = np.nanvar(pilot.held, 0)
+  ratio = np.divide(left, of, out=np.ones_like(left), where=of > 0)
+  return float(1 - ratio.mean())
