@@ -111,7 +111,7 @@ def run_stages(folder: str) -> None:
       break
   path = reports.write(pilot, FLAGS.language)
   found = reports.Report(pilot, stages.load(pilot))
-  words = texts.texts(FLAGS.language)
+  words = texts.texts(FLAGS.language, pilot.KIND)
   common.say(f'{found.verdict}: {reports.reason(found, words)}')
   common.say(f'report: {paths.absolute(path)}')
   code = gates.EXIT[found.verdict]

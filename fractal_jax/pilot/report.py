@@ -75,7 +75,7 @@ class Report:
 def write(pilot: Pilot, language: str) -> str:
   """Writes report.json and report.LANGUAGE.html; returns the latter's path."""
   found = Report(pilot, run.load(pilot))
-  words = texts.texts(language)
+  words = texts.texts(language, pilot.KIND)
   path = pilot.path(f'report.{language}.html')
   paths.write_text(pilot.path('report.json'), as_json(found))
   paths.write_text(path, page(found, words, language))
@@ -256,6 +256,8 @@ def _changes(found: Report, words) -> str:
 
 def _roi(found: Report, words) -> str:
   worth = found.roi
+  if found.pilot.settings.task['kind'] != 'anomalies':
+    return paragraph(words['roi none'])
   if worth is None:
     return paragraph(words['roi missing'].format(stage=words['full']))
   unit = found.pilot.settings.question['currency']

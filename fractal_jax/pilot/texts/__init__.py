@@ -1,5 +1,7 @@
 """The texts of reports: a file a language, with the same keys.
 
+A key that ends in @KIND stands for the same key in pilots of that kind.
+
 A new language is one more file with a dict TEXTS; `languages` finds it.
 """
 
@@ -18,8 +20,8 @@ def languages() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
-def texts(language: str) -> dict[str, str]:
-  """All texts in a language.
+def texts(language: str, kind: str = '') -> dict[str, str]:
+  """All texts in a language, with those of a kind of pilot in their places.
 
   Raises:
     LanguageError: there are none.
@@ -28,4 +30,10 @@ def texts(language: str) -> dict[str, str]:
     raise LanguageError(
       f'--language={language} must be one of {", ".join(languages())}'
     )
-  return importlib.import_module(f'{__name__}.{language}').TEXTS
+  found = importlib.import_module(f'{__name__}.{language}').TEXTS
+  own = {
+    key.removesuffix(f'@{kind}'): text
+    for key, text in found.items()
+    if kind and key.endswith(f'@{kind}')
+  }
+  return found | own

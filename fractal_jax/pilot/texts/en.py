@@ -230,4 +230,136 @@ TEXTS = {
   'term seed': 'Seed: the chance with which training begins.',
   'settings': 'pilot.toml has hash {hash}. The stage “{stage}” ran with {old}.',
   'settings same': 'Hash of pilot.toml: {hash}.',
+  'fact gradient_0': 'gradient of level 0: median norm',
+  'fact gradient_1': 'gradient of level 1: median norm',
+  'fact gradient_spread_0': (
+    'gradient of level 0: deviation between seeds, as a share of the norm'
+  ),
+  'fact gradient_spread_1': (
+    'gradient of level 1: deviation between seeds, as a share of the norm'
+  ),
+  'fact gradient_peak_0': 'gradient of level 0: largest norm over the median',
+  'fact gradient_peak_1': 'gradient of level 1: largest norm over the median',
+  'fact worth_0': 'bits a value lost without what level 0 tells level 1',
+  'fact worth_1': 'bits a value lost without what level 1 tells the values',
+  'picture gradients': (
+    'Norms of gradients, step by step: above level 0, below level 1, a line a '
+    'seed. Lines that lie on each other, without peaks, are stable training.'
+  ),
+  # Of images: keys that end in @images take the place of those without.
+  'about data@images': (
+    'Are there enough, can they be read, do test images hide among those that '
+    'are learnt from?'
+  ),
+  'about full@images': (
+    'The model of full size, on images that it has not seen: does it do its '
+    'task, and does it know more than it has learnt by heart?'
+  ),
+  'about shadow@images': (
+    'A replay of images that no stage has looked at, in their order and one at '
+    'a time, as in production.'
+  ),
+  'gate least_images': 'images to learn from',
+  'gate most_unreadable': 'share of files that can not be used',
+  'gate most_copies': 'share of test images that are copies of training images',
+  'gate least_class': 'images of the smallest class',
+  'gate most_shift': (
+    'how far test images are brighter or darker, in standard deviations'
+  ),
+  'gate least_judged': 'images to test with',
+  'gate least_anomalies': 'anomalous images to test with',
+  'gate most_gap': 'bits a value that unseen images cost more',
+  'gate distance': 'distance of drawn images over that of real ones',
+  'gate diversity': 'diversity of drawn images over that of real ones',
+  'gate drawn_copies': 'share of drawn images that copy a training image',
+  'gate completion': 'share of the error saved against the nearest image',
+  'gate shadow_bits': 'bits a value that images cost more, in the shadow run',
+  'gate shadow_completion': 'share of the error saved, in the shadow run',
+  'gate found@images': 'share of the anomalies found',
+  'gate shadow_found@images': 'share of the anomalies found, in the shadow run',
+  'gate most_milliseconds@images': 'milliseconds of an image, one at a time',
+  'fact images': 'images to learn from',
+  'fact judged': 'images held out to judge by',
+  'fact replayed': 'images of the shadow run',
+  'fact anomalies': 'anomalous images',
+  'fact classes': 'classes',
+  'fact smallest_class': 'images of the smallest class',
+  'fact largest_class': 'images of the largest class',
+  'fact uniform': 'bits a value: if every value were equally likely',
+  'fact forest': 'bits a value: random forest',
+  'fact enough@images': 'images after which more bring little',
+  'fact incidents@images': 'anomalous images',
+  'fact incidents_found@images': 'anomalous images found',
+  'fact weeks@images': 'weeks that as many normal images take',
+  'fact threshold@images': 'bits a value from which there is an alarm',
+  'fact held_bits': 'bits a value: images held out',
+  'fact train_bits': 'bits a value: images that were learnt from',
+  'fact drawn_bits': 'bits a value: images that the model drew',
+  'fact shadow_bits': 'bits a value: images of the shadow run',
+  'fact gain': 'share of the error that is saved',
+  'picture train': 'Some of the images that are learnt from.',
+  'picture classes': 'How many images each class has.',
+  'picture module@images': (
+    'Learning curve: bits a value of images held out against the images that '
+    'were learnt from.'
+  ),
+  'picture images': 'Images that the model made up.',
+  'picture completed': (
+    'In turn: an image, and the same with its lower half made up.'
+  ),
+  'picture bits': (
+    'Bits a value, how often. Grey: images that were learnt from. Blue: held '
+    'out. Black: drawn by the model. Red: anomalies. Where grey and blue lie '
+    'apart, images were learnt by heart.'
+  ),
+  'picture worst_images': 'The most surprising images held out.',
+  'picture replay': (
+    'Bits a value of the images in their order; dashed is the threshold.'
+  ),
+  'roi none': (
+    'Not computed: it follows from incidents, and the task is not to find any. '
+    'What a made-up image is worth has to be judged by those who use it.'
+  ),
+  'risk 0@images': (
+    'The criteria say what held for these images. Others were not tested.'
+  ),
+  'risk 1@images': (
+    'Images are scaled down to a small side. What can be seen only in large '
+    'ones is not judged here.'
+  ),
+  'risk 2@images': (
+    'Intervals take images as independent. Photographs of one thing are not, '
+    'and make them too narrow.'
+  ),
+  'risk 3@images': (
+    'After a change of camera, light or product the model has to learn again.'
+  ),
+  'risk 4@images': (
+    'Distances of drawn images are of simple features, and not comparable with '
+    'published ones. Look at the images, too.'
+  ),
+  'step 0@images': (
+    'Run it beside the present way for some weeks, without anybody relying on '
+    'it; compare with the shadow run above.'
+  ),
+  'step 1@images': (
+    'Name who looks at what the model puts out, and where they note whether it '
+    'was right.'
+  ),
+  'step 2@images': (
+    'Watch the bits of new images: where they rise, images have changed.'
+  ),
+  'step 4@images': (
+    'To roll back, go back to the folder of the model before: it holds all '
+    'that is needed. Keep the present way running until then.'
+  ),
+  'term level@images': (
+    'Level: a part of the model. Level 0 sees a whole image, level 1 a patch '
+    'of a few pixels.'
+  ),
+  'term window@images': 'Value: the brightness of a pixel, or of a colour of it.',
+  'term score@images': (
+    'Distance: how far drawn images are from real ones on the whole, by the '
+    'Fréchet distance of principal components.'
+  ),
 }

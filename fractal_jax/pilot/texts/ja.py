@@ -205,4 +205,117 @@ TEXTS = {
     '設定ファイルのハッシュは{hash}です。段階「{stage}」は{old}で実行されました。'
   ),
   'settings same': '設定ファイルのハッシュ：{hash}',
+  'fact gradient_0': '階層0の勾配：ノルムの中央値',
+  'fact gradient_1': '階層1の勾配：ノルムの中央値',
+  'fact gradient_spread_0': '階層0の勾配：種による標準偏差（ノルムに対する割合）',
+  'fact gradient_spread_1': '階層1の勾配：種による標準偏差（ノルムに対する割合）',
+  'fact gradient_peak_0': '階層0の勾配：中央値に対する最大値の比',
+  'fact gradient_peak_1': '階層1の勾配：中央値に対する最大値の比',
+  'fact worth_0': '階層0から階層1への情報がないと増える値あたりのビット数',
+  'fact worth_1': '階層1から値への情報がないと増える値あたりのビット数',
+  'picture gradients': (
+    '各ステップの勾配のノルム。上：階層0、下：階層1、線は乱数の種ごと。線が重なり'
+    '突出がなければ、学習は安定しています。'
+  ),
+  # 画像用：末尾が @images の項目は、それのない項目の代わりになる。
+  'about data@images': (
+    '量は十分か、読めるか、テスト用の画像が学習用に紛れていないか。'
+  ),
+  'about full@images': (
+    '実規模のモデルを見たことのない画像で試します。課題を果たすか、丸暗記以上の'
+    'ことを知っているか。'
+  ),
+  'about shadow@images': (
+    'どの段階でも見ていない画像を、本番と同じ順序で一枚ずつ再生します。'
+  ),
+  'gate least_images': '学習に使える画像の数',
+  'gate most_unreadable': '使えないファイルの割合',
+  'gate most_copies': '学習用画像の複製であるテスト用画像の割合',
+  'gate least_class': '最も小さいクラスの画像の数',
+  'gate most_shift': 'テスト用画像の明るさのずれ（標準偏差単位）',
+  'gate least_judged': 'テストに使える画像の数',
+  'gate least_anomalies': 'テストに使える異常画像の数',
+  'gate most_gap': '未知の画像で増える値あたりのビット数',
+  'gate distance': '実画像の距離に対する生成画像の距離の比',
+  'gate diversity': '実画像の多様性に対する生成画像の多様性の比',
+  'gate drawn_copies': '学習用画像の複製である生成画像の割合',
+  'gate completion': '最も近い画像に対して減った誤差の割合',
+  'gate shadow_bits': 'シャドー運転で増える値あたりのビット数',
+  'gate shadow_completion': 'シャドー運転で減った誤差の割合',
+  'gate found@images': '見つかった異常の割合',
+  'gate shadow_found@images': 'シャドー運転で見つかった異常の割合',
+  'gate most_milliseconds@images': '一枚ずつ処理するときの一枚のミリ秒',
+  'fact images': '学習用画像の数',
+  'fact judged': '判定用画像の数',
+  'fact replayed': 'シャドー運転の画像の数',
+  'fact anomalies': '異常画像の数',
+  'fact classes': 'クラスの数',
+  'fact smallest_class': '最も小さいクラスの画像の数',
+  'fact largest_class': '最も大きいクラスの画像の数',
+  'fact uniform': '値あたりのビット数：すべての値が同じ確率の場合',
+  'fact forest': '値あたりのビット数：ランダムフォレスト',
+  'fact enough@images': 'これ以上増やしても効果が小さい画像の数',
+  'fact incidents@images': '異常画像の数',
+  'fact incidents_found@images': '見つかった異常画像の数',
+  'fact weeks@images': '同じ数の正常画像に相当する週数',
+  'fact threshold@images': '警報となる値あたりのビット数',
+  'fact held_bits': '値あたりのビット数：判定用画像',
+  'fact train_bits': '値あたりのビット数：学習用画像',
+  'fact drawn_bits': '値あたりのビット数：モデルが生成した画像',
+  'fact shadow_bits': '値あたりのビット数：シャドー運転の画像',
+  'fact gain': '減った誤差の割合',
+  'picture train': '学習用画像の一部。',
+  'picture classes': '各クラスの画像の数。',
+  'picture module@images': (
+    '学習曲線：学習した画像の数に対する、判定用画像での値あたりのビット数。'
+  ),
+  'picture images': 'モデルが生成した画像。',
+  'picture completed': '元の画像と、下半分を生成した画像を交互に並べたもの。',
+  'picture bits': (
+    '値あたりのビット数の度数。灰：学習用、青：判定用、黒：生成、赤：異常。灰と青'
+    'が離れていれば、丸暗記しています。'
+  ),
+  'picture worst_images': '最も予想外だった判定用画像。',
+  'picture replay': '順に並べた画像の値あたりのビット数。破線はしきい値。',
+  'roi none': (
+    '計算していません。投資効果は事象から求めますが、この課題は事象を探すものでは'
+    'ありません。生成した画像の価値は、使う人が判断してください。'
+  ),
+  'risk 0@images': (
+    '基準は、これらの画像で成り立ったことだけを示します。ほかの画像は試されていま'
+    'せん。'
+  ),
+  'risk 1@images': (
+    '画像は小さく縮小されています。大きな画像でしか見えないものは判定していません。'
+  ),
+  'risk 2@images': (
+    '区間は画像を互いに独立とみなします。同じ物を写した写真があると狭すぎます。'
+  ),
+  'risk 3@images': ('カメラ、照明、製品を変えたら、学習し直す必要があります。'),
+  'risk 4@images': (
+    '生成画像の距離は簡単な特徴によるもので、公表値とは比べられません。画像そのも'
+    'のも見てください。'
+  ),
+  'step 0@images': (
+    '数週間、誰も頼らない形で現在の方法と並行して動かし、上のシャドー運転と比べま'
+    'す。'
+  ),
+  'step 1@images': (
+    '誰がモデルの出力を見て、正しかったかどうかをどこに記録するかを決めます。'
+  ),
+  'step 2@images': (
+    '新しい画像のビット数を監視します。増えたら画像が変わっています。'
+  ),
+  'step 4@images': (
+    '切り戻すには、前のモデルのフォルダーに戻します。必要なものはすべて入っていま'
+    'す。それまで現在の方法は止めないでください。'
+  ),
+  'term level@images': (
+    '階層：モデルの部分。階層0は画像全体を、階層1は数画素の区画を見ます。'
+  ),
+  'term window@images': '値：画素（またはその一色）の明るさ。',
+  'term score@images': (
+    '距離：生成画像が全体として実画像からどれだけ離れているか（主成分のフレシェ距'
+    '離）。'
+  ),
 }
