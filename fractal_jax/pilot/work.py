@@ -196,8 +196,8 @@ def worth(model, images: np.ndarray) -> np.ndarray:
     [np.zeros_like(x) if i == j else x for j, x in enumerate(keep)]
     for i in range(len(keep))
   ]
-  key, index = jax.random.key(0), np.arange(1)
-  parts = sharding.batch_devices(model.mesh)
+  key, parts = jax.random.key(0), sharding.batch_devices(model.mesh)
+  index = np.arange(parts)  # one is enough, but each device has its share
   totals = np.zeros(len(told))
   for image in images:
     for i, some in enumerate(told):
@@ -206,7 +206,7 @@ def worth(model, images: np.ndarray) -> np.ndarray:
         *maps, _ = explain.value_nats(
           net, model.params, asked, key, index, parts=parts
         )
-      totals[i] += sum(float(x.sum()) for x in maps)
+      totals[i] += sum(float(x[0].sum()) for x in maps)
   return (totals[1:] - totals[0]) / images.size / np.log(2)
 
 

@@ -357,7 +357,9 @@ TEXTS = {
     'Level: a part of the model. Level 0 sees a whole image, level 1 a patch '
     'of a few pixels.'
   ),
-  'term window@images': 'Value: the brightness of a pixel, or of a colour of it.',
+  'term window@images': (
+    'Value: the brightness of a pixel, or of a colour of it.'
+  ),
   'term score@images': (
     'Distance: how far drawn images are from real ones on the whole, by the '
     'Fréchet distance of principal components.'

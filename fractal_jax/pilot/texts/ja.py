@@ -207,8 +207,12 @@ TEXTS = {
   'settings same': '設定ファイルのハッシュ：{hash}',
   'fact gradient_0': '階層0の勾配：ノルムの中央値',
   'fact gradient_1': '階層1の勾配：ノルムの中央値',
-  'fact gradient_spread_0': '階層0の勾配：種による標準偏差（ノルムに対する割合）',
-  'fact gradient_spread_1': '階層1の勾配：種による標準偏差（ノルムに対する割合）',
+  'fact gradient_spread_0': (
+    '階層0の勾配：種による標準偏差（ノルムに対する割合）'
+  ),
+  'fact gradient_spread_1': (
+    '階層1の勾配：種による標準偏差（ノルムに対する割合）'
+  ),
   'fact gradient_peak_0': '階層0の勾配：中央値に対する最大値の比',
   'fact gradient_peak_1': '階層1の勾配：中央値に対する最大値の比',
   'fact worth_0': '階層0から階層1への情報がないと増える値あたりのビット数',
