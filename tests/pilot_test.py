@@ -20,8 +20,10 @@ from fractal_jax.pilot import (
   settings,
   simple,
   stages,
+  table_data,
+  table_settings,
+  tables,
   texts,
-  work,
 )
 from fractal_jax.pilot.gates import Gate, Interval
 from fractal_jax.series import linear, quantiser, scores
@@ -48,6 +50,7 @@ class Neighbours(FractalDetector):
     past, now = self._split(X[:first])
     self.model = KNeighborsRegressor(20 + self.seed).fit(past, now)
     self.deviation = (now - self.model.predict(past)).std(0)
+    self.gradients_ = {'level_0': np.array([3.0, 1.0, 1.0, 2.0])}
     yield Progress('fitting', 2, 2)
     return self
 
@@ -66,7 +69,7 @@ class Neighbours(FractalDetector):
     return past, X[BACK:]
 
 
-class Fakes(work.Models):
+class Fakes(tables.Models):
   """Counts what is fitted; keeps detectors in memory."""
 
   def __init__(self):
@@ -84,6 +87,9 @@ class Fakes(work.Models):
 
   def draw(self, detector, number):
     return np.zeros((number, detector.window, 1))
+
+  def worth(self, detector, rows):
+    return np.array([0.5, 1.0])
 
 
 def line(rows, seed=0, noise=0.05):
@@ -110,14 +116,18 @@ def make(folder, values, labels=None, train=2400, shadow=800, **changes):
   data = folder / 'line.npz'
   extra = {} if labels is None else {'labels': labels}
   np.savez(data, values=values, **extra)
-  found = settings.propose(str(data))
+  found = table_settings.propose(str(data))
   found['data'] |= dict(train_rows=train, shadow_rows=shadow, rows_per_week=400)
   found['task'] |= dict(window=16, smooth=8, small_steps=2, seeds=2, samples=2)
   found['costs'] |= COSTS
   for key, value in changes.items():
-    (section,) = (s for s, keys in settings.SECTIONS.items() if key in keys)
+    (section,) = (
+      s for s, keys in table_settings.SECTIONS.items() if key in keys
+    )
     found[section][key] = value
-  (folder / settings.FILE).write_text(settings.text(found))
+  (folder / settings.FILE).write_text(
+    settings.text(found, table_settings.SECTIONS)
+  )
   return run.open_pilot(str(folder), Fakes())
 
 
@@ -172,9 +182,9 @@ def test_too_small_is_more_data(tmp_path):
 
 def test_a_leak_is_found(tmp_path):
   values, labels = planted(line(4000))
-  assert stages.leak(values[:, None], 2400) == 0
+  assert table_data.leak(values[:, None], 2400) == 0
   values[3200:3600] = values[100:500]
-  assert stages.leak(values[:, None], 2400) == pytest.approx(0.25, abs=0.05)
+  assert table_data.leak(values[:, None], 2400) == pytest.approx(0.25, abs=0.05)
   done = run_all(make(tmp_path, values, labels))
   assert list(done) == ['data'] and run.verdict(done) == gates.NO_GO
 
@@ -287,6 +297,15 @@ def test_simple_models():
   assert mean['last'] == pytest.approx(best, abs=0.2)
 
 
+def test_stability_of_gradients():
+  norms = np.array([[9.0, 9, 1, 3, 1, 1], [9, 9, 9, 3, 3, 3]])
+  assert stages.stability(norms) == {
+    'gradient': pytest.approx(2),
+    'gradient_spread': pytest.approx(np.sqrt(2) / 2),
+    'gradient_peak': pytest.approx(3),
+  }
+
+
 def test_rows_enough():
   assert stages.rows_enough(1000, [3.0, 2.5, 2.495]) == 1000
   assert stages.rows_enough(1000, [3.0, 2.9, 2.7]) is None
@@ -340,7 +359,7 @@ def test_the_japanese_report_has_no_english_sentence(good):
   assert set(found) <= {'MORE DATA'}
   english = words_of((good.path('') / report.write(good, 'en')).read_text())
   assert 'Verdict: GO' in english and 'Every stage passed' in english
-  assert len(re.findall('<img', page)) == 7
+  assert len(re.findall('<img', page)) == 8
 
 
 def test_languages_have_the_same_texts():
@@ -351,8 +370,9 @@ def test_languages_have_the_same_texts():
     assert other.keys() == english.keys()
     for key, text in other.items():
       assert fields(text) == fields(english[key]), (language, key)
-  names = {f'gate {k}' for k in settings.GATES}
-  assert names <= english.keys()
+  for kind in run.KINDS.values():
+    names = {f'gate {k}' for k in kind.SECTIONS['gates']}
+    assert names <= texts.texts('en', kind.KIND).keys()
   with pytest.raises(texts.LanguageError, match='en, ja'):
     texts.texts('tlh')
 
@@ -398,7 +418,7 @@ def test_problems_in_words(tmp_path):
   path = tmp_path / settings.FILE
   path.write_text(path.read_text().replace('seeds = 2', 'seedz = 0'))
   with pytest.raises(settings.PilotError) as error:
-    settings.load(str(tmp_path))
+    run.open_pilot(str(tmp_path))
   assert 'no section or key task.seedz' in str(error.value)
   assert 'task.seeds is missing' in str(error.value)
 
@@ -438,17 +458,18 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_real_model_is_fitted_kept_and_scored(tmp_path):
   pilot = make(tmp_path, *planted(line(4000)), train=200, shadow=60)
-  pilot = dataclasses.replace(pilot, models=work.Models())
-  fit = dict(window=8, levels=2, steps=2, seed=0, draw=0)
-  one = result_of(work.fitted_bits(pilot, **fit))
-  assert one['bits'].shape == (40, 1) and np.isfinite(one['bits']).all()
-  again = result_of(work.fitted_bits(pilot, **fit))
+  pilot = dataclasses.replace(pilot, models=tables.Models())
+  fit = (8, 2, 2, 0, 1.0, 0)
+  one = result_of(pilot.fitted(*fit))
+  assert one['bits'].shape == (40,) and np.isfinite(one['bits']).all()
+  assert one['gradient_0'].shape == (2,) and (one['gradient_0'] > 0).all()
+  again = result_of(pilot.fitted(*fit))
   np.testing.assert_array_equal(one['bits'], again['bits'])
   detector = pilot.models.new(window=8, levels=2, steps=2, smooth=1)
-  result_of(detector.fitting(pilot.table.values[:200]))
+  result_of(detector.fitting(pilot.data.values[:200]))
   pilot.models.save(str(tmp_path / 'run'), detector, 'line')
   other = pilot.models.load(str(tmp_path / 'run'))
-  values = pilot.table.values[200:240]
+  values = pilot.data.values[200:240]
   a, b = (result_of(d.scoring(values)).bits for d in (detector, other))
   np.testing.assert_allclose(a, b, rtol=1e-4)
   assert pilot.models.load(str(tmp_path / 'none')) is None
