@@ -96,11 +96,11 @@ def make(folder, x, labels=None, names=('a', 'b'), split=None, **changes):
     folder / 'x.npz', images=x, labels=labels, label_names=names, **extra
   )
   found = image_settings.propose(str(folder / 'x.npz'), str(folder), None)
-  found['task'] |= dict(small_steps=2, steps=2, seeds=2, samples=60)
+  found['task'] |= dict(small_steps=2, steps=2, seeds=2, samples=80)
   found['data']['images_per_week'] = 1000.0
   found['gates']['least_judged'] = 20.0
   for key, value in changes.items():
-    (section,) = (s for s in ('data', 'task', 'gates') if key in found[s])
+    section = next(s for s in ('task', 'data', 'gates') if key in found[s])
     found[section][key] = value
   text = settings.text(found, image_settings.SECTIONS)
   (folder / settings.FILE).write_text(text)
@@ -114,6 +114,13 @@ def run_all(pilot, anyway=False):
     if done[name].verdict != gates.GO and not anyway:
       break
   return done
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_forests():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(image_simple, 'TREES', 5)
+    yield
 
 
 @pytest.fixture(scope='module')

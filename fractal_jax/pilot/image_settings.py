@@ -118,7 +118,7 @@ GATES = {
     'full, generation: variance of drawn images over that of real ones',
   ),
   'drawn_copies': Key(
-    0.02, SHARE,
+    0.05, SHARE,
     'full, generation: share of drawn images that are near copies of one that '
     'was learnt from',
   ),
