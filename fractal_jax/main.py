@@ -46,7 +46,7 @@ COMMANDS = {
   'anomaly': 'alarms and a report of a table of sensors',
   'forecast': 'what comes after a table of sensors',
   'impute': 'what may stand in its empty cells',
-  'pilot': 'whether this works for a table of sensors, in stages',
+  'pilot': 'whether this works for your sensors or images, in stages',
   'ab': 'one level of a run against that of another',
   'convert': 'published weights to a run, and back; a run to a release',
   'push': 'share a model on the Hugging Face Hub',

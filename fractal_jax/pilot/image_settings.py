@@ -1,5 +1,6 @@
 """pilot.toml of images: what is proposed, and what it breaks."""
 
+import dataclasses
 import re
 import zipfile
 
@@ -24,7 +25,7 @@ from fractal_jax.planning import propose as planning
 
 DIGITS = 'digits'  # the data set that comes with scikit-learn
 LISTING = 'images.csv'  # in the pilot's folder: which image is in which split
-SMALLEST, LARGEST = 8, 32  # sides; a pilot is small
+SMALLEST, USUAL, LARGEST = 8, 16, 32  # sides; a pilot is small
 ANOMALOUS = re.compile(r'anomal|defect|fault|broken|bad|scratch|^ng$', re.I)
 TASKS = ('generation', 'completion', 'anomalies')
 
@@ -193,7 +194,8 @@ def propose(data: str, folder: str, size: int | None) -> dict[str, dict]:
     out['data'] |= dict(source=DIGITS, side=8, channels=1, values=17)
     return out
   found = look.at(data)
-  side, _ = planning.side_of(found, planning.machine(), size)
+  on = dataclasses.replace(planning.machine(), most=USUAL)
+  side, _ = planning.side_of(found, on, size)
   if not SMALLEST <= side <= LARGEST:
     raise DataError(
       f'the images would have a side of {side}: a pilot takes {SMALLEST} to '
