@@ -284,3 +284,22 @@ def test_difference_by_welch():
   found = image_measures.difference(np.array([1.0, 2, 3]), np.array([1.0, 1.1]))
   assert found.value == pytest.approx(0.95) and found.low < 0 < found.high
   assert image_measures.difference(np.array([1.0]), np.array([1.0])) is None
+
+
+def test_a_real_model_is_fitted_kept_and_draws(tmp_path):
+  pilot = make(tmp_path, waves(60), least_judged=2.0)
+  pilot = dataclasses.replace(pilot, models=images.Models())
+  one = result_of(pilot.fitted(4, 2, 2, 0, 1.0, 2))
+  assert one['bits'].shape == (len(pilot.data.held),)
+  assert one['drawn'].shape == (2, 4, 4, 1)
+  assert one['gradient_0'].shape == (2,) and (one['gradient_0'] > 0).all()
+  config = pilot.config(4, 2, 2)
+  model, _ = result_of(
+    pilot.models.fitting(config, pilot.data.train[:, :4, :4])
+  )
+  pilot.models.save(str(tmp_path / 'run'), model)
+  again = pilot.models.load(str(tmp_path / 'run'))
+  x = pilot.data.held[:, :4, :4]
+  a, b = (image_measures.bits(m, x) for m in (model, again))
+  np.testing.assert_allclose(a, b, rtol=1e-4)
+  assert pilot.models.load(str(tmp_path / 'none')) is None
