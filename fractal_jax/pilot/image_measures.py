@@ -9,6 +9,7 @@ from fractal_jax.metrics import scores
 from fractal_jax.pilot import gates
 from fractal_jax.pilot.gates import Interval
 
+JUDGED = 300  # images of each kind by which models are judged, at most
 GROUPS = 5  # into which images are cut, for intervals of distances
 FEATURES = 32  # principal components
 

@@ -9,7 +9,6 @@ from fractal_jax.pilot import gates, image_measures, work
 from fractal_jax.pilot.stages import gate
 from fractal_jax.pilot.work import Found, Pilot
 
-JUDGED = 300  # images of those learnt from that are scored
 ALONE = 20  # images that are timed one at a time
 SHOWN = 24  # images in a picture
 
@@ -20,7 +19,7 @@ def data(pilot: Pilot) -> Job:
   found = pilot.data
   later = np.concatenate([found.held, found.shadow])
   leaks = image_measures.copies(found.train, later, pilot.values)
-  counts = np.bincount(found.labels[: len(found.train)])
+  counts = np.bincount(found.labels)
   counts = counts[counts > 0]
   shade = lambda x: x.mean((1, 2, 3), dtype=float) / (pilot.values - 1)
   of_train, of_later = shade(found.train), shade(later)
@@ -77,9 +76,9 @@ def scored(pilot: Pilot) -> Job:
 
   def make() -> Job:
     model = yield from full_model(pilot)
-    some = pilot.data.train[:: max(pilot.learnt // JUDGED, 1)]
+    some = pilot.data.train[:: max(pilot.learnt // image_measures.JUDGED, 1)]
     parts = {
-      'train': some[:JUDGED],
+      'train': some[: image_measures.JUDGED],
       'held': pilot.data.held,
       'shadow': pilot.data.shadow,
       'anomalies': pilot.data.anomalies,

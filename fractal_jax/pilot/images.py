@@ -26,7 +26,6 @@ from fractal_jax.series import fit
 from fractal_jax.training import checkpoint, restore
 
 SHADOW = 0.4  # of the images held out: they are seen by the last stage alone
-JUDGED = 300  # images by which models are judged, at most
 WORTH = 16  # images by which the worth of levels is measured
 
 
@@ -68,7 +67,7 @@ class Images:
     held: they judge modules and the full size.
     shadow: for the last stage, in the order of the data.
     anomalies: of the classes data.anomalous; half of them for each of the two.
-    labels: classes of `train` and `held`, one after another.
+    labels: classes of `train`.
     names: of all classes.
     left_out: share of the files that can't be used.
   """
@@ -94,16 +93,13 @@ def read(settings) -> Images:
     source = pipeline.open_split(config, split)
     read = [source.read(i) for i in range(source.size)]
     parts.append([np.stack([np.asarray(x[k]) for x in read]) for k in (0, 1)])
-  strange = [source.class_names.index(x) for x in d['anomalous']
-             if x in source.class_names]  # fmt: skip
-  odd = [np.isin(labels, strange) for _, labels in parts]
-  (train, of_train), (later, of_later) = (
-    (images[~o], labels[~o]) for (images, labels), o in zip(parts, odd)
-  )
+  names = np.array(source.class_names)
+  odd = [np.isin(names[labels], d['anomalous']) for _, labels in parts]
+  train, later = (images[~o] for (images, _), o in zip(parts, odd))
   order = np.random.default_rng(0).permutation(len(later))
   first = len(later) - int(len(later) * SHADOW)
-  held = np.sort(order[:first][:JUDGED])
-  shadow = np.sort(order[first:][:JUDGED])
+  held = np.sort(order[:first][: image_measures.JUDGED])
+  shadow = np.sort(order[first:][: image_measures.JUDGED])
   left_out = 0.0
   if d['list']:
     rows = listing.read(d['list'])
@@ -113,7 +109,7 @@ def read(settings) -> Images:
     later[held],
     later[shadow],
     np.concatenate([images[o] for (images, _), o in zip(parts, odd)]),
-    np.concatenate([of_train, of_later[held]]),
+    parts[0][1][~odd[0]],
     source.class_names,
     float(left_out),
   )
