@@ -72,7 +72,7 @@ TASK = {
   ),
   'steps': Key(1000, integer(least=1), 'steps of training at full size'),
   'small_steps': Key(
-    200, integer(least=1),
+    400, integer(least=1),
     'steps of training of the stages `module` and `composition`',
   ),
   **SEEDS,
