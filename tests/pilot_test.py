@@ -490,7 +490,7 @@ def test_a_real_model_is_fitted_kept_and_scored(tmp_path):
 def test_a_damaged_file_of_settings_is_named(text, words, tmp_path):
   (tmp_path / settings.FILE).write_bytes(text)
   with pytest.raises(settings.PilotError, match=words):
-    settings.load(str(tmp_path))
+    run.open_pilot(str(tmp_path))
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', 'x', '[' * 100_000])
