@@ -52,6 +52,7 @@ def data(curves: dict, share: float) -> bytes:
   for axis, line in zip(axes, values.T):
     axis.plot(*extremes(line), color=INK, linewidth=0.7)
     axis.axvspan(0, share * len(values), color=GREY, alpha=0.2, lw=0)
+    axis.set_xlim(0, len(values))
     axis.set_xticks([])
   return png(figure)
 

@@ -3,7 +3,16 @@
 TEXTS = {
   'title': 'Pilot: {question}',
   'unnamed': 'does it work for this data?',
-  'owner': 'Decided by: {owner}.',
+  'owner': 'Decided by: {owner}. ',
+  'origin': 'Data: {data}. Report of {day}.',
+  'worth': (
+    'By what was found a year brings {middle} {unit} net, between {low} and '
+    '{high}.'
+  ),
+  'settle': (
+    ' If this stays as it is, about {times} times as much data would decide it.'
+  ),
+  'span': '{low} to {high}',
   'verdict': 'Verdict: {verdict}',
   'GO': 'GO',
   'NO-GO': 'NO-GO',
@@ -143,8 +152,8 @@ TEXTS = {
   'roi alarms': 'false alarms, a year',
   'roi upkeep': 'upkeep and hardware, a year',
   'roi setup': 'setup, once',
-  'roi yearly': 'a year',
-  'roi first_year': 'the first year',
+  'roi yearly': 'net, a year',
+  'roi first_year': 'net, the first year',
   'roi months': 'months until it has paid',
   'never': 'never',
   'break even': ('A year pays from a share of {share} of the incidents found.'),

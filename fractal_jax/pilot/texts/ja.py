@@ -3,7 +3,13 @@
 TEXTS = {
   'title': 'パイロット：{question}',
   'unnamed': 'このデータで役に立つか',
-  'owner': '決定者：{owner}',
+  'owner': '決定者：{owner}。',
+  'origin': 'データ：{data}。報告日：{day}。',
+  'worth': (
+    '結果から見込まれる一年の純効果は{middle} {unit}（{low}～{high}）です。'
+  ),
+  'settle': '結果がこのままなら、約{times}倍のデータで判断できます。',
+  'span': '{low}～{high}',
   'verdict': '判定：{verdict}',
   'GO': '採用可（GO）',
   'NO-GO': '採用不可（NO-GO）',
@@ -137,8 +143,8 @@ TEXTS = {
   'roi alarms': '年間の誤報の費用',
   'roi upkeep': '年間の保守と機器の費用',
   'roi setup': '導入費用（一回）',
-  'roi yearly': '一年の効果',
-  'roi first_year': '初年度の効果',
+  'roi yearly': '一年の純効果',
+  'roi first_year': '初年度の純効果',
   'roi months': '回収までの月数',
   'never': '回収できない',
   'break even': '事象の{share}以上が見つかれば採算が合います。',
