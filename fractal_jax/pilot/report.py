@@ -171,7 +171,8 @@ def reason(found: Report, words: dict[str, str]) -> str:
   """Why the verdict is what it is, in a few sentences."""
   if found.deciding is not None:
     name, gate = found.deciding
-    out = words[f'reason {found.verdict}'].format(
+    why = found.verdict if gate.found is not None else 'unknown'
+    out = words[f'reason {why}'].format(
       stage=words[name],
       gate=gate_name(gate, words),
       value=shown(found, gate, 'value', words),

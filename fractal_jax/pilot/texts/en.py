@@ -30,6 +30,10 @@ TEXTS = {
     'Stage “{stage}” can not be decided yet: {gate}. Found was {value}, and '
     '{threshold} is required. With what is known this may be chance.'
   ),
+  'reason unknown': (
+    'Stage “{stage}” can not be decided: {gate}. This is not known, and '
+    '{threshold} is required.'
+  ),
   'reason unfinished': (
     'All stages so far passed. Stage “{stage}” has not run yet, so that there '
     'is no verdict of the whole.'
