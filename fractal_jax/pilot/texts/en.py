@@ -6,8 +6,8 @@ TEXTS = {
   'owner': 'Decided by: {owner}. ',
   'origin': 'Data: {data}. Report of {day}.',
   'worth': (
-    'By what was found a year brings {middle} {unit} net, between {low} and '
-    '{high}.'
+    'If production is like the last stage that ran, a year brings {middle} '
+    '{unit} net, between {low} and {high}.'
   ),
   'settle': (
     ' If this stays as it is, about {times} times as much data would decide it.'
@@ -97,7 +97,7 @@ TEXTS = {
   'fact channels': 'channels',
   'fact missing': 'share of missing values',
   'fact constant': 'constant channels',
-  'fact incidents': 'incidents after the rows to learn from',
+  'fact incidents': 'incidents to be found',
   'fact anomalous': 'share of rows within incidents',
   'fact explained': 'share of the variance that a linear model explains',
   'fact histogram': 'bits a value: model without memory',

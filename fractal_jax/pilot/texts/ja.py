@@ -6,7 +6,8 @@ TEXTS = {
   'owner': '決定者：{owner}。',
   'origin': 'データ：{data}。報告日：{day}。',
   'worth': (
-    '結果から見込まれる一年の純効果は{middle} {unit}（{low}～{high}）です。'
+    '本番でも最後の段階と同じ成績なら、一年の純効果は{middle} {unit}'
+    '（{low}～{high}）です。'
   ),
   'settle': '結果がこのままなら、約{times}倍のデータで判断できます。',
   'span': '{low}～{high}',
@@ -95,7 +96,7 @@ TEXTS = {
   'fact channels': 'チャネル数',
   'fact missing': '欠測値の割合',
   'fact constant': '一定のチャネル',
-  'fact incidents': '学習用の行より後の事象',
+  'fact incidents': '見つけるべき事象',
   'fact anomalous': '事象に含まれる行の割合',
   'fact explained': '線形モデルが説明する分散の割合',
   'fact histogram': '値あたりのビット数：記憶のないモデル',
