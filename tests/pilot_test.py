@@ -387,7 +387,7 @@ def test_json_and_gates_that_were_changed(good):
     assert run.changed(later, done['full']) == [('found', 0.5, 0.99)]
     assert done['full'].verdict == gates.GO  # by the gate that was fixed before
     page = report.page(report.Report(later, done), texts.texts('en'), 'en')
-    assert 'was changed after the stage ran: 0.5 then, 0.99 now' in page
+    assert 'was changed after the stage ran: 50% then, 99% now' in page
     assert good.settings.hash in page and later.settings.hash in page
   finally:
     path.write_text(text)

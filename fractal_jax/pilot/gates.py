@@ -56,6 +56,22 @@ class Gate:
       return GO
     return MORE_DATA if any(passes) or self.mends else NO_GO
 
+  @property
+  def times(self) -> float | None:
+    """How many times the data would decide it, if what was found stayed so.
+
+    What is counted grows with the data, and intervals shrink with its root.
+    None where it is decided, and where more of the same would not decide it.
+    """
+    if self.verdict != MORE_DATA or self.found is None:
+      return None
+    x, low, high = dataclasses.astuple(self.found)
+    if low == high:
+      return self.threshold / x if self.least and x > 0 else None
+    gap = abs(x - self.threshold)
+    reach = x - low if x > self.threshold else high - x
+    return (reach / gap) ** 2 if gap * reach > 0 else None
+
 
 def verdict(each: Iterable[str]) -> str:
   """Of several verdicts: the worst of them, NO-GO before MORE DATA."""

@@ -11,19 +11,23 @@ MOST = 6  # channels that are drawn
 
 def of_table(pilot, name: str, curves: dict) -> dict[str, bytes]:
   """Those of a stage of a table, by the key of their caption."""
+  times = pilot.data.times
+  if times is not None and times.dtype.kind != 'M':
+    times = None
   if name == 'data':
     share = pilot.train / len(pilot.data.values)
-    return {'data': data(curves, share)}
+    return {'data': data(curves, share, times)}
   if name in ('module', 'composition'):
     real = pilot.held[: 4 * pilot.window]
     return learning(curves) | (
       {'drawn': drawn(curves, real)} if 'drawn' in curves else {}
     )
-  out = {'alarms': score(curves)}
+  rows = dict(zip(('full', 'shadow'), pilot.later))[name]
+  out = {'alarms': score(curves, None if times is None else times[rows])}
   if name == 'full':
     out['pit'] = pit(curves)
     if len(curves['worst']):
-      out['worst'] = worst(curves, pilot.data.values, pilot.window)
+      out['worst'] = worst(curves, pilot.data.values, pilot.window, times)
   return out
 
 
@@ -45,14 +49,28 @@ def gradients(curves: dict) -> bytes:
   return png(figure)
 
 
-def data(curves: dict, share: float) -> bytes:
+def dated(axis, times: np.ndarray | None) -> None:
+  """Dates [T] below an axis, in place of rows; rows where there are none."""
+  if times is not None:
+    inside = lambda x: int(np.clip(x, 0, len(times) - 1))
+    axis.xaxis.set_major_formatter(
+      lambda x, _: str(times[inside(x)])[:16].replace('T', '\n')
+    )
+
+
+def data(curves: dict, share: float, times=None) -> bytes:
   """The series; the share of it that is learnt from is grey."""
   values = curves['values'][:, :MOST]
   figure, axes = plots.new_axes(values.shape[1], 1.1 * values.shape[1] + 0.5)
   for axis, line in zip(axes, values.T):
     axis.plot(*extremes(line), color=INK, linewidth=0.7)
     axis.axvspan(0, share * len(values), color=GREY, alpha=0.2, lw=0)
+    axis.set_xlim(0, len(values))
     axis.set_xticks([])
+  if times is not None:
+    ticks = np.linspace(0, len(values) - 1, 8).astype(int)
+    at = ticks * (len(times) - 1) // max(len(values) - 1, 1)
+    axes[-1].set_xticks(ticks, [str(t)[:10] for t in times[at]])
   return png(figure)
 
 
@@ -77,7 +95,7 @@ def drawn(curves: dict, real: np.ndarray) -> bytes:
   return png(figure)
 
 
-def score(curves: dict) -> bytes:
+def score(curves: dict, times=None) -> bytes:
   """The first channels, and the score with its threshold, alarms, incidents."""
   values, line = curves['values'][:, : MOST - 1], curves['line']
   limit = float(curves['threshold'])
@@ -96,6 +114,7 @@ def score(curves: dict) -> bytes:
       axis.axvspan(one.first, one.last + 1, 0, 0.05, color='#2ca02c', lw=0)
   axes[-1].set_xlim(0, len(line))
   axes[-1].set_ylim(bottom=min(line.min(), 0))
+  dated(axes[-1], times)
   return png(figure)
 
 
@@ -109,12 +128,13 @@ def pit(curves: dict) -> bytes:
   return png(figure)
 
 
-def worst(curves: dict, values: np.ndarray, window: int) -> bytes:
+def worst(curves: dict, values: np.ndarray, window: int, times=None) -> bytes:
   """The most surprising stretches of the first channel."""
   rows = curves['worst']
-  figure, axes = plots.new_axes(len(rows), 1.1 * len(rows))
+  figure, axes = plots.new_axes(len(rows), 1.3 * len(rows))
   for axis, row in zip(axes, rows):
     part = np.arange(max(row - window, 0), min(row + window, len(values)))
     axis.plot(part, values[part, 0], color=INK, linewidth=0.8)
     axis.axvline(row, color=ALARM, linewidth=0.8)
+    dated(axis, times)
   return png(figure)

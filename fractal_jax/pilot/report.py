@@ -2,12 +2,14 @@
 
 import base64
 import dataclasses
+import datetime
 import html
 import json
+import pathlib
 
 from fractal_jax import paths
-from fractal_jax.pilot import gates, run, texts
-from fractal_jax.pilot.gates import Gate, Interval
+from fractal_jax.pilot import gates, run, settings, texts
+from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.roi import Roi, roi
 from fractal_jax.pilot.work import Pilot
 from fractal_jax.report import table
@@ -16,14 +18,24 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
 body { max-width: 62em; padding: 0 1em }
 img { width: 100% }
+table { border-collapse: collapse }
 td, th { padding: .15em 1.2em .15em 0; text-align: left }
+.numbers td + td, .numbers th + th { text-align: right }
+td + td { font-variant-numeric: tabular-nums }
+.gates { width: 100% }
+.gates .first td { border-top: 1px solid #ccc }
+.gates td:nth-child(n + 3) { white-space: nowrap }
+.gates td:last-child { font-weight: 600 }
 .verdict { font-size: 1.6em; padding: .4em .7em; color: white }
-.GO { background: #2a7d3f } .NO-GO { background: #b3261e }
-.MORE { background: #9a6700 }
+p.GO { background: #2a7d3f } tr.GO td:last-child { color: #2a7d3f }
+p.NO-GO { background: #b3261e } tr.NO-GO td:last-child { color: #b3261e }
+p.MORE { background: #9a6700 } tr.MORE td:last-child { color: #9a6700 }
 @media print {
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
   .rest { display: none }
   body { font-size: 10px; line-height: 1.3; margin: 0 }
   td, th { padding: 0 .8em 0 0 }
+  h1, h2, p, table { margin: .5em 0 }
 }
 """
 RISKS, STEPS = 5, 5  # texts 'risk 0', 'risk 1', ...
@@ -59,6 +71,12 @@ class Report:
     return None
 
   @property
+  def shares(self) -> set[str]:
+    """Names of gates that are shares, shown as percentages."""
+    keys = self.pilot.SECTIONS['gates'].items()
+    return {name for name, key in keys if key.rule is settings.SHARE}
+
+  @property
   def roi(self) -> Roi | None:
     """By the shadow run, or else the stage of full size."""
     for name, found, weekly in (
@@ -92,7 +110,6 @@ def as_json(found: Report) -> str:
       return [clean(v) for v in x]
     return None if isinstance(x, float) and x - x != 0 else x
 
-  settings = found.pilot.settings
   stages = {}
   for name, stage in found.done.items():
     kept = dataclasses.asdict(stage)
@@ -105,7 +122,7 @@ def as_json(found: Report) -> str:
   worth = found.roi
   out = {
     'verdict': found.verdict,
-    'settings': dataclasses.asdict(settings),
+    'settings': dataclasses.asdict(found.pilot.settings),
     'stages': stages,
     'roi': worth and dataclasses.asdict(worth),
   }
@@ -120,11 +137,10 @@ def page(found: Report, words: dict[str, str], language: str) -> str:
   asked = found.pilot.settings.question
   question = asked['question'] or words['unnamed']
   title = words['title'].format(question=question)
-  owner = asked['owner']
   parts = [
     f'<h1>{html.escape(title)}</h1>',
     _verdict(found, words),
-    paragraph(words['owner'].format(owner=owner)) if owner else '',
+    _origin(found, words),
     heading(words['gates']),
     _gates(found, words),
     _changes(found, words),
@@ -144,6 +160,7 @@ def page(found: Report, words: dict[str, str], language: str) -> str:
   ]
   return (
     f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width">'
     f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
     + '\n'.join(filter(None, parts))
     + '\n</html>\n'
@@ -151,15 +168,20 @@ def page(found: Report, words: dict[str, str], language: str) -> str:
 
 
 def reason(found: Report, words: dict[str, str]) -> str:
-  """Why the verdict is what it is, in a sentence or two."""
+  """Why the verdict is what it is, in a few sentences."""
   if found.deciding is not None:
     name, gate = found.deciding
-    return words[f'reason {found.verdict}'].format(
+    why = found.verdict if gate.found is not None else 'unknown'
+    out = words[f'reason {why}'].format(
       stage=words[name],
       gate=gate_name(gate, words),
-      value=number(gate.found.value) if gate.found else words['nothing'],
-      threshold=required(gate, words),
+      value=shown(found, gate, 'value', words),
+      threshold=required(found, gate, words),
     )
+    if gate.times is not None:
+      times = number(float(f'{gate.times:.2g}'))
+      out += words['settle'].format(times=times)
+    return out
   if found.next_stage is not None:
     return words['reason unfinished'].format(stage=words[found.next_stage])
   return words['reason GO']
@@ -172,10 +194,22 @@ def gate_name(gate: Gate, words: dict[str, str]) -> str:
   return words['level'].format(name=name, level=gate.about)
 
 
-def required(gate: Gate, words: dict[str, str]) -> str:
-  """'at least 0.5'."""
+def required(found: Report, gate: Gate, words: dict[str, str]) -> str:
+  """'at least 50%'."""
   side = 'least' if gate.least else 'most'
-  return words[side].format(x=number(gate.threshold))
+  return words[side].format(x=amount(found, gate.name, gate.threshold))
+
+
+def shown(found: Report, gate: Gate, end: str, words: dict[str, str]) -> str:
+  """The value, or the low or high end, of what a gate found."""
+  if gate.found is None:
+    return words['nothing']
+  return amount(found, gate.name, getattr(gate.found, end))
+
+
+def amount(found: Report, gate: str, x: float) -> str:
+  """A number that is compared with a gate's."""
+  return f'{number(100 * x)}%' if gate in found.shares else number(x)
 
 
 def number(x: float) -> str:
@@ -185,12 +219,14 @@ def number(x: float) -> str:
   return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.3g}'
 
 
-def span(found: Interval | None, words: dict[str, str]) -> str:
-  if found is None:
-    return words['nothing']
-  if found.low == found.high:
+def span(found: Report, gate: Gate, words: dict[str, str]) -> str:
+  """The interval; nothing where it is a number that was counted."""
+  if gate.found is not None and gate.found.low == gate.found.high:
     return ''
-  return f'{number(found.low)} – {number(found.high)}'
+  if gate.found is None:
+    return words['nothing']
+  low, high = (shown(found, gate, end, words) for end in ('low', 'high'))
+  return words['span'].format(low=low, high=high)
 
 
 def heading(text: str) -> str:
@@ -208,49 +244,75 @@ def _list(items) -> str:
 def _verdict(found: Report, words) -> str:
   mark = found.verdict.split()[0]
   text = words['verdict'].format(verdict=words[found.verdict])
-  return f'<p class="verdict {mark}">{html.escape(text)}</p>' + paragraph(
-    reason(found, words)
+  out = f'<p class="verdict {mark}">{html.escape(text)}</p>'
+  out += paragraph(reason(found, words))
+  if found.roi is None:
+    return out
+  low, middle, high = (number(round(c.yearly)) for c in found.roi.cases)
+  unit = found.pilot.settings.question['currency']
+  return out + paragraph(
+    words['worth'].format(low=low, middle=middle, high=high, unit=unit)
   )
+
+
+def _origin(found: Report, words) -> str:
+  """Who decides, the data, and the day of the report."""
+  of = found.pilot.settings
+  name = pathlib.PurePath(of.data['file'] or of.data['source']).stem
+  day = datetime.date.today().isoformat()
+  out = words['origin'].format(data=name, day=day)
+  owner = of.question['owner']
+  return paragraph((words['owner'].format(owner=owner) if owner else '') + out)
 
 
 def _gates(found: Report, words) -> str:
   heads = ('stage', 'criterion', 'threshold', 'found', 'interval', 'decision')
-  rows = []
+  rows = [_row('', [words[h] for h in heads], 'th')]
   for name in run.STAGES:
     if name not in found.done:
-      rows.append((words[name], '', '', '', '', words['not run']))
+      rows.append(_row('first', (words[name], *[''] * 4, words['not run'])))
       continue
-    rows += [
-      (
-        words[name],
-        gate_name(g, words),
-        required(g, words),
-        number(g.found.value) if g.found else words['nothing'],
-        span(g.found, words),
-        words[g.verdict],
+    for i, gate in enumerate(found.done[name].gates):
+      cells = (
+        '' if i else words[name],
+        gate_name(gate, words),
+        required(found, gate, words),
+        shown(found, gate, 'value', words),
+        span(found, gate, words),
+        words[gate.verdict],
       )
-      for g in found.done[name].gates
-    ]
-  return table([words[h] for h in heads], rows)
+      mark = gate.verdict.split()[0]
+      rows.append(_row(mark if i else f'{mark} first', cells))
+  return f'<table class="gates">{"".join(rows)}</table>'
+
+
+def _row(mark: str, cells, tag: str = 'td') -> str:
+  inner = ''.join(f'<{tag}>{html.escape(x)}</{tag}>' for x in cells)
+  return f'<tr class="{mark}">{inner}</tr>'
+
+
+def _numbers(head, rows) -> str:
+  """A table whose columns but the first are numbers."""
+  return f'<div class="numbers">{table(head, rows)}</div>'
 
 
 def _changes(found: Report, words) -> str:
-  lines, settings = [], found.pilot.settings
+  lines, now = [], found.pilot.settings.hash
   for name, stage in found.done.items():
     for gate, old, new in run.changed(found.pilot, stage):
       lines.append(
         words['changed'].format(
-          gate=words[f'gate {gate}'], old=number(old), new=number(new)
+          gate=words[f'gate {gate}'],
+          old=amount(found, gate, old),
+          new=amount(found, gate, new),
         )
       )
-    if stage.hash != settings.hash:
+    if stage.hash != now:
       lines.append(
-        words['settings'].format(
-          hash=settings.hash, stage=words[name], old=stage.hash
-        )
+        words['settings'].format(hash=now, stage=words[name], old=stage.hash)
       )
   if not lines:
-    lines = [words['settings same'].format(hash=settings.hash)]
+    lines = [words['settings same'].format(hash=now)]
   return ''.join(map(paragraph, lines))
 
 
@@ -261,11 +323,11 @@ def _roi(found: Report, words) -> str:
   if worth is None:
     return paragraph(words['roi missing'].format(stage=words['full']))
   unit = found.pilot.settings.question['currency']
-  cases = (worth.low, worth.middle, worth.high)
+  cases = worth.cases
   money = ('saved', 'alarms', 'upkeep', 'setup', 'yearly', 'first_year')
   rows = [
-    (words[f'roi {k}'], *(number(round(getattr(c, k), 3)) for c in cases))
-    for k in ('found', 'false_alarms')
+    (words['roi found'], *(f'{number(100 * c.found)}%' for c in cases)),
+    (words['roi false_alarms'], *(number(c.false_alarms) for c in cases)),
   ]
   rows += [
     (
@@ -284,11 +346,11 @@ def _roi(found: Report, words) -> str:
     for k, v in worth.sensitivity[:6]
   ]
   return (
-    table(('', *(words[k] for k in ('low', 'middle', 'high'))), rows)
+    _numbers(('', *(words[k] for k in ('low', 'middle', 'high'))), rows)
     + paragraph(line)
     + paragraph(words['roi formula'])
     + paragraph(words['sensitivity'])
-    + table(('', ''), ranked)
+    + _numbers(('', ''), ranked)
   )
 
 
@@ -314,7 +376,7 @@ def _stage(found: Report, name: str, words) -> str:
   return (
     heading(f'{words[name]}: {words[stage.verdict]}')
     + paragraph(words[f'about {name}'])
-    + table((words['facts'], ''), facts)
+    + _numbers((words['facts'], ''), facts)
     + ''.join(
       paragraph(words[f'picture {k}'])
       + '<img alt="" src="data:image/png;base64,'

@@ -52,6 +52,10 @@ class Roi:
   break_even: float | None  # share of incidents found at which a year pays
   sensitivity: tuple[tuple[str, float], ...]  # input, change of a year; sorted
 
+  @property
+  def cases(self) -> tuple[Case, Case, Case]:
+    return self.low, self.middle, self.high
+
 
 def case(costs: Mapping[str, float], found: float, weekly: float) -> Case:
   """The arithmetic; see the top of this file."""

@@ -3,7 +3,16 @@
 TEXTS = {
   'title': 'Pilot: {question}',
   'unnamed': 'does it work for this data?',
-  'owner': 'Decided by: {owner}.',
+  'owner': 'Decided by: {owner}. ',
+  'origin': 'Data: {data}. Report of {day}.',
+  'worth': (
+    'If production is like the last stage that ran, a year brings {middle} '
+    '{unit} net, between {low} and {high}.'
+  ),
+  'settle': (
+    ' If this stays as it is, about {times} times as much data would decide it.'
+  ),
+  'span': '{low} to {high}',
   'verdict': 'Verdict: {verdict}',
   'GO': 'GO',
   'NO-GO': 'NO-GO',
@@ -20,6 +29,10 @@ TEXTS = {
   'reason MORE DATA': (
     'Stage “{stage}” can not be decided yet: {gate}. Found was {value}, and '
     '{threshold} is required. With what is known this may be chance.'
+  ),
+  'reason unknown': (
+    'Stage “{stage}” can not be decided: {gate}. This is not known, and '
+    '{threshold} is required.'
   ),
   'reason unfinished': (
     'All stages so far passed. Stage “{stage}” has not run yet, so that there '
@@ -84,7 +97,7 @@ TEXTS = {
   'fact channels': 'channels',
   'fact missing': 'share of missing values',
   'fact constant': 'constant channels',
-  'fact incidents': 'incidents after the rows to learn from',
+  'fact incidents': 'incidents to be found',
   'fact anomalous': 'share of rows within incidents',
   'fact explained': 'share of the variance that a linear model explains',
   'fact histogram': 'bits a value: model without memory',
@@ -143,8 +156,8 @@ TEXTS = {
   'roi alarms': 'false alarms, a year',
   'roi upkeep': 'upkeep and hardware, a year',
   'roi setup': 'setup, once',
-  'roi yearly': 'a year',
-  'roi first_year': 'the first year',
+  'roi yearly': 'net, a year',
+  'roi first_year': 'net, the first year',
   'roi months': 'months until it has paid',
   'never': 'never',
   'break even': ('A year pays from a share of {share} of the incidents found.'),

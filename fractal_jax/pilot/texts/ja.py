@@ -3,7 +3,14 @@
 TEXTS = {
   'title': 'パイロット：{question}',
   'unnamed': 'このデータで役に立つか',
-  'owner': '決定者：{owner}',
+  'owner': '決定者：{owner}。',
+  'origin': 'データ：{data}。報告日：{day}。',
+  'worth': (
+    '本番でも最後の段階と同じ成績なら、一年の純効果は{middle} {unit}'
+    '（{low}～{high}）です。'
+  ),
+  'settle': '結果がこのままなら、約{times}倍のデータで判断できます。',
+  'span': '{low}～{high}',
   'verdict': '判定：{verdict}',
   'GO': '採用可（GO）',
   'NO-GO': '採用不可（NO-GO）',
@@ -20,6 +27,10 @@ TEXTS = {
   'reason MORE DATA': (
     '段階「{stage}」はまだ判断できません。{gate}：結果は{value}、必要な値は'
     '{threshold}です。現在のデータでは偶然の可能性があります。'
+  ),
+  'reason unknown': (
+    '段階「{stage}」は判断できません。{gate}：値がわかりません。必要な値は'
+    '{threshold}です。'
   ),
   'reason unfinished': (
     'これまでの段階はすべて合格です。段階「{stage}」がまだ実行されていないため、'
@@ -85,7 +96,7 @@ TEXTS = {
   'fact channels': 'チャネル数',
   'fact missing': '欠測値の割合',
   'fact constant': '一定のチャネル',
-  'fact incidents': '学習用の行より後の事象',
+  'fact incidents': '見つけるべき事象',
   'fact anomalous': '事象に含まれる行の割合',
   'fact explained': '線形モデルが説明する分散の割合',
   'fact histogram': '値あたりのビット数：記憶のないモデル',
@@ -137,8 +148,8 @@ TEXTS = {
   'roi alarms': '年間の誤報の費用',
   'roi upkeep': '年間の保守と機器の費用',
   'roi setup': '導入費用（一回）',
-  'roi yearly': '一年の効果',
-  'roi first_year': '初年度の効果',
+  'roi yearly': '一年の純効果',
+  'roi first_year': '初年度の純効果',
   'roi months': '回収までの月数',
   'never': '回収できない',
   'break even': '事象の{share}以上が見つかれば採算が合います。',
