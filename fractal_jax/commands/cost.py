@@ -61,6 +61,10 @@ def run():
 
     compiler = compiled.Compiler(FLAGS.topology)
     common.say(cost.table(config))
+    common.say(
+      f'\nCompiling a training step and generation for {FLAGS.topology}: each '
+      'takes minutes.'
+    )
     for text in compiled.report(compiler, config, FLAGS.images):
       common.say('\n' + text)
     return
