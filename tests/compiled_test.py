@@ -52,7 +52,7 @@ def test_report():
     'Not counted: 300 GB that come from other devices, 1.500 s at full speed.',
     # Two steps of 2048 images on 64 devices.
     'An epoch of 4,096 images: 4 (2) s, 0.0711 (0.0356) device-hours.',
-    'All 800 epochs: 0.889 (0.444) hours, 56.89 (28.44) device-hours.',
+    'All 800 epochs: 0.889 (0.444) hours, 56.9 (28.4) device-hours.',
   ):
     assert text in training, text
   assert 'Generating 64 images on one device:' in sampling
@@ -68,6 +68,12 @@ def test_report():
   config.model.kernels = 'xla'
   list(compiled.report(compiler, config, 4096))
   assert compiler.configs[-1].model.kernels == 'xla'
+
+
+def test_numbers_are_whole_or_of_three_digits():
+  assert compiled.pair(np.array([17_789.4, 88.974])) == '17,789 (89)'
+  assert compiled.pair(np.array([2.0, 0.12345])) == '2 (0.123)'
+  assert compiled.pair(np.array([0.525, 1.0]), '.1%') == '52.5% (100.0%)'
 
 
 def test_operations_are_listed_by_what_they_take():

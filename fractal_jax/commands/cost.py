@@ -62,8 +62,9 @@ def run():
     compiler = compiled.Compiler(FLAGS.topology)
     common.say(cost.table(config))
     common.say(
-      f'\nCompiling a training step and generation for {FLAGS.topology}: each '
-      'takes minutes.'
+      f'\nCompiling a step of {config.optim.batch} images on '
+      f'{len(compiler.devices)} x {compiler.chip}, and then generating '
+      f'{config.sample.batch} on one: minutes each.'
     )
     for text in compiled.report(compiler, config, FLAGS.images):
       common.say('\n' + text)

@@ -125,10 +125,10 @@ def report(compiler: Compiler, config, images: int) -> Iterator[str]:
       f'Training on {devices} x {compiler.chip}, {found.images} images on '
       'each, as compiled; nothing was run.',
       *summary(found, compiler.chip),
-      f'An epoch of {images:,} images: {pair(epoch, ",.4g")} s, '
-      f'{pair(epoch * devices / 3600, ",.3g")} device-hours.',
-      f'All {epochs:.4g} epochs: {pair(run, ",.3g")} hours, '
-      f'{pair(run * devices, ",.4g")} device-hours.',
+      f'An epoch of {images:,} images: {pair(epoch)} s, '
+      f'{pair(epoch * devices / 3600)} device-hours.',
+      f'All {epochs:.4g} epochs: {pair(run)} hours, '
+      f'{pair(run * devices)} device-hours.',
     ]
   )
   found = compiler.sampling(config)
@@ -159,7 +159,7 @@ def summary(found: Compiled, chip: str, top: int = 12) -> list[str]:
     *(f'Not counted: {name}, no schedule was found.' for name in spent.unknown),
     f'In all {pair(spent.total, ".3f")} s: '
     f'MFU {pair(ideal / spent.total, ".1%")}, '
-    f'{pair(found.images / spent.total, ".3g")} images/s per device.',
+    f'{pair(found.images / spent.total)} images/s per device.',
     *network(spent, chip),
   ]
 
@@ -188,6 +188,12 @@ def network(spent: estimate.Estimate, chip: str) -> list[str]:
   ]
 
 
-def pair(x: np.ndarray, form: str) -> str:
-  """An estimate by cycles, and at the speed of HBM in brackets."""
-  return f'{x[0]:{form}} ({x[1]:{form}})'
+def pair(x: np.ndarray, form: str = '') -> str:
+  """An estimate by cycles, and at the speed of HBM in brackets.
+
+  Args:
+    x: [2] the numbers.
+    form: how they are written; unset: to three digits, or whole.
+  """
+  one, other = (f'{v:{form or (",.0f" if v >= 100 else ".3g")}}' for v in x)
+  return f'{one} ({other})'
