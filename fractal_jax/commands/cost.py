@@ -63,7 +63,7 @@ def run():
     common.say(cost.table(config))
     common.say(
       f'\nCompiling a step of {config.optim.batch} images on '
-      f'{len(compiler.devices)} x {compiler.chip}, and then generating '
+      f'{len(compiler.devices)} x {compiler.chip}, then\ngenerating '
       f'{config.sample.batch} on one: minutes each.'
     )
     for text in compiled.report(compiler, config, FLAGS.images):
