@@ -49,10 +49,10 @@ def test_report():
   for text in (
     'arguments 3.00, temporaries 6.00, in all 10.00 of 16 (62%).',
     'In all 2.000 (1.000) s: MFU 50.0% (100.0%), 16 (32) images/s per device.',
-    'Not in it: 300 GB from other devices, 1.500 s at full speed.',
+    'Not counted: 300 GB that come from other devices, 1.500 s at full speed.',
     # Two steps of 2048 images on 64 devices.
     'An epoch of 4,096 images: 4 (2) s, 0.0711 (0.0356) device-hours.',
-    'All 800 epochs: 0.889 (0.444) hours, 56.89 (28.44) device-hours.',
+    'All 800 epochs: 0.889 (0.444) hours, 56.9 (28.4) device-hours.',
   ):
     assert text in training, text
   assert 'Generating 64 images on one device:' in sampling
@@ -70,16 +70,22 @@ def test_report():
   assert compiler.configs[-1].model.kernels == 'xla'
 
 
+def test_numbers_are_whole_or_of_three_digits():
+  assert compiled.pair(np.array([17_789.4, 88.974])) == '17,789 (89)'
+  assert compiled.pair(np.array([2.0, 0.12345])) == '2 (0.123)'
+  assert compiled.pair(np.array([0.525, 1.0]), '.1%') == '52.5% (100.0%)'
+
+
 def test_operations_are_listed_by_what_they_take():
   spent = estimate.of_program(
     estimate_test.PROGRAM, {}, estimate.CHIPS['v5e'], None
   )
   rows = compiled.rows_of(spent, 3)
   assert [row[:2] for row in rows] == [
-    ('', 'operation'),
-    ('elsewhere', 'all'),
+    ('level', 'operation'),
     ('level 0', 'all'),
     ('level 1', 'all'),
+    ('elsewhere', 'all'),
     ('level 0', 'product'),
     ('level 0', 'copy'),
     ('level 1', 'fusion'),

@@ -31,7 +31,7 @@ def cycles(schedules, shares=None):
 
 
 def test_cycles_by_level_and_operation():
-  found, whole = cycles({'mlp_forward_64.1': 109}, {2: [0.25, 0.75]})
+  found, whole = cycles({'mlp_forward_64.1': 109}, {'level 1': [0.25, 0.75]})
   # The loop runs three times; what has no name there is of its level.
   assert found['level 0', 'product'] == pytest.approx(3 * 7012)
   assert found['level 0', 'copy'] == pytest.approx(3 * 2946)

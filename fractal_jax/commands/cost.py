@@ -61,6 +61,11 @@ def run():
 
     compiler = compiled.Compiler(FLAGS.topology)
     common.say(cost.table(config))
+    common.say(
+      f'\nCompiling a step of {config.optim.batch} images on '
+      f'{len(compiler.devices)} x {compiler.chip}, then\ngenerating '
+      f'{config.sample.batch} on one: minutes each.'
+    )
     for text in compiled.report(compiler, config, FLAGS.images):
       common.say('\n' + text)
     return

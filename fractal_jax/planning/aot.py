@@ -132,8 +132,8 @@ def compiled(lowered, options: dict | None = None) -> jax.stages.Compiled:
     ) from e
 
 
-def branch_shares(config) -> dict[int, np.ndarray]:
-  """How often a masked level's step is of each size, by how many there are."""
+def branch_shares(config) -> dict[str, np.ndarray]:
+  """How often a masked level's step is of each size, by the level's name."""
   net, out = fractal.from_config(config.model), {}
   how, guided = sample.settings(config)
   *iterations, _ = cost.sample_iterations(net.specs, how.iterations)
@@ -143,7 +143,7 @@ def branch_shares(config) -> dict[int, np.ndarray]:
     if kind.MASKS:
       steps = unmasking.plan(spec, how, how.order[spec.index], networks)
       taken = np.bincount(steps.program, minlength=len(steps.programs))
-      out.setdefault(len(taken), taken / taken.sum())
+      out[f'level {spec.index}'] = taken / taken.sum()
   return out
 
 

@@ -125,10 +125,10 @@ def report(compiler: Compiler, config, images: int) -> Iterator[str]:
       f'Training on {devices} x {compiler.chip}, {found.images} images on '
       'each, as compiled; nothing was run.',
       *summary(found, compiler.chip),
-      f'An epoch of {images:,} images: {pair(epoch, ",.4g")} s, '
-      f'{pair(epoch * devices / 3600, ",.3g")} device-hours.',
-      f'All {epochs:.4g} epochs: {pair(run, ",.3g")} hours, '
-      f'{pair(run * devices, ",.4g")} device-hours.',
+      f'An epoch of {images:,} images: {pair(epoch)} s, '
+      f'{pair(epoch * devices / 3600)} device-hours.',
+      f'All {epochs:.4g} epochs: {pair(run)} hours, '
+      f'{pair(run * devices)} device-hours.',
     ]
   )
   found = compiler.sampling(config)
@@ -148,17 +148,18 @@ def summary(found: Compiled, chip: str, top: int = 12) -> list[str]:
   total = aot.total(analysis)
   ideal = found.flops / cost.peak_flops(kind)
   return [
-    f'GiB on each: arguments {gib(analysis.argument_size_in_bytes)}, '
+    f'Memory, GiB: arguments {gib(analysis.argument_size_in_bytes)}, '
     f'temporaries {gib(analysis.temp_size_in_bytes)}, in all {gib(total)} of '
     f'{size} ({total / GIB / size:.0%}).',
-    f'Compiled in {found.took:.0f} s. Its seconds are an estimate: by cycles, '
-    'and with',
-    'what is no product at the speed of HBM.',
+    f'Compiled in {found.took:.0f} s. All seconds below are an estimate, given '
+    'twice: by the',
+    'cycles that the compiler expects and, in the last column or in brackets,',
+    'with what only moves memory at the full speed of HBM.',
     *cost.aligned(rows_of(spent, top)),
     *(f'Not counted: {name}, no schedule was found.' for name in spent.unknown),
     f'In all {pair(spent.total, ".3f")} s: '
     f'MFU {pair(ideal / spent.total, ".1%")}, '
-    f'{pair(found.images / spent.total, ".3g")} images/s per device.',
+    f'{pair(found.images / spent.total)} images/s per device.',
     *network(spent, chip),
   ]
 
@@ -169,8 +170,9 @@ def rows_of(spent: estimate.Estimate, top: int) -> list[tuple[str, ...]]:
   for (level, _), seconds in spent.seconds.items():
     by_level[level] = by_level.get(level, 0) + seconds
   listed = sorted(spent.seconds.items(), key=lambda item: -item[1][0])
-  found = [((level, 'all'), by_level[level]) for level in sorted(by_level)]
-  rows = [('', 'operation', 'seconds', 'HBM speed')]
+  levels = sorted(by_level, key=lambda level: (level == 'elsewhere', level))
+  found = [((level, 'all'), by_level[level]) for level in levels]
+  rows = [('level', 'operation', 'seconds', 'at HBM speed')]
   for (level, name), seconds in found + listed[:top]:
     rows.append((level, name, *(f'{x:.4f}' for x in seconds)))
   return rows
@@ -181,11 +183,17 @@ def network(spent: estimate.Estimate, chip: str) -> list[str]:
   if not spent.network:
     return []
   return [
-    f'Not in it: {spent.network / 1e9:.3g} GB from other devices, '
+    f'Not counted: {spent.network / 1e9:.3g} GB that come from other devices, '
     f'{spent.network / estimate.CHIPS[chip].network:.3f} s at full speed.'
   ]
 
 
-def pair(x: np.ndarray, form: str) -> str:
-  """An estimate by cycles, and at the speed of HBM in brackets."""
-  return f'{x[0]:{form}} ({x[1]:{form}})'
+def pair(x: np.ndarray, form: str = '') -> str:
+  """An estimate by cycles, and at the speed of HBM in brackets.
+
+  Args:
+    x: [2] the numbers.
+    form: how they are written; unset: to three digits, or whole.
+  """
+  one, other = (f'{v:{form or (",.0f" if v >= 100 else ".3g")}}' for v in x)
+  return f'{one} ({other})'

@@ -65,7 +65,7 @@ def of_program(
   text: str,
   schedules: dict[str, int],
   chip: Chip,
-  shares: dict[int, Sequence[float]] | None = None,
+  shares: dict[str, Sequence[float]] | None = None,
 ) -> Estimate:
   """Sums what a program does.
 
@@ -74,7 +74,8 @@ def of_program(
     schedules: cycles of a grid step by the name of a kernel's instruction, as
       `schedules` reads them.
     chip: that it is compiled for.
-    shares: {number of branches: how often each is taken}; else all alike.
+    shares: {level: how often each branch of its steps is taken}; else all
+      alike.
   """
   kernels = kernel_calls(text, schedules)
   found = collections.defaultdict(lambda: np.zeros(2))
@@ -165,7 +166,7 @@ class Operation:
 
 
 def operations(
-  text: str, shares: dict[int, Sequence[float]] | None = None
+  text: str, shares: dict[str, Sequence[float]] | None = None
 ) -> Iterator[Operation]:
   """All operations that run; the arguments are those of `of_program`."""
   comps = computations(text)
@@ -186,7 +187,9 @@ def operations(
         yield from walk(called(line, 'to_apply'), times, level)
       elif kind == 'conditional':
         names = branches(line)
-        share = (shares or {}).get(len(names), [1 / len(names)] * len(names))
+        share = (shares or {}).get(level, ())
+        if len(share) != len(names):  # another choice than of a step's size
+          share = [1 / len(names)] * len(names)
         for branch, part in zip(names, share):
           yield from walk(branch, times * part, level)
       else:

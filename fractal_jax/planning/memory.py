@@ -8,8 +8,9 @@ Nothing is compiled, so the compiler's own choices are left out:
 far off the sum is. For TPUs `fractal-jax cost --topology` asks the compiler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -63,8 +64,8 @@ class Step:
   Attributes:
     params, optimizer, gradients, batch: as in Memory.
     kept: activations kept for the backward pass if no level is chunked.
-    chunked: for each level, how much less is kept if it is.
     working: for each level, the most that its backward pass needs beside.
+    chunked: of a level's number, how much less is kept if it is.
   """
 
   params: float
@@ -72,8 +73,8 @@ class Step:
   gradients: float
   batch: float
   kept: float
-  chunked: tuple[float, ...]
   working: tuple[float, ...]
+  chunked: Callable[[int], float]
 
   def memory(self, chunks: Sequence[int] = ()) -> Memory:
     """The Memory with model.chunks."""
@@ -81,9 +82,10 @@ class Step:
     kept = self.kept
     # A part of a chunked level keeps what the whole would, while it is on.
     during = []
-    for less, working, n in zip(self.chunked, self.working, chunks):
-      kept -= less if n > 1 else 0
-      during.append((working + (less if n > 1 else 0)) / n)
+    for i, (working, n) in enumerate(zip(self.working, chunks)):
+      less = self.chunked(i) if n > 1 else 0
+      kept -= less
+      during.append((working + less) / n)
     fullest = max(range(len(during)), key=during.__getitem__)
     return Memory(
       params=self.params,
@@ -127,20 +129,22 @@ def step(config, mesh, working: tuple[float, ...]) -> Step:
   trained, _ = optimizer.split(config, sizes)
   gradients = sum(jax.tree.leaves(trained))
   own = of_a_device(config, mesh)
-  params = shapes(own)
-  kept, chunked = kept_bytes(own, params), []
-  for i, _ in enumerate(own.model.sizes):
-    own.model.chunks = changed((1,) * len(own.model.sizes), i, 2)
-    chunked.append(kept - kept_bytes(own, params))
-  share = share_of_tensor(mesh)
+  params, share = shapes(own), share_of_tensor(mesh)
+  kept = kept_bytes(own, params)
+
+  @functools.cache  # each level's takes a trace of the loss, where it is asked
+  def chunked(level):
+    own.model.chunks = changed((1,) * len(own.model.sizes), level, 2)
+    return share * (kept - kept_bytes(own, params))
+
   return Step(
     params=sum(jax.tree.leaves(sizes)),
     optimizer=2 * gradients,
     gradients=gradients,
     batch=sum(map(bytes_of, jax.tree.leaves(batch_of(own)))),
     kept=kept * share,
-    chunked=tuple(x * share for x in chunked),
     working=working,
+    chunked=chunked,
   )
 
 
