@@ -85,6 +85,39 @@ def test_a_step_is_read_though_the_line_of_the_one_before_fails():
     watch.catch_up()
 
 
+class Keeps:
+  """Progress, writer and checkpoints that keep what is written."""
+
+  def __init__(self):
+    self.lines = []
+
+  def update(self, *args):
+    return 1.0
+
+  def check(self):
+    pass
+
+  def flush(self):
+    pass
+
+  def write_scalars(self, step, scalars):
+    self.lines.append((step, scalars))
+
+
+def test_ratios_of_updates_are_those_of_the_logged_step():
+  config, keeps = config_lib.default(), Keeps()
+  config.optim.update(log_every=2)
+  watch = monitor.Monitor(config, 3, keeps, keeps, keeps)
+  for step, ratio in enumerate([np.nan, 0.25, np.nan], 1):
+    given = metrics(float(step)) | {'update_ratio/level_1': ratio}
+    watch.add(step, {k: jnp.asarray(v) for k, v in given.items()})
+  watch.catch_up()
+  (_, first), (_, last) = keeps.lines
+  assert first['train/update_ratio/level_1'] == 0.25
+  assert first['train/loss'] == 1.5 and last['train/loss'] == 3.0
+  assert 'train/update_ratio/level_1' not in last  # step 3 has none
+
+
 def test_validation_that_rises_for_long_is_warned_of():
   found = monitor.Validation()
   score = lambda bits: types.SimpleNamespace(bits_per_dim=bits, stderr=0.01)

@@ -78,8 +78,10 @@ def run_steps(config, start, devices=None):
   state = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), start, like)
   step = jax.jit(train.make_step(net, tx, config, mesh=mesh))
   with jax.set_mesh(mesh):
-    for batch in batches():
+    for i, batch in enumerate(batches(), 1):
       state, metrics = step(state, sharding.place(batch, mesh))
+      known = np.isfinite(metrics['update_ratio/level_1'])
+      assert known == (i % config.optim.log_every == 0)
   return jax.device_get((state, metrics))
 
 

@@ -13,6 +13,7 @@ from fractal_jax.training import logs, optimizer
 
 # Metrics of the guard, which are counted rather than averaged.
 COUNTS = ('applied', 'spike', 'in_a_row', 'skipped')
+RATIO = 'update_ratio/'  # of the step that is logged: see train.make_step
 SPIKE = 'a loss above optim.spike'
 
 
@@ -92,6 +93,8 @@ class Monitor:
   def _log(self, step: int, last: dict[str, np.ndarray]) -> None:
     counts, self._skipped = self._skipped, collections.Counter()
     means = self._averages.take()
+    ratios = {k: float(v) for k, v in last.items() if k.startswith(RATIO)}
+    means |= {k: v for k, v in ratios.items() if np.isfinite(v)}
     means['images_per_second'] = self._progress.update(
       step, means.get('loss', np.nan), means.get('bits_per_dim', np.nan)
     )
@@ -174,7 +177,7 @@ class Averages:
     values = {
       name.replace('/', '__'): clu_metrics.Average(np.float64(value), 1)
       for name, value in metrics.items()
-      if name not in COUNTS
+      if name not in COUNTS and not name.startswith(RATIO)
     }
     if self._empty is None:
       kinds = dict.fromkeys(values, clu_metrics.Average)
