@@ -59,9 +59,10 @@ class Compiler:
     """The training step of a config, on its mesh of all devices."""
     mesh = sharding.make_mesh(config, self.devices)
     images = config.optim.batch // sharding.batch_devices(mesh)
+    logged = 1 / config.optim.log_every  # see update_ratio in train.make_step
     return self.program(
       lambda: aot.training_step(config, mesh),
-      None,
+      {'elsewhere': [1 - logged, logged]},
       images * cost.train_flops_per_image(config) / mesh.shape['tensor'],
       images,
     )
