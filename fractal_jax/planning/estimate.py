@@ -204,11 +204,11 @@ def operations(
 
 
 def branches(line: str) -> list[str]:
-  """The computations that a conditional chooses from."""
+  """The computations that a conditional chooses from, the first for 0."""
   names = re.search(r'branch_computations=\{([^}]*)\}', line)
   if names:
     return [x.strip().lstrip('%') for x in names.group(1).split(',')]
-  return [called(line, f'{x}_computation') for x in ('true', 'false')]
+  return [called(line, f'{x}_computation') for x in ('false', 'true')]
 
 
 def moved_bytes(op: Operation) -> int:
