@@ -117,7 +117,11 @@ def on_eight_devices(model):
   mesh = sharding.make_mesh(c)
   where = train_state.param_shardings(model.net, mesh)
   return api.Model(
-    model.config, model.net, jax.device_put(model.params, where), mesh
+    model.config,
+    model.net,
+    jax.device_put(model.params, where),
+    mesh,
+    step=model.step,
   )
 
 
