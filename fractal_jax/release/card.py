@@ -159,14 +159,16 @@ def _head(config, about: About) -> dict:
 
 
 def _what(model, about: About) -> str:
-  of = 'images' if model.rank == 2 else 'series'
-  size = 'x'.join([str(model.sizes[0])] * model.rank)
+  side = model.sizes[0]
+  of = f'series, in windows of {side} rows'
+  if model.rank == 2:
+    of = f'{side}x{side} images'
   named = list(about.class_names) != [*map(str, range(model.classes))]
   listing = classes.listing(about.class_names) if named else ''
   names = f' ({listing})' if listing else ''
   channels = f'{model.channels} channel' + 's' * (model.channels > 1)
   return (
-    f'A [fractal generative model]({PAPER}) of {size} {of}: {channels} of '
+    f'A [fractal generative model]({PAPER}) of {of}: {channels} of '
     f'{model.num_values} values, {model.classes} classes{names}.'
   )
 
