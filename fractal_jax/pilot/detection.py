@@ -6,7 +6,7 @@ import numpy as np
 
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates, table_settings, work
-from fractal_jax.pilot.stages import gate
+from fractal_jax.pilot.stages import alarm_gates, gate
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import scores
 from fractal_jax.series.detector import alarms
@@ -73,94 +73,79 @@ def point_scores(pilot: Pilot, name: str, first: int, end: int) -> Job:
 def full(pilot: Pilot) -> Job:
   """The chosen size on rows that it was not trained on: alarms, calibration."""
   rows, _ = pilot.later
-  learnt = yield from point_scores(pilot, 'held', pilot.learnt, pilot.train)
-  seen = yield from point_scores(pilot, 'full', rows.start, rows.stop)
+  judged, facts, curves, learnt, seen, _ = yield from alarmed(
+    pilot, 'full', rows, causal=False
+  )
   smooth = pilot.settings.task['smooth']
-  limit = threshold(pilot, learnt['score'], causal=False)
-  line = by_row(seen['score'], smooth, causal=False)
-  labels = labels_of(pilot, rows)
-  counted = count(line, limit, labels, slack=smooth, before=smooth)
   z2 = scores.mean_over(seen['z2'])
-  z2 = np.where(widened(labels, smooth, smooth), np.nan, z2)
-  weeks = counted['normal'] / pilot.settings.data['rows_per_week']
-  found = (
-    gate(
-      pilot, 'found', gates.share(counted['found'], counted['incidents']),
-      least=True,
-    ),
-    gate(
-      pilot, 'weekly_false_alarms', gates.rate(counted['false'], weeks),
-      least=False,
-    ),
-    gate(
-      pilot, 'most_z2', gates.mean(gates.blocks(z2, pilot.window)), least=False
-    ),
-  )  # fmt: skip
-  facts = {
-    'incidents': counted['incidents'],
-    'incidents_found': counted['found'],
-    'false_alarms': counted['false'],
-    'weeks': weeks,
-    'threshold': limit,
-    'steps': full_steps(pilot),
-  }
-  curves = {
-    'values': pilot.data.values[rows],
-    'line': line,
-    'labels': labels,
-    'threshold': np.float64(limit),
+  z2 = np.where(widened(curves['labels'], smooth, smooth), np.nan, z2)
+  z2 = gates.mean(gates.blocks(z2, pilot.window))
+  facts |= {'threshold': float(curves['threshold']), 'steps': full_steps(pilot)}
+  curves |= {
     'pit': learnt['pit'][~np.isnan(learnt['pit'])],
-    'worst': worst(line, pilot.window) + rows.start,
+    'worst': worst(curves['line'], pilot.window) + rows.start,
   }
-  return Found(found, facts, curves)
+  judged += (gate(pilot, 'most_z2', z2, least=False),)
+  return Found(judged, facts, curves)
 
 
 def shadow(pilot: Pilot) -> Job:
   """The last rows in order: every score looks at earlier rows alone."""
   _, rows = pilot.later
-  learnt = yield from point_scores(pilot, 'held', pilot.learnt, pilot.train)
-  seen = yield from point_scores(pilot, 'shadow', rows.start, rows.stop)
-  smooth = pilot.settings.task['smooth']
-  limit = threshold(pilot, learnt['score'], causal=True)
-  line = by_row(seen['score'], smooth, causal=True)
-  labels = labels_of(pilot, rows)
-  counted = count(line, limit, labels, slack=smooth, before=0)
-  weeks = counted['normal'] / pilot.settings.data['rows_per_week']
-  number = rows.stop - rows.start
-  milliseconds = 1000 * float(seen['seconds']) / number
-  found = (
-    gate(
-      pilot, 'shadow_found',
-      gates.share(counted['found'], counted['incidents']), least=True,
-    ),
-    gate(
-      pilot, 'shadow_weekly_false_alarms', gates.rate(counted['false'], weeks),
-      least=False,
-    ),
-    gate(
-      pilot, 'most_delay', gates.average(counted['delays']), least=False
-    ),
+  judged, facts, curves, _, seen, counted = yield from alarmed(
+    pilot, 'shadow', rows, causal=True
+  )
+  delay = gates.average(counted['delays'])
+  milliseconds = 1000 * float(seen['seconds']) / len(curves['line'])
+  judged += (
+    gate(pilot, 'most_delay', delay, least=False),
     gate(
       pilot, 'most_milliseconds', gates.exact(milliseconds), least=False
     ),
   )  # fmt: skip
-  facts = {
-    'incidents': counted['incidents'],
-    'incidents_found': counted['found'],
-    'false_alarms': counted['false'],
-    'weeks': weeks,
-    'memory_gb': work.memory(),
-  }
+  return Found(judged, facts | {'memory_gb': work.memory()}, curves)
+
+
+# What both have in common.
+
+
+def alarmed(pilot: Pilot, name: str, rows: slice, *, causal: bool) -> Job:
+  """A job: alarms in some rows, by a threshold from the rows held out.
+
+  Args:
+    pilot: the pilot.
+    name: of the stage.
+    rows: that it looks at.
+    causal: by the past alone; otherwise an alarm may come before its incident.
+
+  Returns:
+    Gates, facts and curves of the stage; `point_scores` of the rows held out
+    and of these; and `count`.
+  """
+  learnt = yield from point_scores(pilot, 'held', pilot.learnt, pilot.train)
+  seen = yield from point_scores(pilot, name, rows.start, rows.stop)
+  smooth = pilot.settings.task['smooth']
+  limit = threshold(pilot, learnt['score'], causal=causal)
+  line = by_row(seen['score'], smooth, causal=causal)
+  labels = labels_of(pilot, rows)
+  counted = count(
+    line, limit, labels, slack=smooth, before=0 if causal else smooth
+  )
+  judged, facts = alarm_gates(
+    pilot,
+    'shadow_' if causal else '',
+    counted['found'],
+    counted['incidents'],
+    counted['false'],
+    counted['normal'] / pilot.settings.data['rows_per_week'],
+  )
   curves = {
     'values': pilot.data.values[rows],
     'line': line,
     'labels': labels,
     'threshold': np.float64(limit),
   }
-  return Found(found, facts, curves)
-
-
-# What both have in common.
+  return judged, facts, curves, learnt, seen, counted
 
 
 def by_row(score: np.ndarray, smooth: int, *, causal: bool) -> np.ndarray:

@@ -10,16 +10,14 @@ from fractal_jax.checks import FROM_0, Choice, Each, Key, Number, Text, integer
 from fractal_jax.data import arrays, listing, look
 from fractal_jax.data.common import DataError
 from fractal_jax.pilot.settings import (
-  BUDGET,
-  COSTS,
   LEARNING,
-  QUESTION,
   SEEDS,
   SHARE,
   UNSET,
   Settings,
   common_wishes,
   defaults,
+  sections_of,
 )
 from fractal_jax.planning import propose as planning
 
@@ -153,14 +151,7 @@ GATES = {
   ),
 }  # fmt: skip
 
-SECTIONS = {
-  'question': QUESTION,
-  'data': DATA,
-  'task': TASK,
-  'gates': GATES,
-  'costs': COSTS,
-  'budget': BUDGET,
-}
+SECTIONS = sections_of(DATA, TASK, GATES)
 
 
 def are_images(data: str) -> bool:

@@ -4,9 +4,10 @@ import time
 
 import numpy as np
 
+from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates, image_measures, work
-from fractal_jax.pilot.stages import gate
+from fractal_jax.pilot.stages import alarm_gates, gate
 from fractal_jax.pilot.work import Found, Pilot
 
 ALONE = 20  # images that are timed one at a time
@@ -156,12 +157,15 @@ def completed(pilot: Pilot, name: str, real: np.ndarray) -> Job:
 
   def make() -> Job:
     model = yield from full_model(pilot)
-    mask = np.zeros((pilot.side,) * 2, bool)
-    mask[pilot.side // 2 :] = True
-    made = model.edit(real, mask, 0, seed=0, guidance=1.0)
+    made = model.edit(real, lower_half(pilot), 0, seed=0, guidance=1.0)
     return {'made': made[:, 0]}
 
   return (yield from work.kept(pilot, name, make))
+
+
+def lower_half(pilot: Pilot) -> np.ndarray:
+  """The mask [S, S] of what is completed."""
+  return inputs.make_mask('lower', pilot.config(pilot.side, 3, None).model)
 
 
 def anomalies(pilot: Pilot, bits: dict) -> Job:
@@ -189,20 +193,7 @@ def alarms(pilot, prefix: str, odd, limit: float, false: int, normal: int):
   """Gates and facts of anomalies found, and of false alarms a week."""
   found = int((odd > limit).sum())
   weeks = normal / pilot.settings.data['images_per_week']
-  judged = (
-    gate(pilot, f'{prefix}found', gates.share(found, len(odd)), least=True),
-    gate(
-      pilot, f'{prefix}weekly_false_alarms', gates.rate(false, weeks),
-      least=False,
-    ),
-  )  # fmt: skip
-  facts = {
-    'incidents': len(odd),
-    'incidents_found': found,
-    'false_alarms': false,
-    'weeks': weeks,
-  }
-  return judged, facts
+  return alarm_gates(pilot, prefix, found, len(odd), false, weeks)
 
 
 TASKS = {
@@ -250,8 +241,7 @@ def shadow(pilot: Pilot) -> Job:
 def one_by_one(pilot: Pilot, task: str) -> Job:
   """A job: `milliseconds` [n] of the task, an image at a time."""
   model = yield from full_model(pilot)
-  mask = np.zeros((pilot.side,) * 2, bool)
-  mask[pilot.side // 2 :] = True
+  mask = lower_half(pilot)
   do = {
     'generation': lambda x, i: model.sample(0, num=1, seed=i, guidance=1.0),
     'completion': lambda x, i: model.edit(x, mask, 0, seed=i, guidance=1.0),

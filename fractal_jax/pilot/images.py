@@ -26,7 +26,6 @@ from fractal_jax.series import fit
 from fractal_jax.training import checkpoint, restore
 
 SHADOW = 0.4  # of the images held out: they are seen by the last stage alone
-WORTH = 16  # images by which the worth of levels is measured
 
 
 class Models:
@@ -55,7 +54,7 @@ class Models:
 
   def worth(self, model, images: np.ndarray) -> np.ndarray:
     """What each level tells the next one."""
-    return work.worth(model, images[:WORTH])
+    return work.worth(model, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,30 +201,24 @@ class ImagePilot(Pilot):
     forest = image_simple.forest(self.data.train, self.data.held, self.values)
     return {'histogram': self.histogram(), 'forest': forest}
 
-  def fitted(self, side, levels, steps, seed, share, draw) -> Job:
-    name = f'w{side}-l{levels}-t{steps}-s{seed}-{share:g}'
+  def fitting(self, side, levels, steps, seed, share) -> Job:
+    order = np.random.default_rng(0).permutation(self.learnt)
+    some = self.data.train[order[: int(self.learnt * share)]]
+    config = self.config(side, levels, steps)
+    config.seed = seed
+    model, norms = yield from self.models.fitting(
+      config, image_measures.patches(some, side)
+    )
+    each = image_measures.bits(
+      model, image_measures.patches(self.data.held, side)
+    )
+    return model, each.reshape(len(self.data.held), -1).mean(1), norms
 
-    def make() -> Job:
-      order = np.random.default_rng(0).permutation(self.learnt)
-      some = self.data.train[order[: int(self.learnt * share)]]
-      config = self.config(side, levels, steps)
-      config.seed = seed
-      model, gradients = yield from self.models.fitting(
-        config, image_measures.patches(some, side)
-      )
-      each = image_measures.bits(
-        model, image_measures.patches(self.data.held, side)
-      )
-      out = {'bits': each.reshape(len(self.data.held), -1).mean(1)}
-      for level, norms in gradients.items():
-        out[f'gradient_{level.removeprefix("level_")}'] = norms
-      if levels > 2 and not seed:
-        out['worth'] = self.models.worth(model, self.data.held)
-      if draw:
-        out['drawn'] = model.sample(0, num=draw, seed=0, guidance=1.0)
-      return out
+  def worth(self, model) -> np.ndarray:
+    return self.models.worth(model, self.data.held)
 
-    return (yield from work.kept(self, name, make))
+  def drawn(self, model, number: int) -> np.ndarray:
+    return model.sample(0, num=number, seed=0, guidance=1.0)
 
   def pictures(self, name: str, curves: Mapping) -> dict[str, bytes]:
     return image_pictures.of(self, name, curves)

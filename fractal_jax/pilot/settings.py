@@ -69,6 +69,18 @@ BUDGET = {
 }
 
 
+def sections_of(data: dict, task: dict, gates: dict) -> dict[str, dict]:
+  """The tables of keys of a kind of data, by section."""
+  return {
+    'question': QUESTION,
+    'data': data,
+    'task': task,
+    'gates': gates,
+    'costs': COSTS,
+    'budget': BUDGET,
+  }
+
+
 class PilotError(UserError, ValueError):
   """A pilot that can't be run as its pilot.toml says."""
 

@@ -20,6 +20,23 @@ def gate(pilot: Pilot, name: str, found, **how) -> Gate:
   return Gate(name, float(pilot.settings.gates[name]), found, **how)
 
 
+def alarm_gates(
+  pilot: Pilot, prefix: str, found: int, of: int, false: int, weeks: float
+) -> tuple[tuple[Gate, ...], dict[str, float]]:
+  """Gates and facts of incidents found, and of false alarms a week."""
+  share, rate = gates.share(found, of), gates.rate(false, weeks)
+  judged = (
+    gate(pilot, f'{prefix}found', share, least=True),
+    gate(pilot, f'{prefix}weekly_false_alarms', rate, least=False),
+  )
+  return judged, {
+    'incidents': of,
+    'incidents_found': found,
+    'false_alarms': false,
+    'weeks': weeks,
+  }
+
+
 def few(x: np.ndarray, most: int = 3000) -> np.ndarray:
   """Every so many rows, for a picture."""
   return x[:: max(len(x) // most, 1)]

@@ -7,16 +7,14 @@ what is missing or contradicts itself.
 from fractal_jax import paths
 from fractal_jax.checks import Choice, Each, Key, Number, Text, integer
 from fractal_jax.pilot.settings import (
-  BUDGET,
-  COSTS,
   LEARNING,
-  QUESTION,
   SEEDS,
   SHARE,
   UNSET,
   Settings,
   common_wishes,
   defaults,
+  sections_of,
 )
 from fractal_jax.series import scores
 from fractal_jax.series.table import Table, read
@@ -125,14 +123,7 @@ GATES = {
   ),
 }  # fmt: skip
 
-SECTIONS = {
-  'question': QUESTION,
-  'data': DATA,
-  'task': TASK,
-  'gates': GATES,
-  'costs': COSTS,
-  'budget': BUDGET,
-}
+SECTIONS = sections_of(DATA, TASK, GATES)
 
 
 def propose(file: str, columns=()) -> dict[str, dict]:

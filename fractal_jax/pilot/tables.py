@@ -24,8 +24,6 @@ from fractal_jax.series.scores import mean_over
 from fractal_jax.series.table import Table
 from fractal_jax.training import restore
 
-WORTH = 16  # windows by which the worth of levels is measured
-
 
 class Models:
   """How detectors are made and kept; tests put quicker ones in their place."""
@@ -51,7 +49,7 @@ class Models:
     side = detector.window
     bins = detector.quantiser_.read(rows)
     windows = bins[: len(bins) // side * side].reshape(-1, side, bins.shape[1])
-    return work.worth(detector.model_, windows[:WORTH])
+    return work.worth(detector.model_, windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,36 +149,31 @@ class TablePilot(Pilot):
     """Mean bits a value [t] of the rows held out, from those of all rows."""
     return mean_over(bits[self.learnt :])
 
-  def fitted(self, side, levels, steps, seed, share, draw) -> Job:
-    name = f'w{side}-l{levels}-t{steps}-s{seed}-{share:g}'
+  def fitting(self, side, levels, steps, seed, share) -> Job:
+    values = self.data.values
+    begin = int(self.learnt * (1 - share))
+    detector = self.models.new(
+      window=side,
+      levels=levels,
+      steps=steps,
+      seed=seed,
+      smooth=1,
+      held_out=len(self.held) / (self.train - begin),
+    )
+    yield from detector.fitting(values[begin : self.train])
+    before = max(self.learnt - side, 0)
+    points = yield from detector.scoring(values[before : self.train])
+    bits = points.bits[self.learnt - before :]
+    _, own = detector.quantiser_.of(0)
+    _, width = self.bins().of(0)
+    bits = mean_over(bits - np.log2(width / own))
+    return detector, bits, detector.gradients_
 
-    def make() -> Job:
-      values = self.data.values
-      begin = int(self.learnt * (1 - share))
-      detector = self.models.new(
-        window=side,
-        levels=levels,
-        steps=steps,
-        seed=seed,
-        smooth=1,
-        held_out=len(self.held) / (self.train - begin),
-      )
-      yield from detector.fitting(values[begin : self.train])
-      before = max(self.learnt - side, 0)
-      points = yield from detector.scoring(values[before : self.train])
-      bits = points.bits[self.learnt - before :]
-      _, own = detector.quantiser_.of(0)
-      _, width = self.bins().of(0)
-      out = {'bits': mean_over(bits - np.log2(width / own))}
-      for level, norms in detector.gradients_.items():
-        out[f'gradient_{level.removeprefix("level_")}'] = norms
-      if levels > 2 and not seed:
-        out['worth'] = self.models.worth(detector, self.held)
-      if draw:
-        out['drawn'] = self.models.draw(detector, draw)
-      return out
+  def worth(self, model: FractalDetector) -> np.ndarray:
+    return self.models.worth(model, self.held)
 
-    return (yield from work.kept(self, name, make))
+  def drawn(self, model: FractalDetector, number: int) -> np.ndarray:
+    return self.models.draw(model, number)
 
   def pictures(self, name: str, curves: Mapping) -> dict[str, bytes]:
     return pictures.of_table(self, name, curves)

@@ -25,6 +25,7 @@ from fractal_jax.pilot.settings import PilotError, Settings
 from fractal_jax.planning import cost
 
 PROBE = 8  # steps by which the speed of this machine is measured
+WORTH = 16  # windows or images by which the worth of levels is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +106,51 @@ class Pilot(abc.ABC):
   def config(self, side: int, levels: int, steps: int | None):
     """The config of a model; 2 levels are one above values, 3 are all."""
 
-  @abc.abstractmethod
   def fitted(
     self, side: int, levels: int, steps: int, seed: int, share: float, draw: int
   ) -> Job:
-    """A job: a model fitted to a share of what is learnt from.
+    """A job: what is kept of a model fitted to a share of what is learnt from.
 
     Returns:
       `bits` a value [units] of the units held out; `gradient_i`, norms [steps]
       of level i; and where asked for, `drawn`, and `worth` [levels - 1], see
       `worth`.
     """
+
+    def make() -> Job:
+      model, bits, norms = yield from self.fitting(
+        side, levels, steps, seed, share
+      )
+      out = {'bits': bits}
+      for level, norm in norms.items():
+        out[f'gradient_{level.removeprefix("level_")}'] = norm
+      if levels > 2 and not seed:
+        out['worth'] = self.worth(model)
+      if draw:
+        out['drawn'] = self.drawn(model, draw)
+      return out
+
+    name = f'w{side}-l{levels}-t{steps}-s{seed}-{share:g}'
+    return (yield from kept(self, name, make))
+
+  @abc.abstractmethod
+  def fitting(
+    self, side: int, levels: int, steps: int, seed: int, share: float
+  ) -> Job:
+    """A job: a model fitted to a share of what is learnt from.
+
+    Returns:
+      The model; its bits a value [units] of the units held out; of each level
+      by its name, norms [steps] of its gradient.
+    """
+
+  @abc.abstractmethod
+  def worth(self, model) -> np.ndarray:
+    """What each level tells the next one in some of what is held out."""
+
+  @abc.abstractmethod
+  def drawn(self, model, number: int) -> np.ndarray:
+    """What a model draws, for a picture."""
 
   @abc.abstractmethod
   def histogram(self) -> np.ndarray:
@@ -188,8 +223,9 @@ def worth(model, images: np.ndarray) -> np.ndarray:
 
   Args:
     model: an api.Model of ar levels.
-    images: [n, S, (S,) C] of its values; class 0.
+    images: [n, S, (S,) C] of its values; class 0. The first WORTH are used.
   """
+  images = images[:WORTH]
   net = model.net
   keep = [np.ones(s.out_conds, np.float32) for s in net.specs[:-1]]
   told = [keep] + [

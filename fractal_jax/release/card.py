@@ -16,6 +16,7 @@ import yaml
 
 from fractal_jax import paths
 from fractal_jax.data import classes
+from fractal_jax.metrics import sweep
 from fractal_jax.release import ReleaseError
 from fractal_jax.training import logs
 
@@ -24,15 +25,7 @@ SAMPLES = 'samples.png'
 UNKNOWN = 'unknown'  # a license, as the Hub writes it
 PAPER = 'https://arxiv.org/abs/2502.17437'
 # What is shown of what `likelihood --out` and `evaluate --out` write.
-METRICS = {
-  'bits_per_dim': 'bits per dimension',
-  'fid': 'FID',
-  'inception_score': 'Inception Score',
-  'precision': 'precision',
-  'recall': 'recall',
-  'class_recall': 'recall within classes',
-  'intra_class_diversity': 'intra-class diversity',
-}
+METRICS = {'bits_per_dim': 'bits per dimension', **sweep.CURVES}
 ERRORS = {'bits_per_dim': 'stderr', 'inception_score': 'inception_score_std'}
 NOT_DATASETS = (
   'folder',
