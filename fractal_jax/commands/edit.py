@@ -6,7 +6,7 @@ fractal-jax edit --workdir=runs/digits --index=0 --mode=lower --out=edit.png
 from absl import flags
 
 from fractal_jax import paths
-from fractal_jax.commands import common
+from fractal_jax.commands import common, sampling
 
 FLAGS = flags.FLAGS
 
@@ -48,7 +48,7 @@ def define_flags():
     'Draws of which each completion is the likeliest.',
   )
   common.batch_flag()
-  common.sampling_flags()
+  sampling.define_flags()
   flags.DEFINE_string(
     'out',
     'edit.png',
@@ -64,11 +64,11 @@ def run():
   paths.check_output(FLAGS.out, '--out', ('.png', '.npy'))
   check_mask_flags()
   config = common.load_config()
-  changes = common.sampling_changes()
+  changes = sampling.changes()
   sample.settings(config, **changes)  # checked at once
   image, label = common.the_image(config)
   mask = inputs.check_mask(the_mask(config.model), image[None])
-  guide = common.load_guide(config)
+  guide = sampling.load_guide(config)
   model = common.load_model(config)
   job = edit.edit(
     model.net,

@@ -8,7 +8,7 @@ import os
 from absl import flags
 
 from fractal_jax import checks, paths
-from fractal_jax.commands import common
+from fractal_jax.commands import common, sampling
 
 FLAGS = flags.FLAGS
 
@@ -27,8 +27,8 @@ def define_flags():
     'num', 50_000, 'How many images: a multiple of the number of classes.'
   )
   run_flags()
-  common.sampling_flags()
-  common.rejection_flags()
+  sampling.define_flags()
+  sampling.rejection_flags()
   flags.DEFINE_string(
     'save', None, "An .npz for the images, in the format of ADM's suite."
   )
@@ -92,9 +92,9 @@ def run():
     names = classes.load(FLAGS.workdir) if known else ref.class_names
     images = images_lib.numbered(images, names)
   else:
-    changes = common.sampling_changes()
+    changes = sampling.changes()
     sample.settings(common.load_config(), **changes)  # checked at once
-    guide = common.load_guide(common.load_config())
+    guide = sampling.load_guide(common.load_config())
     model = load()
     images = images_of(model, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:
@@ -132,7 +132,7 @@ def check_flags():
       ('save', 'step') if FLAGS.workdir else ('save', 'step', 'cache')
     )
     given = [n for n in (*generating, 'guide') if FLAGS[n].value is not None]
-    given += list(common.sampling_changes())
+    given += list(sampling.changes())
     if given:
       raise common.UsageError(
         f'--{given[0]} is for images that a --workdir generates, not for '

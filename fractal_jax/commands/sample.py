@@ -7,7 +7,7 @@ fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
 from absl import flags
 
 from fractal_jax import checks, paths
-from fractal_jax.commands import common
+from fractal_jax.commands import common, sampling
 
 FLAGS = flags.FLAGS
 
@@ -30,8 +30,8 @@ def define_flags():
     "Classes to draw in turn, by name or number, or 'none' for no class; all "
     'if unset.',
   )
-  common.sampling_flags()
-  common.rejection_flags()
+  sampling.define_flags()
+  sampling.rejection_flags()
   flags.DEFINE_string(
     'out',
     'samples.png',
@@ -52,13 +52,13 @@ def run():
     paths.check_output(FLAGS.movie, '--movie')
   paths.check_output(FLAGS.out, '--out', ('.png', '.npz'))
   config = common.load_config()
-  changes = common.sampling_changes()
+  changes = sampling.changes()
   sample.settings(config, **changes)  # checked at once
   labels = classes(config.model)
   num = FLAGS.num or config.sample.num
   batch = FLAGS.batch or config.sample.batch
   common.use_cores(min(num, batch))
-  guide = common.load_guide(config)
+  guide = sampling.load_guide(config)
   model = common.load_model(config)
   job = sample.kept(
     model.net,

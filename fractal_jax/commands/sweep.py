@@ -8,7 +8,7 @@ import itertools
 from absl import flags
 
 from fractal_jax import checks, paths
-from fractal_jax.commands import common, evaluate
+from fractal_jax.commands import common, evaluate, sampling
 
 FLAGS = flags.FLAGS
 
@@ -41,8 +41,8 @@ def define_flags():
     'seeds', 1, 'Seeds per setting, from --seed on: they make the error bars.'
   )
   evaluate.run_flags()
-  common.drawing_flags()
-  common.keep_flags()
+  sampling.drawing_flags()
+  sampling.keep_flags()
   flags.DEFINE_string('out', 'sweep.csv', 'A .csv file for the numbers.')
   flags.DEFINE_string(
     'plot',
@@ -69,11 +69,11 @@ def run():
     )
   evaluate.cache()
   config = common.load_config()
-  others = common.sampling_changes(swept=(*SINGLE, 'interval'))
+  others = sampling.changes(swept=(*SINGLE, 'interval'))
   settings = [each | others for each in all_settings()]
   for each in settings:
     sample.settings(config, **each)  # all are checked before the first is run
-  guide = common.load_guide(config)
+  guide = sampling.load_guide(config)
   loaded = evaluate.load_weights()
   model = evaluate.load()
   extractor = evaluate.make_extractor(loaded, model.mesh, FLAGS.num)
