@@ -208,13 +208,15 @@ def _place(at: tuple[int, ...], side: int) -> str:
 # HTML.
 
 
-def data_url(picture: np.ndarray) -> str:
-  """A picture [H, W, 3] as a PNG inside a URL: no file is written."""
+def data_url(picture: np.ndarray | bytes, kind: str = 'png') -> str:
+  """A picture [H, W, 3], or the bytes of a PNG or GIF, inside a URL."""
   from PIL import Image
 
-  file = io.BytesIO()
-  Image.fromarray(picture).save(file, 'png')
-  return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+  if isinstance(picture, np.ndarray):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    picture = file.getvalue()
+  return f'data:image/{kind};base64,{base64.b64encode(picture).decode()}'
 
 
 def colour_bar(top: float) -> str:

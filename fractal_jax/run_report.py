@@ -4,7 +4,6 @@ It is made of what the run keeps: config.json, classes.json, metrics.jsonl and
 samples/.
 """
 
-import base64
 import html
 import importlib.metadata
 import math
@@ -146,8 +145,8 @@ def _samples(workdir: str) -> str:
   if not out:
     return '<p>No samples were drawn: sample.every is 0.</p>'
   return ''.join(
-    f'<figure><img alt="{caption}" src="data:image/{kind};base64,'
-    f'{base64.b64encode(paths.path(file).read_bytes()).decode()}">'
+    f'<figure><img alt="{caption}" '
+    f'src="{report.data_url(paths.path(file).read_bytes(), kind)}">'
     f'<figcaption>{caption}</figcaption></figure>'
     for caption, file, kind in out
   )

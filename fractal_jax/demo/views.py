@@ -1,6 +1,5 @@
 """HTML that the page shows: pictures and progress."""
 
-import base64
 import html
 import json
 from urllib.parse import quote
@@ -56,10 +55,9 @@ def _figure(picture, text: str, numbers) -> str:
 
 def movie(gif: bytes) -> str:
   """A GIF that plays."""
-  data = base64.b64encode(gif).decode()
   return (
     '<div class="tiles" style="--tile: 320px"><figure><img alt="movie" '
-    f'src="data:image/gif;base64,{data}"><figcaption>{SAVE}</figcaption>'
+    f'src="{data_url(gif, "gif")}"><figcaption>{SAVE}</figcaption>'
     '</figure></div>'
   )
 

@@ -1,6 +1,5 @@
 """The report of a pilot: one HTML page that needs no other file, and JSON."""
 
-import base64
 import dataclasses
 import datetime
 import html
@@ -12,7 +11,7 @@ from fractal_jax.pilot import gates, run, settings, texts
 from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.roi import Roi, roi
 from fractal_jax.pilot.work import Pilot
-from fractal_jax.report import table
+from fractal_jax.report import data_url, table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
@@ -378,9 +377,7 @@ def _stage(found: Report, name: str, words) -> str:
     + paragraph(words[f'about {name}'])
     + _numbers((words['facts'], ''), facts)
     + ''.join(
-      paragraph(words[f'picture {k}'])
-      + '<img alt="" src="data:image/png;base64,'
-      + f'{base64.b64encode(shot).decode()}">'
+      paragraph(words[f'picture {k}']) + f'<img alt="" src="{data_url(shot)}">'
       for k, shot in shots.items()
     )
   )

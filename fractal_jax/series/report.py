@@ -1,6 +1,5 @@
 """An analysis as scores.csv and one HTML page that needs no other file."""
 
-import base64
 import csv
 import html
 import io
@@ -8,7 +7,7 @@ import io
 import numpy as np
 
 from fractal_jax import paths
-from fractal_jax.report import table
+from fractal_jax.report import data_url, table
 from fractal_jax.series import plots, ranking
 from fractal_jax.series.analysis import Analysis
 
@@ -114,8 +113,7 @@ def page(found: Analysis) -> str:
 
 def figure(shot: bytes, text: str) -> str:
   """A PNG in the page, and what it shows."""
-  data = base64.b64encode(shot).decode()
-  return f'<p>{text}</p><img alt="" src="data:image/png;base64,{data}">'
+  return f'<p>{text}</p><img alt="" src="{data_url(shot)}">'
 
 
 def _series_text(found: Analysis) -> str:
