@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import ar, pixel, rules
+from fractal_jax.models import ar, guidance, rules
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import Draws, Rows, Sampling
 from tests import tiny
@@ -85,7 +85,7 @@ def test_cached_generation_equals_teacher_forcing(changes, guided):
     scale = 1 + 2 * (steps + 1)[:, None] / first
     uncond = logits(params, images, np.array([-1, -1]))
     streams = jnp.stack([mixed, uncond])
-    mixed = tiny.jit(pixel.guided_logits)(streams, scale, sampling)
+    mixed = tiny.jit(guidance.guided_logits)(streams, scale, sampling)
   best = np.asarray(mixed.argmax(-1))
   found = np.asarray(images).reshape(2, -1)[:, order(net.specs)]
   np.testing.assert_array_equal(found, best)

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fractal_jax.models import pixel
+from fractal_jax.models import guidance
 from fractal_jax.models.fractal import Guide
 from fractal_jax.models.types import Given, Sampling
 from tests import tiny
@@ -171,7 +171,7 @@ def test_resampled_values_follow_their_law(candidates):
   n = 40_000
   uniforms = jax.random.uniform(jax.random.key(0), (n, candidates + 1))
   stretched = jnp.tile(jnp.asarray(logits)[:, None], (1, n, 1))
-  draw = tiny.jit(lambda x, u: pixel.draw(x, u, 2.0, sampling))
+  draw = tiny.jit(lambda x, u: guidance.draw(x, u, 2.0, sampling))
   found = np.bincount(draw(stretched, uniforms), minlength=5)
   p = scipy.special.softmax(logits[0])
   w = np.exp(logits[0] - logits[1])  # guided by 2 over unguided
@@ -191,5 +191,5 @@ def test_resampling_keeps_to_bounds():
   logits = jnp.zeros((2, 500, 7))
   bounds = jnp.full(500, 2), jnp.full(500, 4)
   sampling = Sampling(resample=3)
-  values = pixel.draw(logits, uniforms, 2.0, sampling, bounds)
+  values = guidance.draw(logits, uniforms, 2.0, sampling, bounds)
   assert set(np.unique(values)) == {2, 3, 4}

@@ -32,8 +32,8 @@ class ToyLevel(IndependentLevel):
   def problems(spec):
     return ['toy levels have no 13 patches'] if spec.length == 13 else []
 
-  def outputs(self, conds, *, train):
-    x = super().outputs(conds, train=train)
+  def outputs(self, patches, conds, *, train):
+    x = super().outputs(patches, conds, train=train)
     return jnp.broadcast_to(x.mean(1, keepdims=True), x.shape)
 
 

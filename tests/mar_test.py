@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fractal_jax.models import mar, masking, pixel
+from fractal_jax.models import guidance, mar, masking, pixel
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import Draws, Rows, Sampling
 from tests import tiny
@@ -282,7 +282,9 @@ def test_cached_generation_equals_teacher_forcing(below, guided):
       logits = [score(params, labels)]
       if guided:
         logits.append(score(params, np.array([-1, -1])))
-      mixed = tiny.jit(pixel.guided_logits)(jnp.stack(logits), scale, sampling)
+      mixed = tiny.jit(guidance.guided_logits)(
+        jnp.stack(logits), scale, sampling
+      )
       best = np.asarray(mixed.argmax(-1)).reshape(2, still, -1, top.channels)
       best = best[:, now][:, :, seen]
       # The values of those patches, in the order of the level below.

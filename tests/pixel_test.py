@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from fractal_jax.models import pixel
+from fractal_jax.models import guidance, pixel
 from fractal_jax.models.types import Network, Request, Sampling
 from tests import tiny
 
@@ -72,7 +72,7 @@ def test_cached_channels_equal_teacher_forced_ones(changes):
   for streams in (1, 2):
     values = generate(conds[:streams]).values.reshape(32, 4)
     logits = jnp.stack([score(c, values) for c in conds[:streams]])
-    mixed = pixel.guided_logits(logits, 2.5, sampling)
+    mixed = guidance.guided_logits(logits, 2.5, sampling)
     np.testing.assert_array_equal(mixed.argmax(-1), values)
     assert len(np.unique(values)) > 4
 
@@ -91,27 +91,26 @@ def literal_guided_logits(cond, uncond, guidance, temperature, threshold):
 
 
 @pytest.mark.parametrize('threshold', [0.0, 1e-4, 0.05])
-@pytest.mark.parametrize('guidance', [0.0, 1.0, 3.0])
-def test_guided_logits(guidance, threshold):
+@pytest.mark.parametrize('scale', [0.0, 1.0, 3.0])
+def test_guided_logits(scale, threshold):
   rng = np.random.default_rng(0)
   logits = 4 * rng.standard_normal((2, 20, 17))
   sampling = Sampling(temperature=0.9, filter_threshold=threshold)
-  ours = pixel.guided_logits(
-    jnp.asarray(logits, jnp.float32), guidance, sampling
+  ours = guidance.guided_logits(
+    jnp.asarray(logits, jnp.float32), scale, sampling
   )
   want = [
-    literal_guided_logits(c, u, guidance, 0.9, threshold)
-    for c, u in zip(*logits)
+    literal_guided_logits(c, u, scale, 0.9, threshold) for c, u in zip(*logits)
   ]
   np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-4)
-  alone = pixel.guided_logits(jnp.asarray(logits[:1]), guidance, sampling)
+  alone = guidance.guided_logits(jnp.asarray(logits[:1]), scale, sampling)
   np.testing.assert_allclose(alone, logits[0] / 0.9, rtol=1e-5)
 
 
 def test_a_temperature_below_1_is_sharper():
   logits = jnp.asarray([[[0.0, 1.0, 2.0]]])
   p = [
-    jax.nn.softmax(pixel.guided_logits(logits, 1, Sampling(temperature=t)))
+    jax.nn.softmax(guidance.guided_logits(logits, 1, Sampling(temperature=t)))
     for t in (0.5, 1.0, 2.0)
   ]
   best = [float(x[0, 2]) for x in p]
@@ -125,7 +124,9 @@ def test_draws_follow_the_softmax():
   n = 50_000
   u = jax.random.uniform(jax.random.key(0), (n,))
   sampling = Sampling(temperature=0.5)
-  values = pixel.draw(jnp.tile(jnp.asarray(logits), (1, n, 1)), u, 1, sampling)
+  values = guidance.draw(
+    jnp.tile(jnp.asarray(logits), (1, n, 1)), u, 1, sampling
+  )
   found = np.bincount(values, minlength=9)
   want = n * scipy.special.softmax(logits / 0.5)
   assert scipy.stats.chisquare(found, want, sum_check=False).pvalue > 1e-3
@@ -138,11 +139,11 @@ def test_values_of_no_probability_are_not_drawn():
   u = jnp.array([0, 1e-7, 0.49, 0.51, 0.9, 1 - 2**-24, 1 - 2**-23])
   n = len(u)
   tiled = jnp.tile(jnp.asarray(logits), (1, n, 1))
-  values = pixel.draw(tiled, u, 1, Sampling())
+  values = guidance.draw(tiled, u, 1, Sampling())
   assert values.tolist() == [2, 2, 2, 4, 4, 4, 4]
   # Many values, whose sum in float32 is not 1.
   many = jnp.where(jnp.arange(256) < 200, 0.01 * jnp.arange(256), -jnp.inf)
-  values = pixel.draw(jnp.tile(many, (1, n, 1)), u, 1, Sampling())
+  values = guidance.draw(jnp.tile(many, (1, n, 1)), u, 1, Sampling())
   assert values.max() < 200
 
 

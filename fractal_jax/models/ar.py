@@ -5,8 +5,10 @@ the condition of patch j + 1, and the last one is not used (section 4.1 of the
 paper, FractalAR). Axis letters: types.py.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,17 +17,16 @@ import numpy as np
 
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
-from fractal_jax.models.chunked import chunked
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import fold_in
-from fractal_jax.models.level import all_down, check_rows
+from fractal_jax.models.level import AllDown
 from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
-  Draws,
+  Drawn,
+  Given,
   Network,
   Request,
-  Rows,
   Sampling,
   Spec,
   Steps,
@@ -33,20 +34,10 @@ from fractal_jax.models.types import (
 )
 
 
-class ARLevel(nn.Module):
+class ARLevel(AllDown):
   """An autoregressive level."""
 
-  spec: Spec
-
   BLOCK = layers.LlamaBlock
-  MASKS = False
-  EXACT = True
-  GUIDES = False
-
-  @staticmethod
-  def conditions(rank: int) -> tuple[str, ...]:
-    del rank
-    return ('itself',)
 
   @staticmethod
   def takes(num_conds: int) -> int:
@@ -112,15 +103,6 @@ class ARLevel(nn.Module):
     x = kernels.through(self.blocks, s, x, turns, train=train)
     return self.norm_out(x)  # [N, L, D]
 
-  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
-    """All patches go down; see level.Level."""
-    del draws, mask
-    check_rows(rows, self.spec)
-    patches = patchify(rows.squares, self.spec)
-    outputs = lambda level, *rows: level.outputs(*rows, train=train)
-    conds = chunked(outputs, self, patches, rows.conds)  # [N, L, D]
-    return all_down(rows, conds, self.spec), None, jnp.zeros((), jnp.int32)
-
   # Generating.
 
   def token(self, patch: Array, conds: Array, t: Array) -> Array:
@@ -144,74 +126,13 @@ class ARLevel(nn.Module):
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
-    See level.Level. At level 0 a linear schedule raises the guidance from
-    almost 1 to its full scale at the last patch, and the guide runs in the
-    interval of guidance alone: there it first reads what was drawn before.
+    See level.Level, and class Squares.
     """
     del order
-    s = networks[0].spec
     streams = [
       Stream(net.generating(), c) for net, c in zip(networks, request.conds)
     ]
-    linear = s.index == 0 and sampling.schedule == 'linear'
-    given = jax.tree.map(
-      lambda x: patchify(x, s).swapaxes(0, 1), request.given
-    )  # [L, N, p, (p,) C]
-
-    def step(count, t, state):
-      """Draws patch t with the first `count` streams."""
-      patch, caches, drawn = state
-      used = zip(streams[:count], caches)
-      conds, new = zip(*(x.step(patch, cache, t) for x, cache in used))
-      scale = request.guidance
-      if linear:
-        scale = 1 + (scale - 1) * (t + 1) / s.length
-      wanted = Request(
-        conds=conds,
-        keys=fold_in(request.keys, t),
-        guidance=scale,
-        given=jax.tree.map(lambda x: x[t], given),
-      )
-      found = draw_patch(wanted)
-      if sampling.record:  # counted in values: of earlier patches, all
-        found = found.replace(when=found.when + t * s.patch_values)
-      drawn = jax.tree.map(lambda all, x: all.at[t].set(x), drawn, found)
-      return found.values, (*new, *caches[count:]), drawn
-
-    on = np.array(
-      [s.index > 0 or sampling.guides(t / s.length) for t in range(s.length)]
-    )
-    counts = np.where(on, len(streams), 1)
-    begin = int(on.argmax())  # when the guide does, if it runs at all
-
-    def guided_step(t, state):
-      patch, (first, *others), drawn = state
-      catch_up = lambda caches: [
-        x.filled(cache, drawn.values[: begin - 1])
-        for x, cache in zip(streams[1:], caches)
-      ]
-      if begin:
-        others = jax.lax.cond(t == begin, catch_up, lambda x: x, others)
-      return step(len(streams), t, (patch, (first, *others), drawn))
-
-    n = len(request.keys)
-    shape = (n,) + (s.patch,) * s.rank + (s.channels,)
-    drawn = undrawn((s.length,) + shape, sampling, given)
-    branches = {1: functools.partial(step, 1), len(streams): guided_step}
-    branches = [branches[count] for count in np.unique(counts)]
-    branch = jnp.asarray(np.searchsorted(np.unique(counts), counts))
-    return Steps(
-      count=s.length,
-      start=(
-        jnp.zeros(shape, jnp.int32),
-        tuple(x.empty_cache() for x in streams),
-        drawn,
-      ),
-      step=lambda t, state: jax.lax.switch(branch[t], branches, t, state),
-      drawn=lambda state: jax.tree.map(
-        lambda x: unpatchify(x.swapaxes(0, 1), s), state[-1]
-      ),
-    )
+    return Squares(streams, request, sampling, draw_patch).steps()
 
   # Counting FLOPs, for planning/cost.py.
 
@@ -223,17 +144,6 @@ class ARLevel(nn.Module):
     layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d
     embed = 2 * d * (s.cond_width + (t - 1) * s.patch_values)
     return s.depth * layer + embed
-
-  @nn.nowrap
-  def sample_flops(self, iterations: int) -> float:
-    """With the cache, those of one pass."""
-    del iterations
-    return self.flops()
-
-  @nn.nowrap
-  def share(self, law: str) -> float:
-    del law
-    return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,3 +198,99 @@ class Stream:
     x = self.network('tokens', patches, self.rows)
     turns = self.network.level.turns()[:, : x.shape[1]]
     return layers.fill_cache(*self.blocks, x, cache, turns)
+
+
+class State(NamedTuple):
+  """Squares between two steps."""
+
+  patch: Array  # [N, p, (p,) C], the one drawn last
+  caches: tuple[Array, ...]  # of each stream
+  drawn: Drawn  # [L, N, p, (p,) C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares:
+  """N squares of an autoregressive level that are generated.
+
+  At level 0 a linear schedule raises the guidance from almost 1 to its full
+  scale at the last patch, and the guide runs in the interval of guidance alone:
+  where that begins, it first reads what was drawn before.
+  """
+
+  streams: list[Stream]
+  request: Request
+  sampling: Sampling
+  draw_patch: Callable[[Request], Drawn]  # the next level
+
+  @property
+  def spec(self) -> Spec:
+    return self.streams[0].network.spec
+
+  @functools.cached_property
+  def given(self) -> Given | None:
+    """What is known, by patches: [L, N, p, (p,) C]."""
+    return jax.tree.map(
+      lambda x: patchify(x, self.spec).swapaxes(0, 1), self.request.given
+    )
+
+  @functools.cached_property
+  def guided(self) -> np.ndarray:
+    """[L] whether all streams run for a patch, or the first one alone."""
+    s = self.spec
+    there = np.arange(s.length) / s.length
+    return np.array([s.index > 0 or self.sampling.guides(x) for x in there])
+
+  def steps(self) -> Steps:
+    """All steps, whose result are the squares."""
+    s, n = self.spec, len(self.request.keys)
+    used = np.where(self.guided, len(self.streams), 1)
+    sizes, branch = np.unique(used, return_inverse=True)
+    branches = [functools.partial(self.step, size) for size in sizes.tolist()]
+    branch = jnp.asarray(branch)
+    shape = (n,) + (s.patch,) * s.rank + (s.channels,)
+    return Steps(
+      count=s.length,
+      start=State(
+        jnp.zeros(shape, jnp.int32),
+        tuple(x.empty_cache() for x in self.streams),
+        undrawn((s.length,) + shape, self.sampling, self.given),
+      ),
+      step=lambda t, state: jax.lax.switch(branch[t], branches, t, state),
+      drawn=lambda state: jax.tree.map(
+        lambda x: unpatchify(x.swapaxes(0, 1), s), state.drawn
+      ),
+    )
+
+  def step(self, size: int, t: Array, state: State) -> State:
+    """Draws patch t with the first `size` streams."""
+    s, request = self.spec, self.request
+    caches = self.caught_up(t, state) if size > 1 else state.caches
+    used = zip(self.streams[:size], caches)
+    conds, new = zip(*(x.step(state.patch, cache, t) for x, cache in used))
+    scale = request.guidance
+    if s.index == 0 and self.sampling.schedule == 'linear':
+      scale = 1 + (scale - 1) * (t + 1) / s.length
+    wanted = Request(
+      conds=conds,
+      keys=fold_in(request.keys, t),
+      guidance=scale,
+      given=jax.tree.map(lambda x: x[t], self.given),
+    )
+    found = self.draw_patch(wanted)
+    if self.sampling.record:  # counted in values: of earlier patches, all
+      found = found.replace(when=found.when + t * s.patch_values)
+    drawn = jax.tree.map(lambda all, x: all.at[t].set(x), state.drawn, found)
+    return State(found.values, (*new, *caches[size:]), drawn)
+
+  def caught_up(self, t: Array, state: State) -> tuple[Array, ...]:
+    """The caches, where step t is the guide's first with all it missed."""
+    first = int(self.guided.argmax())
+    if not first:
+      return state.caches
+    missed = state.drawn.values[: first - 1]
+    own, *others = state.caches
+    fill = lambda caches: [
+      x.filled(cache, missed) for x, cache in zip(self.streams[1:], caches)
+    ]
+    others = jax.lax.cond(t == first, fill, lambda x: x, others)
+    return (own, *others)

@@ -13,17 +13,14 @@ import jax.numpy as jnp
 
 from fractal_jax import sharding
 from fractal_jax.models import layers
-from fractal_jax.models.chunked import chunked
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import fold_in
-from fractal_jax.models.level import all_down, check_rows
+from fractal_jax.models.level import AllDown
 from fractal_jax.models.patches import patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
-  Draws,
   Network,
   Request,
-  Rows,
   Sampling,
   Spec,
   Steps,
@@ -31,20 +28,10 @@ from fractal_jax.models.types import (
 )
 
 
-class IndependentLevel(nn.Module):
+class IndependentLevel(AllDown):
   """A level whose patches are independent given its conditions."""
 
-  spec: Spec
-
   BLOCK = layers.ViTBlock
-  MASKS = False
-  EXACT = True
-  GUIDES = False
-
-  @staticmethod
-  def conditions(rank: int) -> tuple[str, ...]:
-    del rank
-    return ('itself',)
 
   @staticmethod
   def takes(num_conds: int) -> int:
@@ -53,11 +40,6 @@ class IndependentLevel(nn.Module):
   @staticmethod
   def sequence_length(spec: Spec) -> int:
     return spec.num_conds + spec.length
-
-  @staticmethod
-  def problems(spec: Spec) -> list[str]:
-    del spec
-    return []
 
   @staticmethod
   def published(spec: Spec) -> None:
@@ -77,8 +59,11 @@ class IndependentLevel(nn.Module):
     self.blocks = layers.stack(self.BLOCK, fields, s.depth, *scan)
     self.norm_out = layers.layer_norm(s.dtype)
 
-  def outputs(self, conds: Array, *, train: bool) -> Array:
+  def outputs(
+    self, patches: Array | None, conds: Array, *, train: bool
+  ) -> Array:
     """Conditions of the square [N, n, Dc] to those of its patches [N, L, D]."""
+    del patches  # no patch sees another
     s = self.spec
     front = self.cond_embed(conds[:, ::-1])  # [N, n, D], the last one first
     x = jnp.pad(front, ((0, 0), (0, s.length), (0, 0)))  # [N, n + L, D]
@@ -86,14 +71,6 @@ class IndependentLevel(nn.Module):
     x = self.norm_in(x + positions.astype(x.dtype))
     x = kernels.through(self.blocks, s, x, None, train=train)
     return self.norm_out(x[:, s.num_conds :])  # [N, L, D]
-
-  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
-    """All patches go down; see level.Level."""
-    del draws, mask
-    check_rows(rows, self.spec)
-    outputs = lambda level, conds: level.outputs(conds, train=train)
-    conds = chunked(outputs, self, rows.conds)  # [N, L, D]
-    return all_down(rows, conds, self.spec), None, jnp.zeros((), jnp.int32)
 
   @staticmethod
   def generate(
@@ -115,7 +92,7 @@ class IndependentLevel(nn.Module):
 
     def conds_below(network, conds):  # [G, N, n, .] to [G, N L, 1, D]
       rows = conds.reshape((-1,) + conds.shape[2:])
-      out = network.generating()('outputs', rows, train=False)
+      out = network.generating()('outputs', None, rows, train=False)
       return out.reshape(len(conds), n * s.length, 1, network.spec.width)
 
     def step(t, drawn):
@@ -148,14 +125,3 @@ class IndependentLevel(nn.Module):
     d, t = s.width, s.num_conds + s.length
     embed = 2 * d * s.num_conds * s.cond_width
     return embed + s.depth * (24 * d * d * t + 4 * t * t * d)
-
-  @nn.nowrap
-  def sample_flops(self, iterations: int) -> float:
-    """One pass, however many iterations the other levels take."""
-    del iterations
-    return self.flops()
-
-  @nn.nowrap
-  def share(self, law: str) -> float:
-    del law
-    return 1.0

@@ -14,6 +14,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fractal_jax.models.chunked import chunked
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import (
   Array,
@@ -138,24 +139,57 @@ def check_rows(rows: Rows, spec: Spec) -> None:
   chex.assert_shape([rows.weight, rows.image, rows.site], (n,))
 
 
-def all_down(rows: Rows, conds: Array, spec: Spec) -> Rows:
-  """The rows of the next level where every patch goes down.
+class AllDown(nn.Module):
+  """What kinds share that send every patch down, with one condition each.
 
-  Args:
-    rows: N squares of this level.
-    conds: [N, L, D], one condition for each patch.
-    spec: of this level.
-
-  Returns:
-    N L rows: the patches of a square are neighbours, in raster order.
+  Such a level adds `outputs`, from the square's patches [N, L, p, (p,) C] and
+  conditions [N, n, Dc] to the condition of each patch, [N, L, D].
   """
-  patches = patchify(rows.squares, spec)  # [N, L, p, (p,) C]
-  n = len(patches) * spec.length
-  site = rows.site[:, None] * spec.length + jnp.arange(spec.length)
-  return Rows(
-    squares=patches.reshape((n,) + patches.shape[2:]),
-    conds=conds.reshape(n, 1, spec.width),
-    weight=jnp.repeat(rows.weight, spec.length),
-    image=jnp.repeat(rows.image, spec.length),
-    site=site.reshape(n),
-  )
+
+  spec: Spec
+
+  MASKS = False
+  EXACT = True
+  GUIDES = False
+
+  @staticmethod
+  def conditions(rank: int) -> tuple[str, ...]:
+    del rank
+    return ('itself',)
+
+  @staticmethod
+  def problems(spec: Spec) -> list[str]:
+    del spec
+    return []
+
+  def __call__(
+    self, rows: Rows, draws: Draws, mask: Array | None = None, *, train: bool
+  ) -> tuple[Rows, None, Array]:
+    """The patches of a square become neighbouring rows, in raster order."""
+    del draws, mask
+    s = self.spec
+    check_rows(rows, s)
+    patches = patchify(rows.squares, s)  # [N, L, p, (p,) C]
+    outputs = lambda level, *rows: level.outputs(*rows, train=train)
+    conds = chunked(outputs, self, patches, rows.conds)  # [N, L, D]
+    n = len(patches) * s.length
+    site = rows.site[:, None] * s.length + jnp.arange(s.length)
+    below = Rows(
+      squares=patches.reshape((n,) + patches.shape[2:]),
+      conds=conds.reshape(n, 1, s.width),
+      weight=jnp.repeat(rows.weight, s.length),
+      image=jnp.repeat(rows.image, s.length),
+      site=site.reshape(n),
+    )
+    return below, None, jnp.zeros((), jnp.int32)
+
+  @nn.nowrap
+  def sample_flops(self, iterations: int) -> float:
+    """Those of one pass, in however many steps patches are drawn."""
+    del iterations
+    return self.flops()
+
+  @nn.nowrap
+  def share(self, law: str) -> float:
+    del law
+    return 1.0

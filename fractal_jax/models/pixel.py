@@ -7,6 +7,7 @@ pixel of a masked level. Axis letters: types.py.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
 from fractal_jax.models.chunked import chunked
+from fractal_jax.models.guidance import draw, draw_uniforms, nats_of
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.kernels import pixel_draw, pixel_nats
-from fractal_jax.models.keys import Salt, fold_in
 from fractal_jax.models.types import (
   Array,
   Drawn,
+  Given,
   Network,
   Request,
   Sampling,
@@ -152,7 +154,7 @@ class PixelLevel(nn.Module):
       The steps whose result are the squares, values [N, 1, (1,) C].
     """
     del draw_patch, order
-    s, n = networks[0].spec, len(request.keys)
+    s = networks[0].spec
     sampling = sampling.replace(
       temperature=of_level(sampling.temperature, s),
       resample=sampling.resample if is_guided(request) else 0,
@@ -160,54 +162,19 @@ class PixelLevel(nn.Module):
     request = request.replace(guidance=of_level(request.guidance, s))
     if kernels.usable(s) and pixel_draw.offers(sampling, len(networks) == 1):
       return draw_by_kernel(networks[0], request, sampling, bounds)
-    rows = [c.reshape((-1,) + c.shape[2:]) for c in request.conds]
     uniforms = draw_uniforms(request.keys, s, sampling.resample)
-    uniforms = uniforms.swapaxes(0, 1)  # [C, N, ...]
     given, bounds = jax.tree.map(
-      lambda x: x.reshape(n, s.channels).T, (request.given, bounds)
-    )  # [C, N]
-
-    def step(k, state):
-      tokens, caches, drawn, nats = state
-      found = [channel_step(*x, k) for x in zip(networks, tokens, caches)]
-      logits, caches = zip(*found)
-      logits = jnp.concatenate(logits).reshape(-1, n, s.values)  # [G, N, V]
-      limits = jax.tree.map(lambda x: x[k], bounds)
-      values = draw(logits, uniforms[k], request.guidance, sampling, limits)
-      if given is not None:
-        values = jnp.where(given.known[k], given.values[k], values)
-      tokens = tuple(
-        jnp.tile(network('next', k, values), (len(x) // n, 1, 1))
-        for network, x in zip(networks, rows)
-      )
-      if nats is not None:
-        now = nats_of(logits, values, request.guidance, sampling)
-        if given is not None:
-          now = jnp.where(given.known[k], 0, now)
-        nats = nats.at[k].set(now)
-      return tokens, caches, drawn.at[k].set(values), nats
-
-    caches = tuple(
-      layers.empty_cache(
-        x.depth, len(c), x.channels, x.heads, x.width // x.heads, x.dtype
-      )
-      for x, c in zip([network.spec for network in networks], rows)
+      lambda x: x.reshape(-1, s.channels).T, (request.given, bounds)
     )
-    start = (
-      tuple(network('first', c) for network, c in zip(networks, rows)),
-      caches,
-      jnp.zeros((s.channels, n), jnp.int32),
-      jnp.zeros((s.channels, n)) if sampling.confident else None,
-    )
-
-    def drawn(state) -> Drawn:
-      *_, values, nats = state
-      found = squares(values.T, s, sampling)
-      if nats is not None:
-        found = found.replace(nats=nats.T.reshape(found.values.shape))
-      return found
-
-    return Steps(count=s.channels, start=start, step=step, drawn=drawn)
+    return Pixels(
+      networks=networks,
+      conds=[c.reshape((-1,) + c.shape[2:]) for c in request.conds],
+      guidance=request.guidance,
+      sampling=sampling,
+      uniforms=uniforms.swapaxes(0, 1),
+      given=given,
+      bounds=bounds,
+    ).steps()
 
   @nn.nowrap
   def flops(self) -> float:
@@ -219,6 +186,79 @@ class PixelLevel(nn.Module):
     d, t = s.width, s.channels
     blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
+
+
+class State(NamedTuple):
+  """Pixels between two steps."""
+
+  tokens: tuple[Array, ...]  # of each network: the next one, [G N, 1, D]
+  caches: tuple[Array, ...]  # of each network
+  values: Array  # [C, N]
+  nats: Array | None  # [C, N], where some level asks for them
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """N pixels that are generated, channel by channel."""
+
+  networks: list[Network]
+  conds: list[Array]  # of each network: [G N, n, D of the level above]
+  guidance: Array | float
+  sampling: Sampling
+  uniforms: Array  # [C, N, ...], see guidance.draw
+  given: Given | None  # values that are known, [C, N]
+  bounds: tuple[Array, Array] | None  # of the values, [C, N] each
+
+  def steps(self) -> Steps:
+    """All steps, whose result are the pixels as squares."""
+    s, shape = self.networks[0].spec, self.uniforms.shape[:2]
+    first = [net('first', c) for net, c in zip(self.networks, self.conds)]
+    start = State(
+      tokens=tuple(first),
+      caches=tuple(map(empty_cache, self.networks, self.conds)),
+      values=jnp.zeros(shape, jnp.int32),
+      nats=jnp.zeros(shape) if self.sampling.confident else None,
+    )
+    return Steps(s.channels, start, self.step, self.drawn)
+
+  def step(self, k: Array, state: State) -> State:
+    """Draws channel k."""
+    _, n = state.values.shape
+    now = zip(self.networks, state.tokens, state.caches)
+    found, caches = zip(*(channel_step(*each, k) for each in now))
+    logits = jnp.concatenate(found)  # [G N, V]
+    logits = logits.reshape(-1, n, logits.shape[-1])
+    given, bounds = jax.tree.map(lambda x: x[k], (self.given, self.bounds))
+    how = self.guidance, self.sampling
+    values = draw(logits, self.uniforms[k], *how, bounds)  # [N]
+    if given is not None:
+      values = jnp.where(given.known, given.values, values)
+    tokens = (
+      jnp.tile(net('next', k, values), (len(c) // n, 1, 1))
+      for net, c in zip(self.networks, self.conds)
+    )
+    nats = state.nats
+    if nats is not None:
+      drawn = nats_of(logits, values, *how)
+      if given is not None:
+        drawn = jnp.where(given.known, 0, drawn)
+      nats = nats.at[k].set(drawn)
+    return State(tuple(tokens), caches, state.values.at[k].set(values), nats)
+
+  def drawn(self, state: State) -> Drawn:
+    """The pixels as squares of side 1."""
+    found = squares(state.values.T, self.networks[0].spec, self.sampling)
+    if state.nats is None:
+      return found
+    return found.replace(nats=state.nats.T.reshape(found.values.shape))
+
+
+def empty_cache(network: Network, conds: Array) -> Array:
+  """Of all channels of a network's conditions [G N, n, .]."""
+  s = network.spec
+  return layers.empty_cache(
+    s.depth, len(conds), s.channels, s.heads, s.width // s.heads, s.dtype
+  )
 
 
 def channel_step(network: Network, x: Array, cache: Array, k: Array):
@@ -234,21 +274,6 @@ def channel_step(network: Network, x: Array, cache: Array, k: Array):
 def is_guided(request: Request) -> bool:
   """Whether there is a second stream, of whichever network."""
   return sum(len(c) for c in request.conds) > 1
-
-
-def draw_uniforms(keys: Array, spec: Spec, resample: int = 0) -> Array:
-  """What each pixel's channels are drawn with, [N, C] in [0, 1).
-
-  With resampling [N, C, resample + 1]: a number for each candidate, the first
-  of which is that without resampling, and one for the choice among them.
-  """
-  shape = (spec.channels,)
-  first = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
-  if not resample:
-    return first
-  keys = fold_in(keys, jnp.asarray(Salt.RESAMPLE.value))
-  more = lambda key: jax.random.uniform(key, (*shape, resample))
-  return jnp.concatenate([first[..., None], jax.vmap(more)(keys)], -1)
 
 
 def squares(values: Array, spec: Spec, sampling: Sampling) -> Drawn:
@@ -327,61 +352,3 @@ def cross_entropy(outputs, codebooks, bias, values) -> Array:
   logits = channel_logits(outputs, codebooks, bias)
   picked = jnp.take_along_axis(logits, values[..., None].astype(jnp.int32), -1)
   return jax.nn.logsumexp(logits, -1) - picked[..., 0]
-
-
-def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
-  """Logits [G, N, V] of the streams to the logits [N, V] that are drawn from.
-
-  With two streams, the logit that guides away from a value that is unlikely
-  under the condition is first raised, so that guidance can't push the draw
-  there. Two equal streams give exactly either.
-  """
-  logits = logits / sampling.temperature
-  if len(logits) == 1:
-    return logits[0]
-  cond, other = logits
-  top = lambda x: x.max(-1, keepdims=True)
-  raised = jnp.maximum(other, cond + (top(other) - top(cond)))
-  unlikely = jax.nn.softmax(cond) < sampling.filter_threshold
-  other = jnp.where(unlikely, raised, other)
-  return other + guidance * (cond - other)
-
-
-def draw(logits, uniform, guidance, sampling: Sampling, bounds=None) -> Array:
-  """Values [N], int32, from logits [G, N, V] by inverting the distribution.
-
-  With bounds, the least and the largest value [N], from what the distribution
-  is given that the value lies between. With sampling.resample, `uniform` is
-  [N, resample + 1], see `draw_uniforms`.
-  """
-  guided = guided_logits(logits, guidance, sampling)
-  plain = logits[0] / sampling.temperature
-  if bounds is not None:
-    least, most = (x[:, None] for x in bounds)
-    value = jnp.arange(logits.shape[-1])
-    inside = (value >= least) & (value <= most)
-    guided, plain = (jnp.where(inside, x, -jnp.inf) for x in (guided, plain))
-  if sampling.greedy:
-    return guided.argmax(-1).astype(jnp.int32)
-  if not sampling.resample:
-    return inverted(guided, uniform[:, None])[:, 0]
-  *candidates, choice = jnp.moveaxis(uniform, -1, 0)
-  found = inverted(plain, jnp.stack(candidates, 1))  # [N, candidates]
-  ratio = jnp.take_along_axis(guided - plain, found, 1)
-  chosen = inverted(ratio, choice[:, None])
-  return jnp.take_along_axis(found, chosen, 1)[:, 0]
-
-
-def inverted(logits: Array, uniforms: Array) -> Array:
-  """Draws [N, m], int32, from each of [N, V] logits by numbers [N, m]."""
-  cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)
-  # Scaled by the last entry, since rounding leaves that just off 1.
-  level = uniforms * cumulative[:, -1:]
-  found = (cumulative[:, None] <= level[..., None]).sum(-1)
-  return found.clip(max=logits.shape[-1] - 1)
-
-
-def nats_of(logits, values, guidance, sampling: Sampling) -> Array:
-  """-log p of values [N] under what `draw` draws from without resampling."""
-  log_p = jax.nn.log_softmax(guided_logits(logits, guidance, sampling))
-  return -jnp.take_along_axis(log_p, values[:, None], 1)[:, 0]

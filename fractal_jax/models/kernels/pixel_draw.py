@@ -114,7 +114,7 @@ def generate(how, p, blocks, conds, channels, values_of):
 
 
 def draw(logits, uniform, limits, scalars, greedy):
-  """pixel.draw of logits [G R, V], a stream after the other: [R, 1] int32."""
+  """guidance.draw of logits [G R, V], the streams in a row: [R, 1] int32."""
   guidance, temperature, threshold = scalars
   logits = logits / temperature
   n, v = uniform.shape[0], logits.shape[1]
