@@ -79,7 +79,7 @@ class Colour:
     return Given(self.encode(given.values), self.ordered(known))
 
   def decode_drawn(self, drawn: Drawn, given: Given | None) -> Drawn:
-    """What was drawn, as data; what is known stays as it is."""
+    """What was drawn, as data; what is known stays, and was there first."""
     values, when = self.decode(drawn.values), drawn.when
     if given is not None and self.mixes:
       values = jnp.where(given.known, given.values, values)
@@ -87,6 +87,8 @@ class Colour:
       when = self.unordered(when)
       if self.mixes:  # a value is there when all channels are
         when = jnp.broadcast_to(when.max(-1, keepdims=True), when.shape)
+      if given is not None:
+        when = jnp.where(given.known, -1, when)
     return Drawn(values, when)
 
   def ordered(self, x: Array, axis: int = -1) -> Array:

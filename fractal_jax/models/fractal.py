@@ -268,19 +268,15 @@ class Fractal(nn.Module):
     Returns:
       The steps, to be run at once or some at a time.
     """
-    own = Guide(self, params)
     sampling = self.by_level(sampling)
     orders = (None,) * len(self.specs) if orders is None else (*orders, None)
-    none = jnp.full_like(labels, -1)
     # A second stream that is not there in all steps is a network of its own,
     # at level 0; below, one network does the work of both.
     apart = guided and guide is None and sampling.interval != (0.0, 1.0)
-    if guided and (guide or apart):
-      networks = [own.levels(), (guide or own).levels()]
-      conds = own.conds(labels), (guide or own).conds(none if apart else labels)
-    else:
-      networks = [own.levels()]
-      conds = (own.conds(labels, none) if guided else own.conds(labels),)
+    own = Guide(self, params)
+    runs = streams(own, guide, labels, guided=guided, apart=apart)
+    networks = [network.levels() for network, _ in runs]
+    conds = tuple(network.conds(*under) for network, under in runs)
 
     def squares(i: int, request: Request) -> Steps:
       """Level i draws squares, and calls level i + 1 for their patches."""
@@ -299,14 +295,8 @@ class Fractal(nn.Module):
 
     known = None if given is None else self.colour.encode_given(given)
     steps = squares(0, Request(conds, keys, sampling.guidance, known))
-
-    def drawn(state) -> Drawn:
-      found = self.colour.decode_drawn(steps.drawn(state), given)
-      if sampling.record and given is not None:  # there before the first draw
-        found = found.replace(when=jnp.where(given.known, -1, found.when))
-      return found
-
-    return dataclasses.replace(steps, drawn=drawn)
+    decode = lambda state: self.colour.decode_drawn(steps.drawn(state), given)
+    return dataclasses.replace(steps, drawn=decode)
 
 
 @struct.dataclass
@@ -330,6 +320,24 @@ class Guide:
     embed = Labels(self.net.classes, top.width, parent=None)
     conds = embed.apply({'params': self.params['labels']}, jnp.stack(labels))
     return jnp.repeat(conds[:, :, None], top.num_conds, 2)
+
+
+def streams(
+  own: Guide, guide: Guide | None, labels: Array, *, guided: bool, apart: bool
+) -> list[tuple[Guide, list[Array]]]:
+  """The networks that run, each with the [B] labels of its guidance streams.
+
+  Where nothing guides, `own` alone runs; else `guide` too, or `own` without
+  classes, which is a network of its own where the two run apart.
+  """
+  none = jnp.full_like(labels, -1)
+  if not guided:
+    return [(own, [labels])]
+  if guide is not None:
+    return [(own, [labels]), (guide, [labels])]
+  if apart:
+    return [(own, [labels]), (own, [none])]
+  return [(own, [labels, none])]
 
 
 def drawing(specs: tuple[Spec, ...]) -> list[int]:

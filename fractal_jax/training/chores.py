@@ -12,8 +12,22 @@ from ml_collections import ConfigDict
 from fractal_jax import paths
 from fractal_jax.data import classes
 from fractal_jax.models import fractal
-from fractal_jax.training import checkpoint, logs, monitor, processes, resume
+from fractal_jax.training import (
+  CheckpointError,
+  checkpoint,
+  logs,
+  monitor,
+  processes,
+  resume,
+)
 from fractal_jax.training.train_state import TrainState
+
+# What spoils the state, or the saving of it: nothing is saved after these.
+UNSAVABLE = (
+  monitor.TrainingError,
+  CheckpointError,
+  jax.errors.JaxRuntimeError,
+)
 
 
 class Chores:
@@ -156,6 +170,22 @@ class Chores:
   def _save(self, bits: float | None = None) -> None:
     self._checkpoints.save(self._done, self._state, self._position, bits)
     self._saved = self._done
+
+  @contextlib.contextmanager
+  def saving_on_error(self) -> Iterator[None]:
+    """Saves the steps done before what is raised in here ends the run.
+
+    Saving takes all processes: where one of several fails by itself, the
+    others are on their way to the next step, and nothing is saved.
+    """
+    try:
+      yield
+    except UNSAVABLE:
+      raise
+    except Exception:
+      if jax.process_count() == 1:
+        self.save_rest()
+      raise
 
   def save_rest(self) -> None:
     """Before an early end: saves the steps that are not saved yet."""

@@ -22,7 +22,6 @@ from fractal_jax.models.keys import Salt
 from fractal_jax.models.types import Draws
 from fractal_jax.release import hub
 from fractal_jax.training import (
-  CheckpointError,
   checkpoint,
   lease,
   logs,
@@ -35,13 +34,6 @@ from fractal_jax.training import (
 )
 from fractal_jax.training.chores import Chores, report
 from fractal_jax.training.train_state import TrainState
-
-# What spoils the state, or the saving of it: nothing is saved after these.
-UNSAVABLE = (
-  monitor.TrainingError,
-  CheckpointError,
-  jax.errors.JaxRuntimeError,
-)
 
 
 def train(
@@ -81,17 +73,13 @@ def train(
     announce(net, config, info, total, workdir, mesh=mesh)
     state, batches = begin(net, tx, config, checkpoints, start, mesh=mesh)
     # From here on the run is this one: what it finds there is overwritten.
-    checkpoint.save_config(config, workdir)
-    if jax.process_index() == 0:
-      classes.save(workdir, info.class_names)
-      for name, text in info.files.items():
-        paths.write_text(paths.path(workdir) / name, text)
+    keep(config, workdir, info)
     start, step_fn = start or 0, None
     chores = Chores(
       net, config, checkpoints, workdir, start, total, stack,
       profile=profile, mesh=mesh,
     )  # fmt: skip
-    try:
+    with chores.saving_on_error():
       for step in range(start + 1, total + 1):
         chores.dog.at(step, 'waiting for a batch')
         batch = sharding.place(next(batches), mesh)
@@ -105,14 +93,6 @@ def train(
         if chores.stop(step) and step < total:
           chores.save_rest()
           raise chores.stop.reason(step)
-    except UNSAVABLE:
-      raise
-    except Exception:
-      # Saving takes all processes: where one of them fails by itself, the
-      # others are on their way to the next step.
-      if jax.process_count() == 1:
-        chores.save_rest()
-      raise
     if chores.stop.error is not None:  # in the last step
       raise chores.stop.error
     if start >= total and config.eval.every:  # nothing was left to train
@@ -154,6 +134,15 @@ def open_workdir(
   if start is not None:
     pipeline.check_files(workdir, info.files)
   return checkpoints, start
+
+
+def keep(config: ConfigDict, workdir: str, info: pipeline.Info) -> None:
+  """Writes what the work directory says of the run: config, classes, bins."""
+  checkpoint.save_config(config, workdir)
+  if jax.process_index() == 0:
+    classes.save(workdir, info.class_names)
+    for name, text in info.files.items():
+      paths.write_text(paths.path(workdir) / name, text)
 
 
 def closing(checkpoints: checkpoint.Checkpoints) -> Callable:
