@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from fractal_jax import config as config_lib
 from fractal_jax.pilot import modules
 from fractal_jax.pilot.paired import paired
 from fractal_jax.training import checkpoint
@@ -16,8 +15,7 @@ SMALL = dict(num_values=17, classes=10, widths=(16, 8), depths=(1, 1))
 
 
 def configure(**changes):
-  c = config_lib.default()
-  c.model = tiny.model(('ar', 'pixel'), (8, 1), **(SMALL | changes))
+  c = tiny.config(('ar', 'pixel'), (8, 1), **(SMALL | changes))
   c.data.flip = False
   c.eval.batch = 32
   return c

@@ -19,7 +19,6 @@ from PIL import Image
 import pytest
 
 from fractal_jax import api, report, sharding
-from fractal_jax import config as config_lib
 from fractal_jax import pictures as pictures_lib
 from fractal_jax.demo import DemoError, jobs, server, uploads
 from fractal_jax.inference import inputs
@@ -33,8 +32,7 @@ VISITOR = types.SimpleNamespace(session_hash='one')
 def build(kinds=('mar', 'pixel'), sizes=(4, 1), **changes):
   """A Model of random parameters, none of whose 7 shades is GREY // 2."""
   changes = {'num_values': 7} | changes
-  c = config_lib.default()
-  c.model = tiny.model(kinds, sizes, **changes)
+  c = tiny.config(kinds, sizes, **changes)
   c.sample.batch = 4
   net, params = tiny.build(kinds, sizes, **changes)
   return api.Model(c, net, params, sharding.single_device_mesh())

@@ -11,6 +11,7 @@ import pytest
 from fractal_jax import api, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.inference import inputs, sample
+from fractal_jax.inference.progress import result_of
 from fractal_jax.models import mar, pixel
 from fractal_jax.models.types import Draws, Given, Network, Request, Sampling
 from tests import tiny
@@ -21,8 +22,7 @@ KINDS = [('ar', 'mar', 'pixel'), ('mar', 'ar', 'pixel')]
 def build(kinds, sizes=(4, 2, 1), mesh=None, spread=0.3, **changes):
   """A Model of random parameters."""
   changes = {'channels': 2} | changes
-  c = config_lib.default()
-  c.model = tiny.model(kinds, sizes, **changes)
+  c = tiny.config(kinds, sizes, **changes)
   c.sample.update(guidance=1.0, iterations=(2, 2)[: len(sizes) - 1], batch=8)
   net, params = tiny.build(kinds, sizes, spread=spread, **changes)
   return api.Model(c, net, params, mesh or sharding.single_device_mesh())
@@ -242,12 +242,14 @@ def test_when_known_values_were_there():
   m = build(('mar', 'pixel'), (4, 1))
   images = tiny.images(m.net, 1)
   known = random_masks(5, images.shape[1:])[2:3]
-  drawn = sample.generate(
+  job = sample.draw(
     m.net,
     m.params,
+    m.config,
     np.zeros(1, np.int32),
-    Sampling(iterations=(3,), record=True),
-    guided=False,
     given=Given(images, known),
+    record=True,
+    iterations=(3,),
   )
+  drawn = result_of(job)
   assert (drawn.when[known] == -1).all() and (drawn.when[~known] >= 0).all()

@@ -64,8 +64,7 @@ class Fake:
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  c = config_lib.default()
-  c.model = tiny.model()  # 2x2, one channel, five values, three classes
+  c = tiny.config()  # 2x2, one channel, five values, three classes
   path = tmp_path_factory.mktemp('data') / 'data.npz'
   images = np.random.default_rng(0).integers(0, 5, (60, 2, 2, 1), np.uint8)
   np.savez(path, images=images, labels=np.arange(60) % 3)

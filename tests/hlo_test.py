@@ -8,7 +8,6 @@ import jax
 import pytest
 
 from configs import fractalmar_huge_in256
-from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.models import fractal
@@ -45,8 +44,7 @@ def test_every_parameter_of_the_huge_model_lies_where_it_did():
 
 def compiled_step(kinds, axes, **changes):
   """HLO of the step, and the shapes that parameters have, whole or a layer."""
-  c = config_lib.default()
-  c.model = tiny.model(
+  c = tiny.config(
     kinds,
     (8, 1),
     widths=(32, 16),

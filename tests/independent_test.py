@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 
 from fractal_jax import api, convert, report, sharding
-from fractal_jax import config as config_lib
 from fractal_jax.models import fractal
 from fractal_jax.models.types import Draws, Given, Sampling
 from fractal_jax.planning import cost
@@ -100,8 +99,7 @@ def test_it_takes_all_conditions_of_a_masked_level():
   np.testing.assert_array_equal(drawn.values[known], image[known])
   assert (drawn.values[~known] != image[~known]).any()
   assert (drawn.when[known] == -1).all() and (drawn.when[~known] >= 0).all()
-  c = config_lib.default()
-  c.model = tiny.model(kinds, (4, 2, 1), num_values=17)
+  c = tiny.config(kinds, (4, 2, 1), num_values=17)
   m = api.Model(c, net, params, sharding.single_device_mesh())
   found = m.explain(image[0], passes=4).conditions
   names = ['itself', 'top', 'right', 'bottom', 'left', 'itself']
@@ -111,8 +109,7 @@ def test_it_takes_all_conditions_of_a_masked_level():
 
 def config():
   """A run on the digits, two steps long."""
-  c = config_lib.default()
-  c.model = tiny.model(
+  c = tiny.config(
     ('ar', 'independent', 'pixel'),
     (8, 2, 1),
     num_values=17,

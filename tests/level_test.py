@@ -64,8 +64,7 @@ def test_a_toy_kind_needs_its_class_and_its_entry(toy):
   )
   nats = score(params).pixels.nats.reshape(len(every), 4)
   np.testing.assert_allclose(np.exp(-nats.sum(1)).sum(), 1, rtol=1e-5)
-  c = config_lib.default()
-  c.model = tiny.model(('toy', 'pixel'), (2, 1), num_values=3)
+  c = tiny.config(('toy', 'pixel'), (2, 1), num_values=3)
   m = api.Model(c, net, params, sharding.single_device_mesh())
   image = m.sample(1, num=1)[0]
   found = m.explain(image, 1)

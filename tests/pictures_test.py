@@ -6,33 +6,33 @@ import pytest
 
 from fractal_jax import pictures
 from fractal_jax.inference import sample
-from fractal_jax.models.types import Drawn, Sampling
+from fractal_jax.inference.progress import result_of
+from fractal_jax.models.types import Drawn
 from tests import tiny
+
+MODEL = dict(kinds=('mar', 'pixel'), sizes=(4, 1), channels=2)
 
 
 @pytest.fixture(scope='module')
-def net_and_params():
-  return tiny.build(('mar', 'pixel'), (4, 1), channels=2)
+def draw():
+  net, params = tiny.build(**MODEL)
+
+  def draw(labels, **how):
+    config = tiny.config(**MODEL)
+    job = sample.draw(net, params, config, np.array(labels), **how)
+    return result_of(job)
+
+  return draw
 
 
-def test_movies_know_when_each_value_was_drawn(net_and_params, tmp_path):
-  net, params = net_and_params
-  sampling = Sampling(iterations=(3,), record=True)
-  drawn = sample.generate(
-    net, params, np.array([-1, 2]), sampling, guided=False
-  )
-  plain = sample.generate(
-    net,
-    params,
-    np.array([-1, 2]),
-    sampling.replace(record=False),
-    guided=False,
-  )
+def test_movies_know_when_each_value_was_drawn(draw, tmp_path):
+  drawn = draw([-1, 2], iterations=(3,), record=True)
+  plain = draw([-1, 2], iterations=(3,))
   np.testing.assert_array_equal(drawn.values, plain.values)
   assert drawn.when.min() == 0 and drawn.when.max() < 32
   # A pixel's second channel is drawn after its first.
   assert (drawn.when[..., 1] > drawn.when[..., 0]).all()
-  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  model = tiny.model(**MODEL)
   path = tmp_path / 'gen.gif'
   pictures.save_movie(drawn, model, str(path), frames=12)
   with Image.open(path) as movie:
@@ -69,15 +69,12 @@ def test_movies_show_the_recursion():
 
 
 @pytest.mark.parametrize('sides', [(51, 53)])
-def test_movies_as_mp4(sides, net_and_params, tmp_path, monkeypatch):
+def test_movies_as_mp4(sides, draw, tmp_path, monkeypatch):
   imageio = pytest.importorskip('imageio.v3')
   pytest.importorskip('imageio_ffmpeg')
-  net, params = net_and_params
-  drawn = sample.generate(
-    net, params, np.array([0]), Sampling(record=True), guided=False
-  )
+  drawn = draw([0], record=True)
   monkeypatch.setattr(pictures, 'grid', lambda *_: np.zeros(sides + (3,), 'u1'))
-  model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  model = tiny.model(**MODEL)
   path = str(tmp_path / 'gen.mp4')
   pictures.save_movie(drawn, model, path, frames=8)
   film = imageio.imread(path, plugin='FFMPEG')

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fractal_jax import api, sharding
-from fractal_jax import config as config_lib
 from fractal_jax.inference import inputs, reject, sample
 from fractal_jax.inference.progress import result_of
 from tests import tiny
@@ -12,8 +11,7 @@ from tests import tiny
 
 @pytest.fixture(scope='module')
 def model():
-  c = config_lib.default()
-  c.model = tiny.model(('mar', 'pixel'), (4, 1), num_values=9)
+  c = tiny.config(('mar', 'pixel'), (4, 1), num_values=9)
   c.sample.update(batch=4, guidance=1.0)
   net, params = tiny.build(('mar', 'pixel'), (4, 1), num_values=9)
   return api.Model(c, net, params, sharding.single_device_mesh())

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from fractal_jax import api
-from fractal_jax import config as config_lib
 from fractal_jax.training import CheckpointError, checkpoint, restore
 from tests import tiny
 from tests.checkpoint_test import like, make_state, write
@@ -82,8 +81,7 @@ def test_what_may_not_be_read_is_not_called_damaged(run, tmp_path, hidden):
 
 
 def test_a_run_whose_config_is_of_another_model_is_named(tmp_path):
-  config = config_lib.default()
-  config.model = tiny.model()
+  config = tiny.config()
   checkpoint.save_params(tmp_path, config, tiny.build()[1])
   file = tmp_path / 'config.json'
   stored = json.loads(file.read_text())

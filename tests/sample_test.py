@@ -10,7 +10,7 @@ from fractal_jax import config as config_lib
 from fractal_jax import pictures, sharding
 from fractal_jax.inference import inputs, sample
 from fractal_jax.inference.progress import result_of
-from fractal_jax.models.types import NEVER, Given, Sampling
+from fractal_jax.models.types import NEVER, Given
 from fractal_jax.training import CheckpointError, checkpoint
 from tests import commandline, tiny
 
@@ -23,10 +23,11 @@ def net_and_params():
 def test_an_image_depends_on_seed_and_index_alone(net_and_params):
   net, params = net_and_params
   labels = sample.round_robin(5, [0, 1, 2])
-  sampling = Sampling(guidance=2.0, iterations=(3,))
+  config = tiny.config(('mar', 'pixel'), (4, 1), channels=2)
+  config.sample.update(guidance=2.0, iterations=(3,))
 
   def generate(params=params, **how):
-    return sample.generate(net, params, labels, sampling, guided=True, **how)
+    return result_of(sample.draw(net, params, config, labels, **how))
 
   once = generate(batch=8).values
   assert once.shape == (5, 4, 4, 2) and once.min() >= 0 and once.max() <= 4
@@ -42,7 +43,7 @@ def test_an_image_depends_on_seed_and_index_alone(net_and_params):
 @pytest.mark.parametrize('kind', ['ar', 'mar'])
 def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
   net, params = tiny.build((kind, 'pixel'), (4, 1))
-  model = tiny.model((kind, 'pixel'), (4, 1))
+  config = tiny.config((kind, 'pixel'), (4, 1))
   labels = sample.round_robin(5, [0, 1, -1])
   known = np.zeros((5, 4, 4, 1), bool)
   known[:, 1, 2:] = True
@@ -52,12 +53,13 @@ def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
   )
 
   def generate(**how):
-    return sample.steps(
+    return sample.draw(
       net,
       params,
+      config,
       labels,
-      Sampling(guidance=2.0, iterations=(5,)),
-      guided=True,
+      guidance=2.0,
+      iterations=(5,),
       given=given,
       batch=4,
       mesh=mesh,
@@ -82,7 +84,7 @@ def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
     assert (shot.when[:4][known[:4]] == -1).all()
     np.testing.assert_array_equal(shot.values[there], drawn.values[there])
   shot, *_ = shots[steps // 2]
-  assert (pictures.so_far(shot, model)[4] == pictures.GREY // 2).all()
+  assert (pictures.so_far(shot, config.model)[4] == pictures.GREY // 2).all()
   assert known.mean() < (shot.when[:4] < NEVER).mean() < 0.8
   # A job that waits holds no mesh: others may set theirs meanwhile.
   job = generate(stepwise=True)
@@ -94,10 +96,12 @@ def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
 
 
 def test_raster_order_shows_in_the_times_of_ar_levels():
-  net, params = tiny.build(('ar', 'ar', 'pixel'), (4, 2, 1))
-  drawn = sample.generate(
-    net, params, np.array([0]), Sampling(record=True), guided=False
+  kinds, sizes = ('ar', 'ar', 'pixel'), (4, 2, 1)
+  net, params = tiny.build(kinds, sizes)
+  job = sample.draw(
+    net, params, tiny.config(kinds, sizes), np.array([0]), record=True
   )
+  drawn = result_of(job)
   literal = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
   np.testing.assert_array_equal(drawn.when[0, ..., 0], literal)
 
@@ -138,8 +142,7 @@ def test_seeds_have_32_bits(seed, net_and_params):
 
 def test_grid_of_a_run_is_written_as_png(net_and_params, tmp_path):
   net, params = net_and_params
-  c = config_lib.default()
-  c.model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  c = tiny.config(('mar', 'pixel'), (4, 1), channels=2)
   c.sample.update(num=6, batch=6, iterations=(3,))
   path = tmp_path / 'new' / 'grid.png'
   image = sample.sample_grid(net, params, c, path=str(path))
@@ -151,8 +154,7 @@ def test_the_command_takes_a_guide_and_candidates(
   net_and_params, tmp_path, capsys
 ):
   net, params = net_and_params
-  c = config_lib.default()
-  c.model = tiny.model(('mar', 'pixel'), (4, 1), channels=2)
+  c = tiny.config(('mar', 'pixel'), (4, 1), channels=2)
   c.sample.update(batch=4, iterations=(3,))
   run, other = str(tmp_path / 'run'), str(tmp_path / 'other')
   checkpoint.save_params(run, c, params)

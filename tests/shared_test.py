@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fractal_jax import config as config_lib
 from fractal_jax import convert, sharding
 from fractal_jax.models import fractal, shared
 from fractal_jax.models.types import Draws, Sampling
@@ -72,8 +71,7 @@ def test_a_model_of_copies_scores_alike_and_gradients_add_up(
 
 
 def config(**changes):
-  c = config_lib.default()
-  c.model = tiny.model(
+  c = tiny.config(
     ('mar', 'pixel'), (4, 1), depths=(1, 1), classes=10, share=(0, 0)
   )
   c.optim.update(batch=8, warmup=0.0, steps=2, eps=1e-3)

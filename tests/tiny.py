@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from fractal_jax import config, sharding
+from fractal_jax import config as config_lib
+from fractal_jax import sharding
 from fractal_jax.models import fractal, rules
 from fractal_jax.training import train_state
 from tests import xla
@@ -16,10 +17,10 @@ def jit(f, **kwargs):
   return jax.jit(f, compiler_options=xla.QUICK, **kwargs)
 
 
-def model(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):
-  """A small config's section `model`: one channel, 5 values, no dropout."""
+def config(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):
+  """A config of a small model: one channel, 5 values, no dropout."""
   levels, channels = len(sizes), changes.get('channels', 1)
-  c = config.default()
+  c = config_lib.default()
   c.model.update(
     sizes=sizes,
     kinds=kinds,
@@ -37,7 +38,12 @@ def model(kinds=('ar', 'pixel'), sizes=(2, 1), **changes):
   )
   c.model.update(changes)
   assert not rules.problems(c.model), rules.problems(c.model)
-  return c.model
+  return c
+
+
+def model(*args, **changes):
+  """The section `model` of `config`."""
+  return config(*args, **changes).model
 
 
 def init(net, key=None):
@@ -65,7 +71,7 @@ QKV = P(None, 'fsdp', None, 'tensor')  # of a stack's qkv, on any mesh
 
 def on_mesh(net, params, axes):
   """A mesh of (data, fsdp, tensor), and the parameters where they lie there."""
-  c = config.default()
+  c = config_lib.default()
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   mesh = sharding.make_mesh(c)
   return mesh, jax.device_put(params, train_state.param_shardings(net, mesh))

@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.models import fractal
 from fractal_jax.training import optimizer, train_state
@@ -33,8 +32,7 @@ SPECS = {
 
 
 def configure(axes=(-1, 1, 1)):
-  c = config_lib.default()
-  c.model = tiny.model(('mar', 'pixel'), (2, 1), depths=(1, 1))
+  c = tiny.config(('mar', 'pixel'), (2, 1), depths=(1, 1))
   c.optim.update(batch=16, steps=4)
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   return c

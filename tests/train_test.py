@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.models import fractal
@@ -38,8 +37,7 @@ LEVELS = ['labels', 'level_0', 'level_1']
 
 
 def configure(axes=(-1, 1, 1), **optimizer):
-  c = config_lib.default()
-  c.model = tiny.model(
+  c = tiny.config(
     ('mar', 'pixel'),
     (8, 1),
     num_values=17,

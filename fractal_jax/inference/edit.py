@@ -1,5 +1,7 @@
 """Editing: what is under a mask is generated, given the rest."""
 
+from typing import TYPE_CHECKING, Any
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -9,6 +11,9 @@ from fractal_jax.inference import inputs, likelihood, sample
 from fractal_jax.inference.progress import Job
 from fractal_jax.models import fractal
 from fractal_jax.models.types import Given
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 
 def edit(
@@ -25,8 +30,8 @@ def edit(
   seed: int = 0,
   batch: int | None = None,
   stepwise: bool = False,
-  guide=None,
-  **changes,
+  guide: 'api.Model | None' = None,
+  **changes: Any,
 ) -> Job:
   """The job of `api.Model.edit`, whose arguments and errors these are."""
   inputs.check_counts(num=num, candidates=candidates, batch=batch)

@@ -12,11 +12,12 @@ import time
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fractal_jax import sharding
 from fractal_jax.models import fractal
 from fractal_jax.models.fractal import Guide
-from fractal_jax.models.types import Array, Drawn, Given, Sampling
+from fractal_jax.models.types import Array, Drawn, Given, Sampling, Steps
 
 PART = 0.25  # seconds between two reports of a watched generation, about
 
@@ -35,9 +36,17 @@ class Batch:
 
 
 def in_parts(
-  net: fractal.Fractal, params, batch: Batch, *, mesh
+  net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh, stepwise: bool
 ) -> Iterator[tuple[Drawn, int, int]]:
-  """`generate_batch` in parts: (what is drawn so far, steps done, steps)."""
+  """Generates a batch: (what is drawn so far, steps done, steps).
+
+  All of it is one step, or, where `stepwise`, some steps of level 0 are.
+  """
+  if not stepwise:
+    with jax.set_mesh(mesh):
+      drawn = jax.device_get(generate_batch(net, params, batch, mesh=mesh))
+    yield drawn, 1, 1
+    return
   with jax.set_mesh(mesh):
     state, *shown = begin(net, params, batch, mesh=mesh)
     drawn, total = jax.device_get(shown)
@@ -59,23 +68,25 @@ def in_parts(
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'mesh'))
-def generate_batch(net: fractal.Fractal, params, batch: Batch, *, mesh):
-  """A batch of images at once, as Drawn, whole on every host."""
-  drawn = _on_devices(lambda loop: loop.run(), net, params, batch, mesh=mesh)
+def generate_batch(
+  net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh
+) -> Drawn:
+  """A batch of images at once, whole on every host."""
+  drawn = _on_devices(Steps.run, net, params, batch, mesh=mesh)
   return jax.lax.with_sharding_constraint(drawn, jax.P())
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'mesh'))
-def begin(net: fractal.Fractal, params, batch: Batch, *, mesh):
+def begin(net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh):
   """Before level 0's first step.
 
   Returns:
     (the state, what is drawn by then, [devices] how many steps there are).
   """
 
-  def run(loop):
-    steps = jnp.full((1,), loop.count)
-    return _with_axis(loop.start), loop.drawn(loop.start), steps
+  def run(steps: Steps):
+    count = jnp.full((1,), steps.count)
+    return _with_axis(steps.start), steps.drawn(steps.start), count
 
   state, *shown = _on_devices(run, net, params, batch, mesh=mesh)
   return state, *jax.lax.with_sharding_constraint(shown, jax.P())
@@ -89,10 +100,10 @@ def advance(
 ):
   """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
 
-  def run(loop, state):
+  def run(steps: Steps, state):
     state = jax.tree.map(lambda x: x[0], state)
-    state = jax.lax.fori_loop(first, last, loop.step, state)
-    return _with_axis(state), loop.drawn(state)
+    state = jax.lax.fori_loop(first, last, steps.step, state)
+    return _with_axis(state), steps.drawn(state)
 
   state, drawn = _on_devices(run, net, params, batch, state, mesh=mesh)
   return state, jax.lax.with_sharding_constraint(drawn, jax.P())
@@ -104,20 +115,13 @@ def _with_axis(state):
 
 
 def _on_devices(run: Callable, net, params, batch: Batch, *state, mesh):
-  """run(loop, *state), where each device has the loop of its own images."""
+  """run(steps, *state): each device has the Steps of its own images."""
   keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.index)
 
   def on_device(params, guide, labels, given, keys, sampling, state):
-    loop = net.steps(
-      params,
-      labels,
-      keys,
-      sampling,
-      guided=batch.guided,
-      guide=guide,
-      given=given,
-    )
-    return run(loop, *state)
+    how = dict(guided=batch.guided, guide=guide, given=given)
+    steps = net.steps(params, labels, keys, sampling, **how)
+    return run(steps, *state)
 
   # Each device generates its own images; nothing crosses devices in the loop.
   over = jax.P(sharding.BATCH)

@@ -5,9 +5,13 @@ time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import jax
-import ml_collections
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import config as config_lib
 from fractal_jax import pictures, sharding
@@ -17,6 +21,9 @@ from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal
 from fractal_jax.models.fractal import Guide
 from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 SETTINGS = (
   'guidance',
@@ -32,7 +39,9 @@ SETTINGS = (
 MOVIE = 8  # images in the movie of a grid
 
 
-def settings(config, *, record: bool = False, **changes):
+def settings(
+  config: ConfigDict, *, record: bool = False, **changes: Any
+) -> tuple[Sampling, bool]:
   """How the values of a run are drawn: config.sample with changes.
 
   Args:
@@ -41,7 +50,7 @@ def settings(config, *, record: bool = False, **changes):
     **changes: values for any of SETTINGS, or of reject.SETTINGS.
 
   Returns:
-    (the Sampling, whether it is guided). Guidance 1 needs no second stream,
+    The Sampling, and whether it is guided. Guidance 1 needs no second stream,
     which halves the work.
 
   Raises:
@@ -58,7 +67,7 @@ def settings(config, *, record: bool = False, **changes):
   return Sampling(**found, record=record), guided
 
 
-def section(config, changes: dict) -> ml_collections.ConfigDict:
+def section(config: ConfigDict, changes: dict) -> ConfigDict:
   """config.sample with changes of SETTINGS and reject.SETTINGS, checked."""
   names = (*SETTINGS, *reject.SETTINGS)
   if unknown := changes.keys() - set(names):
@@ -66,7 +75,7 @@ def section(config, changes: dict) -> ml_collections.ConfigDict:
       f'no setting {", ".join(sorted(unknown))}: there are {", ".join(names)}'
     )
   chosen = {name: changes.get(name, config.sample[name]) for name in names}
-  chosen = ml_collections.ConfigDict(chosen)
+  chosen = ConfigDict(chosen)
   found = config_lib.sample_problems(chosen, config.model)
   if found:
     raise inputs.InputError('\n'.join(found))
@@ -79,18 +88,18 @@ def _tuples(x):
 
 def images(
   net: fractal.Fractal,
-  params,
-  config,
-  labels=None,
+  params: dict,
+  config: ConfigDict,
+  labels: ArrayLike | None = None,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   num: int | None = None,
   seed: int = 0,
   batch: int | None = None,
   movie: str | None = None,
   stepwise: bool = False,
-  guide=None,
-  **changes,
+  guide: 'api.Model | None' = None,
+  **changes: Any,
 ) -> Job:
   """The job of `api.Model.sample`, whose arguments and errors these are."""
   inputs.check_counts(num=num, batch=batch)
@@ -121,14 +130,14 @@ def images(
 
 def kept(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   labels: np.ndarray,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   seed: int = 0,
   first: int = 0,
-  **how,
+  **how: Any,
 ) -> Job:
   """`draw`, where config.sample or changes of it say so with rejection.
 
@@ -137,7 +146,7 @@ def kept(
     first: the number of the first image, a multiple of sample.keep.
 
   Returns:
-    (Drawn, a reject.Report; None where each image has one candidate).
+    Drawn, and a reject.Report; None where each image has one candidate.
   """
   changes = {k: v for k, v in how.items() if k in (*SETTINGS, *reject.SETTINGS)}
   chosen = section(config, changes)
@@ -165,21 +174,21 @@ def kept(
 
 def draw(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   labels: np.ndarray,
   *,
-  mesh=None,
-  guide=None,
+  mesh: Mesh | None = None,
+  guide: 'api.Model | None' = None,
   given: Given | None = None,
   seed: int = 0,
   first: int = 0,
   batch: int | None = None,
   record: bool = False,
   stepwise: bool = False,
-  **changes,
+  **changes: Any,
 ) -> Job:
-  """`steps` with the settings of a config, and changes of them.
+  """Generates images, some at a time.
 
   Args:
     net: the model.
@@ -187,114 +196,49 @@ def draw(
     config: the run's config; `sample` has the defaults of what is not given.
     labels: [num] classes, -1 for "no class".
     mesh: the mesh; one of the first device where None.
-    guide: an api.Model that guides, in place of this one without classes.
-    given: values that are known, [num, S, (S,) C] each.
-    seed: of the request.
-    first: the number of the first image in the request.
-    batch: images at a time.
-    record: whether to note when each value is drawn.
-    stepwise: as in `steps`.
-    **changes: values for any of SETTINGS; those for reject.SETTINGS are the
-      concern of `kept`.
-
-  Returns:
-    Drawn, with values of the integer type of images.
-  """
-  inputs.check_seed(seed)
-  sampling, guided = settings(config, record=record, **changes)
-  if guide is not None:
-    inputs.check_guide(guide.config.model, config.model)
-    guide = Guide(guide.net, guide.params)
-  drawn = yield from steps(
-    net,
-    params,
-    labels,
-    sampling,
-    guided=guided,
-    guide=guide,
-    mesh=mesh,
-    given=given,
-    seed=seed,
-    first=first,
-    batch=batch or config.sample.batch,
-    stepwise=stepwise,
-  )
-  return drawn.replace(values=drawn.values.astype(image_dtype(config.model)))
-
-
-def generate(
-  net: fractal.Fractal, params, labels: np.ndarray, sampling: Sampling, **how
-) -> Drawn:
-  """All of the job `steps`, whose other arguments it takes, at once."""
-  return progress.result_of(steps(net, params, labels, sampling, **how))
-
-
-def steps(
-  net: fractal.Fractal,
-  params,
-  labels: np.ndarray,
-  sampling: Sampling,
-  *,
-  guided: bool,
-  guide: Guide | None = None,
-  mesh=None,
-  given: Given | None = None,
-  seed: int = 0,
-  first: int = 0,
-  batch: int = 64,
-  stepwise: bool = False,
-) -> Job:
-  """Generates images, `batch` at a time.
-
-  Args:
-    net: the model.
-    params: its parameters.
-    labels: [num] classes, -1 for "no class".
-    sampling: how values are drawn.
-    guided: whether a second stream runs.
-    guide: the network of the second stream; None: `net` without classes.
-    mesh: the mesh; one of the first device where None.
+    guide: a model that guides, in place of this one without classes.
     given: values that are known, [num, S, (S,) C] each.
     seed: of the request.
     first: the number of the first image, where these are a part of a request.
     batch: images at a time, rounded up to what the mesh divides; the last
       batch is filled up, so that one program serves any number of images.
+    record: whether to note when each value is drawn.
     stepwise: whether to stop several times a second, between two steps of
       level 0, and show what is drawn so far: then `when` is recorded, and
       NEVER where nothing is drawn yet.
+    **changes: values for any of SETTINGS; those for reject.SETTINGS are the
+      concern of `kept`.
 
   Yields:
     Progress after each batch, or part of one.
 
   Returns:
-    Drawn, as NumPy arrays [num, S, (S,) C].
+    Drawn, as NumPy arrays [num, S, (S,) C], values of the integer type of
+    images.
   """
+  inputs.check_seed(seed)
+  sampling, guided = settings(config, record=record or stepwise, **changes)
+  if guide is not None:
+    inputs.check_guide(guide.config.model, config.model)
+    guide = Guide(guide.net, guide.params) if guided else None
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   labels = np.asarray(labels, np.int32)
-  if stepwise:
-    sampling = sampling.replace(record=True)
-  batch = sharding.padded_batch(min(batch, len(labels)), mesh)
+  batch = min(batch or config.sample.batch, len(labels))
+  batch = sharding.padded_batch(batch, mesh)
   batches = -(-len(labels) // batch)
-  guide = guide if guided else None
   key, out = jax.random.key(seed), []
   for past in range(batches):
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
     rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
     some = programs.Batch(key, first + index, *rows, sampling, guided, guide)
-    if stepwise:
-      parts = programs.in_parts(net, params, some, mesh=mesh)
-      for drawn, done, total in parts:
-        shot = _filled([*out, drawn], len(labels))
-        done, total = past * total + done, batches * total
-        yield Progress('drawing', done, total, shot)
-    else:
-      with jax.set_mesh(mesh):
-        found = programs.generate_batch(net, params, some, mesh=mesh)
-        drawn = jax.device_get(found)
-      yield Progress('drawing', past + 1, batches)
+    parts = programs.in_parts(net, params, some, mesh=mesh, stepwise=stepwise)
+    for drawn, done, total in parts:
+      shot = _filled([*out, drawn], len(labels)) if stepwise else None
+      yield Progress('drawing', past * total + done, batches * total, shot)
     out.append(drawn)
-  return jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
+  drawn = jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
+  return drawn.replace(values=drawn.values.astype(image_dtype(config.model)))
 
 
 def _filled(parts: list[Drawn], num: int) -> Drawn:
@@ -307,17 +251,17 @@ def _filled(parts: list[Drawn], num: int) -> Drawn:
   )
 
 
-def round_robin(num: int, classes) -> np.ndarray:
+def round_robin(num: int, classes: ArrayLike) -> np.ndarray:
   """`num` labels that go through the classes again and again."""
   return np.resize(np.asarray(classes, np.int32), num)
 
 
 def sample_grid(
   net: fractal.Fractal,
-  params,
-  config,
+  params: dict,
+  config: ConfigDict,
   *,
-  mesh=None,
+  mesh: Mesh | None = None,
   num: int | None = None,
   path: str | None = None,
   names: tuple[str, ...] = (),
