@@ -55,8 +55,8 @@ def run():
   if FLAGS.data:
     split = FLAGS.split or 'all'
     scored = with_other_data(config)
-    side = config.model.sizes[0]
     if config.model.rank == 2:
+      side = config.model.sizes[0]
       common.say(
         f'Images that are not {side}x{side} are cut to the square in the '
         'middle and resized, as in training.'
@@ -84,6 +84,11 @@ def run():
     common.write_numbers(
       FLAGS.out, {k: None if v != v else v for k, v in numbers.items()}
     )
+  explain(found)
+
+
+def explain(found):
+  """Says what kind of number a Likelihood is, where it is not simply exact."""
   if not found.exact:
     if found.passes > 1:
       common.say(f'of which Monte-Carlo noise: {found.mc_stderr:.4f}')

@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import checks, paths, sharding
@@ -154,17 +155,8 @@ def of_run(
   _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
   chosen = sample.section(model.config, settings)
-  what = {
-    'format': FORMAT,
-    'step': model.step,
-    'params': fingerprint(model.params),
-    'model': json.loads(m.to_json()),
-    'seed': seed,
-    'labels': 'none' if unconditional else f'i mod {classes}',
-    **_used(chosen),
-  }
-  if guide is not None:
-    what['guide'] = fingerprint(guide.params)
+  labels = 'none' if unconditional else f'i mod {classes}'
+  what = _settings(model, chosen, guide, seed=seed, labels=labels)
   folder, kept = _kept(workdir, what, m)
   batch = min(batch or model.config.sample.batch, num)
   batch = sharding.padded_batch(batch, model.mesh)
@@ -202,13 +194,24 @@ def of_run(
   )
 
 
-def _used(chosen) -> dict:
-  """Of config.sample what KEY is made of: images drawn before still count.
+def _settings(model, chosen: ConfigDict, guide, **request) -> dict:
+  """What images are a function of.
 
-  Newer settings are part of it only where they are used.
+  Newer settings of config.sample are part of it only where they are used:
+  images that were drawn before there were these still count.
   """
   usual = default().sample
-  return {k: v for k, v in chosen.items() if k in ALWAYS or v != usual[k]}
+  what = {
+    'format': FORMAT,
+    'step': model.step,
+    'params': fingerprint(model.params),
+    'model': json.loads(model.config.model.to_json()),
+    **request,
+    **{k: v for k, v in chosen.items() if k in ALWAYS or v != usual[k]},
+  }
+  if guide is not None:
+    what['guide'] = fingerprint(guide.params)
+  return what
 
 
 def _kept(workdir: str, what: dict, model) -> tuple[paths.Path, Chunks]:
