@@ -5,7 +5,6 @@ the condition of patch j + 1, and the last one is not used (section 4.1 of the
 paper, FractalAR). Axis letters: types.py.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from fractal_jax.models.patches import flatten_patches, patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
   Drawn,
+  DrawPatch,
   Given,
   Network,
   Request,
@@ -121,8 +121,8 @@ class ARLevel(AllDown):
     networks: list[Network],
     request: Request,
     sampling: Sampling,
-    draw_patch,
-    order=None,
+    draw_patch: DrawPatch,
+    order: Array | None = None,
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
@@ -159,7 +159,7 @@ class Stream:
     return self.conds.reshape((-1,) + self.conds.shape[2:])
 
   @property
-  def blocks(self):
+  def blocks(self) -> tuple[nn.Module, dict]:
     """The block, and the parameters of the stack."""
     fields = layers.fields(self.network.spec, causal=True)
     block = layers.LlamaBlock(**fields, parent=None)
@@ -220,7 +220,7 @@ class Squares:
   streams: list[Stream]
   request: Request
   sampling: Sampling
-  draw_patch: Callable[[Request], Drawn]  # the next level
+  draw_patch: DrawPatch  # the next level
 
   @property
   def spec(self) -> Spec:

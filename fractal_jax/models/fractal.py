@@ -21,6 +21,7 @@ in kinds.py. Parameters are one subtree per level: `labels`, `level_0`,
 `level_1`, ... Axis letters: types.py.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -104,8 +105,8 @@ class Fractal(nn.Module):
     images: Array,
     labels: Array,
     draws: Draws,
-    masks=None,
-    keep=None,
+    masks: Sequence | None = None,
+    keep: Sequence | None = None,
     *,
     train: bool,
     rngs: dict | None = None,
@@ -137,7 +138,7 @@ class Fractal(nn.Module):
   def __call__(
     self, images, labels, draws, masks=None, keep=None, *, train: bool
   ) -> Result:
-    """What `score` does, as a flax module."""
+    """What `score` does, as a flax module; with its arguments."""
     rows, guides, dropped = self.down(
       images, labels, draws, masks, keep, train=train
     )
@@ -150,7 +151,12 @@ class Fractal(nn.Module):
 
   @nn.nowrap  # pure
   def predictive(
-    self, params: dict, images: Array, labels: Array, draws: Draws, masks=None
+    self,
+    params: dict,
+    images: Array,
+    labels: Array,
+    draws: Draws,
+    masks: Sequence | None = None,
   ) -> tuple[Rows, Array]:
     """The rows that reach the pixel level, and their logits [N, C, V].
 
@@ -186,7 +192,9 @@ class Fractal(nn.Module):
       dropped += lost
     return rows, guides, dropped
 
-  def rows(self, images: Array, labels: Array, draws: Draws, train) -> Rows:
+  def rows(
+    self, images: Array, labels: Array, draws: Draws, train: bool
+  ) -> Rows:
     """The one square of each image, under its class."""
     b, top = len(images), self.specs[0]
     side = (top.side,) * top.rank
@@ -248,7 +256,7 @@ class Fractal(nn.Module):
     *,
     guided: bool,
     guide: 'Guide | None' = None,
-    orders=None,
+    orders: Sequence | None = None,
     given: Given | None = None,
   ) -> Steps:
     """The generation of images, by steps of level 0.

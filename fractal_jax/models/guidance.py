@@ -27,7 +27,9 @@ def draw_uniforms(keys: Array, spec: Spec, resample: int = 0) -> Array:
   return jnp.concatenate([first[..., None], jax.vmap(more)(keys)], -1)
 
 
-def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
+def guided_logits(
+  logits: Array, guidance: Array | float, sampling: Sampling
+) -> Array:
   """Logits [G, N, V] of the streams to the logits [N, V] that are drawn from.
 
   With two streams, the logit that guides away from a value that is unlikely
@@ -45,7 +47,13 @@ def guided_logits(logits: Array, guidance, sampling: Sampling) -> Array:
   return other + guidance * (cond - other)
 
 
-def draw(logits, uniform, guidance, sampling: Sampling, bounds=None) -> Array:
+def draw(
+  logits: Array,
+  uniform: Array,
+  guidance: Array | float,
+  sampling: Sampling,
+  bounds: tuple[Array, Array] | None = None,
+) -> Array:
   """Values [N], int32, from logits [G, N, V] by inverting the distribution.
 
   With bounds, the least and the largest value [N], from what the distribution
@@ -79,7 +87,9 @@ def inverted(logits: Array, uniforms: Array) -> Array:
   return found.clip(max=logits.shape[-1] - 1)
 
 
-def nats_of(logits, values, guidance, sampling: Sampling) -> Array:
+def nats_of(
+  logits: Array, values: Array, guidance: Array | float, sampling: Sampling
+) -> Array:
   """-log p of values [N] under what `draw` draws from without resampling."""
   log_p = jax.nn.log_softmax(guided_logits(logits, guidance, sampling))
   return -jnp.take_along_axis(log_p, values[:, None], 1)[:, 0]

@@ -19,6 +19,7 @@ from fractal_jax.models.level import AllDown
 from fractal_jax.models.patches import patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
+  DrawPatch,
   Network,
   Request,
   Sampling,
@@ -77,8 +78,8 @@ class IndependentLevel(AllDown):
     networks: list[Network],
     request: Request,
     sampling: Sampling,
-    draw_patch,
-    order=None,
+    draw_patch: DrawPatch,
+    order: Array | None = None,
   ) -> Steps:
     """All patches in one step; see level.Level. Guidance is at full scale.
 

@@ -168,7 +168,7 @@ class Attention(nn.Module):
     self.drop_weights = Dropout(self.weight_dropout)
     self.drop = Dropout(self.dropout)
 
-  def heads_of(self, x, parts=slice(3)):
+  def heads_of(self, x: Array, parts: slice = slice(3)) -> list[Array]:
     """x [N, T, D] to those of q, k and v, [N, T, H, K] each."""
     x = x.astype(self.dtype)
     n, t, d = x.shape
@@ -180,14 +180,14 @@ class Attention(nn.Module):
     out = out.reshape(n, t, -1, self.heads, d // self.heads)
     return [out[:, :, i] for i in range(out.shape[2])]
 
-  def turned(self, x, turns):
+  def turned(self, x: Array, turns: Array | None) -> tuple[Array, Array, Array]:
     """q, k and v of x, with queries and keys turned by their positions."""
     q, k, v = self.heads_of(x)
     if turns is not None:
       q, k = rotate(q, turns), rotate(k, turns)
     return q, k, v
 
-  def __call__(self, x, turns, *, train):
+  def __call__(self, x: Array, turns: Array | None, *, train: bool):
     q, k, v = self.turned(x, turns)
     t = x.shape[1]
     mask = jnp.tri(t, dtype=bool) if self.causal else None
@@ -197,7 +197,9 @@ class Attention(nn.Module):
     out = attend(q, k, v, mask, drop).reshape(x.shape)
     return self.drop(self.proj(out), deterministic=not train)
 
-  def step(self, x, cache, layer, t, turns):
+  def step(
+    self, x: Array, cache: Array, layer: Array, t: Array, turns: Array | None
+  ) -> tuple[Array, Array]:
     """Token t alone: x [N, 1, D], cache [layers, 2, N, T, H, K], in place."""
     q, k, v = self.turned(x, turns)
     new = jnp.stack([k, v])[None].astype(cache.dtype)  # [1, 2, N, 1, H, K]
@@ -206,13 +208,13 @@ class Attention(nn.Module):
     mask = (jnp.arange(k.shape[1]) <= t)[None]
     return self.proj(attend(q, k, v, mask).reshape(x.shape)), cache
 
-  def fill(self, x, turns):
+  def fill(self, x: Array, turns: Array | None) -> tuple[Array, Array]:
     """Tokens x [N, T, D] and, for a cache, their k, v: [2, N, T, H, K]."""
     q, k, v = self.turned(x, turns)
     out = attend(q, k, v, jnp.tri(x.shape[1], dtype=bool)).reshape(x.shape)
     return self.proj(out), jnp.stack([k, v])
 
-  def at(self, x, here):
+  def at(self, x: Array, here: Array) -> Array:
     """x [N, T, D] read by tokens here [N, W, D] alone: [N, W, D]."""
     (q,) = self.heads_of(here, slice(1))
     k, v = self.heads_of(x, slice(1, 3))
@@ -231,26 +233,28 @@ class Block(nn.Module):
   dropout: float
   dtype: Any
 
-  def __call__(self, x, turns, train):
+  def __call__(self, x: Array, turns: Array | None, train: bool):
     """x [N, T, D] to the same, and None: what a scan collects."""
     if isinstance(x, kernels.Packed):
       return kernels.block(self, x, turns, train=train), None
     x = x + self.attention(self.norm1(x), turns, train=train)
     return x + self.mlp(self.norm2(x), train), None
 
-  def step(self, x, cache, layer, t, turns):
+  def step(
+    self, x: Array, cache: Array, layer: Array, t: Array, turns: Array | None
+  ) -> tuple[Array, Array]:
     """Token t alone, as in `Attention.step`."""
     y, cache = self.attention.step(self.norm1(x), cache, layer, t, turns)
     x = x + y
     return x + self.mlp(self.norm2(x), False), cache
 
-  def fill(self, x, turns):
+  def fill(self, x: Array, turns: Array | None) -> tuple[Array, Array]:
     """The first tokens at once, as in `Attention.fill`."""
     y, cached = self.attention.fill(self.norm1(x), turns)
     x = x + y
     return x + self.mlp(self.norm2(x), False), cached
 
-  def at(self, x, places):
+  def at(self, x: Array, places: Array) -> Array:
     """Its output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
     y = self.norm1(x)
     x, here = (
@@ -284,7 +288,7 @@ class ViTBlock(Block):
     self.fc2 = dense(self.width, ('mlp', 'embed'), self.dtype)
     self.drop1, self.drop2 = Dropout(rate), Dropout(rate)
 
-  def mlp(self, x, train):
+  def mlp(self, x: Array, train: bool) -> Array:
     """x [N, T, D] to the same, dropout included."""
     x = gelu(self.fc1(x))
     x = self.fc2(self.drop1(x, deterministic=not train))
@@ -312,7 +316,7 @@ class LlamaBlock(Block):
     self.w2 = dense(self.width, axes[::-1], self.dtype, bias=False)
     self.drop = Dropout(self.dropout)
 
-  def mlp(self, x, train):
+  def mlp(self, x: Array, train: bool) -> Array:
     """x [N, T, D] to the same, dropout included."""
     x = self.w2(swiglu(self.w3(x), self.w1(x)))
     return self.drop(x, deterministic=not train)
@@ -390,7 +394,9 @@ def step_stack(
   return carry
 
 
-def fill_cache(block: nn.Module, params, x, cache, turns) -> Array:
+def fill_cache(
+  block: nn.Module, params: dict, x: Array, cache: Array, turns: Array | None
+) -> Array:
   """The first tokens through all layers of a causal `stack` at once.
 
   Args:

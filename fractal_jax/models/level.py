@@ -7,18 +7,18 @@ that a new kind is one file beside this one and one entry of `kinds.KINDS`.
 Axis letters: types.py.
 """
 
-from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from fractal_jax.models.chunked import chunked
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import (
   Array,
-  Drawn,
+  DrawPatch,
   Draws,
   Network,
   Request,
@@ -74,7 +74,12 @@ class Level(Protocol):
   # Scoring: teacher-forced, as a flax module.
 
   def __call__(
-    self, rows: Rows, draws: Draws, mask=None, *, train: bool
+    self,
+    rows: Rows,
+    draws: Draws,
+    mask: ArrayLike | None = None,
+    *,
+    train: bool,
   ) -> tuple[Rows, Scores | None, Array]:
     """Sends patches down, each with its conditions.
 
@@ -98,8 +103,8 @@ class Level(Protocol):
     networks: list[Network],
     request: Request,
     sampling: Sampling,
-    draw_patch: Callable[[Request], Drawn],
-    order=None,
+    draw_patch: DrawPatch,
+    order: Array | None = None,
   ) -> Steps:
     """Generates squares [N, s, (s,) C], patch by patch.
 

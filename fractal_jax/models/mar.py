@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import sharding
 from fractal_jax.models import layers, masking, pixel, published, unmasking
@@ -20,6 +21,7 @@ from fractal_jax.models.level import check_rows
 from fractal_jax.models.patches import flatten_patches, normalise, patchify
 from fractal_jax.models.types import (
   Array,
+  DrawPatch,
   Draws,
   Given,
   Network,
@@ -119,7 +121,9 @@ class MARLevel(nn.Module):
     x = kernels.through(self.blocks, s, x, None, train=train)
     return self.norm_out(x[:, s.guide + s.num_conds :])
 
-  def tokens(self, patches, mask, conds, guide) -> Array:
+  def tokens(
+    self, patches: Array, mask: Array, conds: Array, guide: Array | None
+  ) -> Array:
     """The sequence that the transformer reads.
 
     Args:
@@ -149,7 +153,14 @@ class MARLevel(nn.Module):
 
   # Teacher-forced.
 
-  def __call__(self, rows: Rows, draws: Draws, mask=None, *, train: bool):
+  def __call__(
+    self,
+    rows: Rows,
+    draws: Draws,
+    mask: ArrayLike | None = None,
+    *,
+    train: bool,
+  ) -> tuple[Rows, Scores | None, Array]:
     """Masks patches at random, and sends the masked ones down.
 
     See level.Level; a given mask must be a concrete array, since the number of
@@ -196,7 +207,9 @@ class MARLevel(nn.Module):
     )
     return below, scores, dropped
 
-  def guide_target(self, rows: Rows, draws: Draws, train: bool):
+  def guide_target(
+    self, rows: Rows, draws: Draws, train: bool
+  ) -> tuple[Array, Array]:
     """What the guide is told, and what it predicts: [N, C], [N, C] int."""
     s = self.spec
     mean = noisy = mean_colour(rows.squares, s)
@@ -249,8 +262,8 @@ class MARLevel(nn.Module):
     networks: list[Network],
     request: Request,
     sampling: Sampling,
-    draw_patch,
-    order=None,
+    draw_patch: DrawPatch,
+    order: Array | None = None,
   ) -> Steps:
     """Several patches per step, in an order for each square.
 
@@ -272,7 +285,9 @@ class MARLevel(nn.Module):
     ).steps()
 
   @nn.nowrap
-  def conds_of(self, params, patches, mask, conds, guide, place) -> Array:
+  def conds_of(
+    self, params: dict, patches, mask, conds, guide, place: Array
+  ) -> Array:
     """The conditions of some patches, [M, m, n, D], of place [M, m].
 
     The other arguments are those of `outputs`.

@@ -10,10 +10,12 @@ Axis letters: types.py.
 """
 
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 import scipy.special
 
 from fractal_jax.models.keys import fold_in
@@ -32,7 +34,7 @@ def strata(shift: Array, index: Array) -> Array:
   return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def counts(u, spec: Spec, law: str, xp=jnp):
+def counts(u: ArrayLike, spec: Spec, law: str, xp: ModuleType = jnp) -> Array:
   """Masked patches of sequences whose strata are u in [0, 1).
 
   law 'train': ceil(ratio L) with ratio from the normal distribution
@@ -83,7 +85,9 @@ def draw_mask(rows: Rows, draws: Draws, spec: Spec) -> Array:
   return rank < n[:, None]
 
 
-def compact(mask: Array, capacity: int, key) -> tuple[Array, Array, Array]:
+def compact(
+  mask: Array, capacity: int, key: Array | None
+) -> tuple[Array, Array, Array]:
   """The flat indices of the True entries of a mask, in order.
 
   Args:

@@ -22,6 +22,7 @@ from fractal_jax.models.kernels import pixel_draw, pixel_nats
 from fractal_jax.models.types import (
   Array,
   Drawn,
+  DrawPatch,
   Given,
   Network,
   Request,
@@ -76,7 +77,7 @@ class PixelLevel(nn.Module):
     return sharding.gathered(self.split_codebooks, None, 'values', 'embed')
 
   @nn.nowrap
-  def block_fields(self):
+  def block_fields(self) -> dict:
     return layers.fields(self.spec, causal=True) | {'dropout': 0.0}
 
   def outputs(self, conds: Array, values: Array, *, train: bool) -> Array:
@@ -90,7 +91,9 @@ class PixelLevel(nn.Module):
       x, _ = self.blocks(x, None, train)
     return self.norm_out(x)  # [N, C, D]
 
-  def logits(self, conds: Array, values: Array, *, train=False) -> Array:
+  def logits(
+    self, conds: Array, values: Array, *, train: bool = False
+  ) -> Array:
     """Conditions [N, n, Dc], values [N, C] to logits [N, C, V], float32."""
     outputs = self.outputs(conds, values, train=train)
     outputs = outputs.swapaxes(0, 1)  # [C, N, D]
@@ -135,8 +138,8 @@ class PixelLevel(nn.Module):
     networks: list[Network],
     request: Request,
     sampling: Sampling,
-    draw_patch=None,
-    order=None,
+    draw_patch: DrawPatch | None = None,
+    order: Array | None = None,
     *,
     bounds: tuple[Array, Array] | None = None,
   ) -> Steps:
@@ -261,7 +264,9 @@ def empty_cache(network: Network, conds: Array) -> Array:
   )
 
 
-def channel_step(network: Network, x: Array, cache: Array, k: Array):
+def channel_step(
+  network: Network, x: Array, cache: Array, k: Array
+) -> tuple[Array, Array]:
   """Token k [M, 1, D] to the logits [M, V] of channel k, and the cache."""
   level = network.level
   if level.spec.depth:
@@ -288,7 +293,10 @@ def kernel_sizes(spec: Spec) -> pixel_nats.How:
 
 
 def draw_by_kernel(
-  network: Network, request: Request, sampling: Sampling, bounds
+  network: Network,
+  request: Request,
+  sampling: Sampling,
+  bounds: tuple[Array, Array] | None,
 ) -> Steps:
   """`PixelLevel.generate` in a single step."""
   spec = network.spec
@@ -347,7 +355,9 @@ def channel_logits(outputs: Array, codebooks: Array, bias: Array) -> Array:
   return logits + bias[:, None].astype(jnp.float32)
 
 
-def cross_entropy(outputs, codebooks, bias, values) -> Array:
+def cross_entropy(
+  outputs: Array, codebooks: Array, bias: Array, values: Array
+) -> Array:
   """-log p of values [C, N] under outputs [C, N, D], [C, N]."""
   logits = channel_logits(outputs, codebooks, bias)
   picked = jnp.take_along_axis(logits, values[..., None].astype(jnp.int32), -1)

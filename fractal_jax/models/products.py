@@ -34,15 +34,19 @@ def dot_general(axes: tuple) -> Callable:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x, w, axes):
+def _product(x: Array, w: Array, axes: tuple) -> Array:
   return jnp.tensordot(x, sharding.gathered(w, *axes), 1)
 
 
-def _forward(x, w, axes):
+def _forward(
+  x: Array, w: Array, axes: tuple
+) -> tuple[Array, tuple[Array, Array]]:
   return _product(x, w, axes), (x, w)
 
 
-def _backward(axes, saved, g):
+def _backward(
+  axes: tuple, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
   x, w = saved
   outputs = tuple(range(1 - w.ndim, 0))
   whole = sharding.gathered(w, *axes)

@@ -17,6 +17,7 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 Array = jax.Array
 
@@ -134,7 +135,7 @@ class Sampling:
     """Whether some level asks how likely the values drawn for it were."""
     return 'confidence' in self.order
 
-  def guides(self, share) -> bool:
+  def guides(self, share: ArrayLike) -> bool:
     """Whether guidance is on when this share of level 0's patches is there."""
     start, stop = self.interval
     return start <= share < stop
@@ -176,6 +177,10 @@ class Request:
   keys: Array  # [N] typed keys: a square is a function of its own key
   guidance: Array | float  # one number, or [levels]; not used without guidance
   given: Given | None = None  # values that are known, of these squares
+
+
+# The next level: draws the squares of a request.
+DrawPatch = Callable[[Request], Drawn]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,8 @@ from fractal_jax.models.patches import patchify, unpatchify
 from fractal_jax.models.types import (
   Array,
   Drawn,
+  DrawPatch,
+  Given,
   Network,
   Request,
   Sampling,
@@ -98,7 +100,7 @@ class Squares:
   networks: list[Network]  # this level of each
   request: Request
   sampling: Sampling
-  draw_patch: object  # the next level: see level.Level.generate
+  draw_patch: DrawPatch  # the next level
   guide: Array | None  # [N, C] the mean colour of each square
   order: Array | None  # [L] in place of that of `sampling`
 
@@ -115,7 +117,7 @@ class Squares:
     return names[self.spec.index] if names else 'random'
 
   @functools.cached_property
-  def given(self):
+  def given(self) -> Given | None:
     """What is known, by patches: [N, L, p, (p,) C]."""
     return jax.tree.map(lambda x: patchify(x, self.spec), self.request.given)
 
@@ -157,7 +159,9 @@ class Squares:
       order = jnp.take_along_axis(order, last, 1)
     return order
 
-  def step(self, program: Program, state: State, left, still) -> State:
+  def step(
+    self, program: Program, state: State, left: Array, still: Array
+  ) -> State:
     """Generates the patches of the order's places left .. still - 1.
 
     It computes program.size of them, at least as many, and drops the others.
@@ -185,7 +189,14 @@ class Squares:
     )
     return State(drawn, order)
 
-  def patches(self, program: Program, state: State, place, left, still):
+  def patches(
+    self,
+    program: Program,
+    state: State,
+    place: Array,
+    left: Array,
+    still: Array,
+  ) -> Drawn:
     """Draws the patches of places [N, m], as Drawn [N, m, p, (p,) C]."""
     s, request = self.spec, self.request
     n, size = place.shape
