@@ -65,7 +65,7 @@ def check_equal(name: str) -> None:
   """Raises AblationError where a study's variants differ in compute."""
   study = configs.STUDIES[name]
   flops = {
-    variant: cost.train_flops_per_image(configs.config_of(name, variant))
+    variant: cost.cost(configs.config_of(name, variant)).total('training')
     for variant in study.variants
   }
   if study.equal and max(flops.values()) > (1 + MATCH) * min(flops.values()):
@@ -217,7 +217,7 @@ def rows_of(runs: Runs, seeds: int) -> list[dict]:
   """A row for each finished run, as texts; those that tuned, too."""
   study, out = runs.study, []
   for variant in study.variants:
-    flops = cost.train_flops_per_image(configs.config_of(runs.name, variant))
+    flops = cost.cost(configs.config_of(runs.name, variant)).total('training')
     tried = itertools.product(study.peaks, range(seeds))
     for peak, seed in tried:
       result = runs.result(variant, seed, peak)

@@ -61,7 +61,7 @@ def training(config, net, mesh):
   state = train_state.create(net, tx, config, mesh=mesh)
   batch = random_batch(config, mesh)
   step = train.jitted_step(net, tx, state, config, mesh=mesh)
-  flops = cost.train_flops_per_image(config)
+  flops = cost.cost(config).total('training')
   return step, (state, batch), lambda out: (out[0], batch), flops
 
 
@@ -72,7 +72,7 @@ def scoring(config, net, mesh):
   batch['label'] = -jnp.ones_like(batch['label'])
   masks = likelihood.Masks(jax.random.key(0), first=0, number=0, offset=0.0)
   args = net, params, batch, masks, sharding.batch_devices(mesh)
-  flops = cost.likelihood_flops_per_image(config)
+  flops = cost.cost(config).total('scoring')
   return likelihood.scorer(), args, lambda _: args, flops
 
 

@@ -1,22 +1,17 @@
 """An explanation in words, as pictures, and as one HTML page."""
 
-import base64
 import html
-import io
 
 import numpy as np
 
-from fractal_jax import paths, pictures
+from fractal_jax import pages, paths, pictures
 from fractal_jax.inference.explain import Explanation
 from fractal_jax.models import colour
+from fractal_jax.pages import data_url, table
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif }
-body { margin: 2em auto; max-width: 60em }
-figure { display: inline-block; vertical-align: top; margin: 0 1em 1em 0 }
-figcaption { max-width: 256px; font-size: 13px; color: #555 }
+figcaption { max-width: 256px }
 img { image-rendering: pixelated; width: 256px }
-td, th { padding: .1em 1em .1em 0; text-align: left }
 """
 
 
@@ -136,10 +131,7 @@ def page(
     ('level told', 'condition', 'bits more without'), _conditions(found)
   )
   ranked = table(('level', 'pixels, from 0', 'bits'), _ranked(found))
-  return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Bits of an image</title>
-<style>{STYLE}</style>
-<h1>{summary(found)}</h1>
+  body = f"""<h1>{summary(found)}</h1>
 <p>The model was told that the image is {told}.</p>
 <div>{figures}</div>
 <h2>By level</h2>
@@ -152,9 +144,8 @@ own only where they draw a guiding pixel.</p>
 itself and at its neighbours. The model was trained with all of them: without
 one it sees zeros (without the class, "no class").</p>
 <h2>The most surprising patches</h2>
-{ranked}
-</html>
-"""
+{ranked}"""
+  return pages.page('Bits of an image', body, style=STYLE)
 
 
 def _levels(found: Explanation) -> list[tuple]:
@@ -205,20 +196,6 @@ def _place(at: tuple[int, ...], side: int) -> str:
   )
 
 
-# HTML.
-
-
-def data_url(picture: np.ndarray | bytes, kind: str = 'png') -> str:
-  """A picture [H, W, 3], or the bytes of a PNG or GIF, inside a URL."""
-  from PIL import Image
-
-  if isinstance(picture, np.ndarray):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
-    picture = file.getvalue()
-  return f'data:image/{kind};base64,{base64.b64encode(picture).decode()}'
-
-
 def colour_bar(top: float) -> str:
   """The colours of `pictures.heat` from 0 to its largest number, in bits."""
   stops = pictures.heat(np.arange(9), 9)[0]
@@ -228,12 +205,3 @@ def colour_bar(top: float) -> str:
     'align-items: center">0 <span style="flex: 1; height: 8px; background: '
     f'linear-gradient(to right, {colours})"></span> {top:.2f} bits</div>'
   )
-
-
-def table(head, rows) -> str:
-  """An HTML table with a row of heads; texts are escaped."""
-  cells = lambda tag, row: ''.join(
-    f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row
-  )
-  body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
-  return f'<table class="bits"><tr>{cells("th", head)}</tr>{body}</table>'

@@ -9,24 +9,15 @@ import importlib.metadata
 import math
 import platform
 
-from fractal_jax import config_files, paths, report
+from fractal_jax import charts, config_files, pages, paths
 from fractal_jax.data import classes
 from fractal_jax.training import checkpoint, logs
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222 }
-body { margin: 2em auto; max-width: 64em; padding: 0 1em }
-figure { display: inline-block; vertical-align: top; margin: 0 1.5em 1.5em 0 }
-figure { max-width: 100% }
-figcaption { font-size: 13px; color: #555 }
-img { image-rendering: pixelated; max-width: 100% }
-svg { max-width: 100%; height: auto }
-td, th { padding: .1em 1.5em .1em 0; text-align: left; vertical-align: top }
+img { image-rendering: pixelated }
 pre { overflow: auto; background: #f5f5f5; padding: 1em; font-size: 12px }
 """
 SHOWN = 8  # grids of samples, evenly over the run
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 440, 220, 56, 12, 34  # of a chart
-COLOURS = ('#1f77b4', '#ff7f0e')
 PACKAGES = ('fractal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
@@ -51,14 +42,9 @@ def page(workdir: str, machine: str = '') -> str:
   names = classes.load(workdir)
   lines = logs.read_metrics(workdir)
   name = html.escape(paths.path(workdir).name)
-  facts = report.table(('', ''), _facts(config, names, lines, machine))
+  facts = pages.table(('', ''), _facts(config, names, lines, machine))
   code = config_files.text(config, f'The config of the run {name}.')
-  return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{name}</title>
-<style>{STYLE}</style>
-<h1>{name}</h1>
+  body = f"""<h1>{name}</h1>
 <p>A fractal generative model, trained by fractal_jax.</p>
 {facts}
 <h2>Samples over time</h2>
@@ -70,9 +56,8 @@ def page(workdir: str, machine: str = '') -> str:
 {_curves(lines)}
 <h2>Config</h2>
 <details><summary>Every key, as a file that --config takes</summary>
-<pre>{html.escape(code)}</pre></details>
-</html>
-"""
+<pre>{html.escape(code)}</pre></details>"""
+  return pages.page(paths.path(workdir).name, body, style=STYLE)
 
 
 def _facts(config, names, lines, machine: str) -> list[tuple[str, str]]:
@@ -146,7 +131,7 @@ def _samples(workdir: str) -> str:
     return '<p>No samples were drawn: sample.every is 0.</p>'
   return ''.join(
     f'<figure><img alt="{caption}" '
-    f'src="{report.data_url(paths.path(file).read_bytes(), kind)}">'
+    f'src="{pages.data_url(paths.path(file).read_bytes(), kind)}">'
     f'<figcaption>{caption}</figcaption></figure>'
     for caption, file, kind in out
   )
@@ -171,55 +156,29 @@ def _curves(lines: list[dict[str, float]]) -> str:
     }
     found = {label: points for label, points in found.items() if points}
     if found:
-      out += f'<figure>{chart(found)}<figcaption>{title}'
-      out += ''.join(
-        f' <b style="color: {colour}">{label}</b>'
-        for label, colour in zip(found, COLOURS)
-      )
-      out += '</figcaption></figure>'
+      url = pages.data_url(chart(found))
+      out += f'<figure><img alt="{title}" src="{url}">'
+      out += f'<figcaption>{title}</figcaption></figure>'
   return out or '<p>Nothing was logged.</p>'
 
 
-def chart(curves: dict[str, list[tuple[float, float]]]) -> str:
-  """Curves over steps as SVG.
+def chart(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+  """Curves over steps as a PNG.
 
   Args:
     curves: finite (step, value) in order, by label.
   """
-  points = [point for curve in curves.values() for point in curve]
-  right = max(max(step for step, _ in points), 1)
+  figure, (axis,) = charts.new_axes(1, 2.4, width=4.9)
+  for label, points in curves.items():
+    dot = '.' if len(points) <= 40 else None
+    axis.plot(*zip(*points), marker=dot, label=label)
   # The first of many values may be far above all others: they are cut off.
-  values = sorted(value for _, value in points)
+  values = sorted(v for points in curves.values() for _, v in points)
   low, high = values[0], values[math.ceil(0.98 * (len(values) - 1))]
-  if high <= low:
-    low, high = low - abs(low) / 2 - 1e-9, high + abs(high) / 2 + 1e-9
-  wide, tall = WIDTH - LEFT - 8, HEIGHT - TOP - BOTTOM
-  x = lambda step: LEFT + wide * step / right
-  y = lambda v: TOP + tall * (1 - (min(v, high) - low) / (high - low))
-  text = lambda x, y, anchor, t: (
-    f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{t}</text>'
-  )
-  shown = lambda v: f'{v:.4g}' if v > 0.01 else f'{v:.1e}'
-  out = [
-    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
-    'font-size="11" font-family="system-ui, sans-serif" fill="#555">'
-  ]
-  for i in range(5):
-    value = low + (high - low) * i / 4
-    out.append(
-      f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" stroke="#ddd"/>'
-      + text(LEFT - 6, y(value) + 4, 'end', shown(value))
-    )
-  for i in range(5):
-    step = right * i / 4
-    out.append(text(x(step), HEIGHT - 16, 'middle', f'{step:.0f}'))
-  out.append(text(LEFT + wide / 2, HEIGHT - 2, 'middle', 'step'))
-  for curve, colour in zip(curves.values(), COLOURS):
-    path = 'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value in curve)
-    dots = ''.join(
-      f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5" '
-      f'fill="{colour}"/>'
-      for step, value in (curve if len(curve) <= 40 else ())
-    )
-    out.append(f'<path d="M{path}" fill="none" stroke="{colour}"/>{dots}')
-  return ''.join(out) + '</svg>'
+  if low < high:
+    axis.set_ylim(top=high + (high - low) / 20)
+  axis.set_xlabel('step', fontsize=8)
+  axis.grid(alpha=0.3)
+  if any(curves):
+    axis.legend(fontsize=8)
+  return charts.png(figure)

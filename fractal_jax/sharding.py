@@ -233,13 +233,12 @@ def spec(names, shape, mesh: Mesh, rules=Rules(), *, path='') -> PartitionSpec:
   return PartitionSpec(*out)
 
 
-def param_shardings(boxed, mesh: Mesh, rules=Rules()):
+def param_shardings(boxed, mesh: Mesh):
   """Shardings of parameters, from their shapes with logical axes.
 
   Args:
     boxed: jax.eval_shape of the initialisation, leaves in flax's boxes.
     mesh: the mesh.
-    rules: the mesh axis of each logical axis.
 
   Returns:
     The tree of NamedSharding of the unboxed parameters.
@@ -249,13 +248,13 @@ def param_shardings(boxed, mesh: Mesh, rules=Rules()):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     if not is_boxed(leaf):
       return NamedSharding(mesh, PartitionSpec())
-    where = spec(leaf.names, leaf.value.shape, mesh, rules, path=name)
+    where = spec(leaf.names, leaf.value.shape, mesh, path=name)
     return NamedSharding(mesh, where)
 
   return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)
 
 
-def gathered(x: jax.Array, *names, rules=Rules()) -> jax.Array:
+def gathered(x: jax.Array, *names: str | None) -> jax.Array:
   """A parameter where it is used: whole over `fsdp`, split over `tensor`.
 
   Left alone, the compiler takes a split parameter for a wish to split the
@@ -265,22 +264,21 @@ def gathered(x: jax.Array, *names, rules=Rules()) -> jax.Array:
   Args:
     x: the parameter, or one layer of it.
     *names: its logical axes.
-    rules: the mesh axis of each logical axis.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not all(t == AxisType.Auto for t in mesh.axis_types):
     return x
   used = {
     name: None if axis == 'fsdp' else axis
-    for name, axis in dataclasses.asdict(rules).items()
+    for name, axis in dataclasses.asdict(Rules()).items()
   }
   where = spec(names, x.shape, mesh, Rules(**used))
   return jax.lax.with_sharding_constraint(x, where)
 
 
-def unsplit(boxed, mesh: Mesh, rules=Rules()) -> list[str]:
+def unsplit(boxed, mesh: Mesh) -> list[str]:
   """Dimensions that stay whole since their mesh axis does not divide them."""
-  axes = dataclasses.asdict(rules)
+  axes = dataclasses.asdict(Rules())
   out = []
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_boxed)
   for path, leaf in leaves:

@@ -90,7 +90,7 @@ def test_a_study_tunes_goes_on_and_reports(trained, tmp_path, monkeypatch):
   assert bits == ['3.200000', '3.210000', '3.220000']
   assert seeds[0]['curve'] == '200:4.2000 400:3.2000'
   c = ablations.configs.config_of('levels', 'flat')
-  flops = cost.train_flops_per_image(c) * 32 * 400 / 1e12
+  flops = cost.cost(c).total('training') * 32 * 400 / 1e12
   assert seeds[0]['train_tflops'] == f'{flops:.4f}'
   plot = tmp_path / 'report' / 'levels.png'
   assert plot.stat().st_size > 10_000

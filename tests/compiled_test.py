@@ -111,7 +111,7 @@ def test_flops_are_those_of_a_device(monkeypatch):
   c.optim.batch, c.sample.guidance = 1024, 2.0
   _, shares, flops, images = compiler.training(c)
   assert (shares, images) == ({'elsewhere': [0.99, 0.01]}, 256)
-  assert flops == pytest.approx(128 * cost.train_flops_per_image(c))
+  assert flops == pytest.approx(128 * cost.cost(c).total('training'))
   _, shares, flops, images = compiler.sampling(c)
   assert images == c.sample.batch and shares
   guided = cost.sample_flops_per_image(c, True, c.sample.iterations)

@@ -119,13 +119,13 @@ def test_forward_is_what_xla_counts(kinds, guide, compiled):
   """Within 4%: XLA also counts norms, activations and softmax."""
   c = small(kinds, guide)
   found = xla_flops(c, False, compiled)
-  assert 1 <= found / cost.forward_flops_per_image(c) < 1.04
+  assert 1 <= found / cost.cost(c).total('forward') < 1.04
 
 
 def test_gradient_is_three_forwards():
   c = small(MAR)
   found = xla_flops(c, True, False)
-  assert found == pytest.approx(3 * cost.forward_flops_per_image(c), rel=0.04)
+  assert found == pytest.approx(3 * cost.cost(c).total('forward'), rel=0.04)
 
 
 def test_training_sends_down_what_is_masked():
@@ -149,7 +149,7 @@ def test_training_sends_down_what_is_masked():
 def test_sampling():
   c = load('fractalar_in64').get_config()
   once = cost.sample_flops_per_image(c, guided=False)
-  assert once == cost.forward_flops_per_image(c)
+  assert once == cost.cost(c).total('forward')
   assert cost.sample_flops_per_image(c, guided=True) == 2 * once
   assert c.sample.iterations == (256, 16) and c.is_locked
   c = load('fractalmar_in64').get_config()

@@ -165,7 +165,7 @@ def test_table():
   c = configure('ar', (2, 4, 1))
   text = memory.table(c, 8, 'v5e', 0.4, 1_500)
   assert '8 x v5e (16 GiB, 197 TFLOP/s), mesh data=2 fsdp=4 tensor=1.' in text
-  flops = 1024 * cost.train_flops_per_image(c)
+  flops = 1024 * cost.cost(c).total('training')
   second = flops / (8 * 197e12 * 0.4)
   assert f'a step takes {second:.3g} s' in text
   assert f'all {1000 * 1024 / 1500:.4g} epochs' in text

@@ -91,7 +91,7 @@ def test_blocks_are_counted_saved_and_split_once():
   )
   assert blocks(c) == 0 < blocks(apart)
   assert cost.cost(c).params == cost.cost(apart).params - blocks(apart)
-  assert cost.train_flops_per_image(c) == cost.train_flops_per_image(apart)
+  assert cost.cost(c).total('training') == cost.cost(apart).total('training')
   c.mesh.update(data=2, fsdp=2, tensor=2)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)

@@ -87,7 +87,7 @@ def test_the_run_has_a_page_that_needs_no_other_file(run):
   assert 'data:image/png;base64,' in page and 'data:image/gif;base64,' in page
   for words in ('0 cat, 1 dog', 'jax 0.', 'images/s', 'c.optim.steps = 4'):
     assert words in page
-  assert page.count('<svg') == 4
+  assert page.count('<img alt="') >= 4
   with Image.open(workdir / 'samples' / 'growing.gif') as movie:
     assert movie.n_frames > 10
 

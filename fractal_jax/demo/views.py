@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from fractal_jax.report import colour_bar, data_url
+from fractal_jax.pages import data_url
+from fractal_jax.report import colour_bar
 
 
 def tiles(

@@ -6,8 +6,7 @@ dimension: 2 of a flat image, up to 3 of noise; 1 to 2 of a series. (The
 differential box-counting of Sarkar and Chaudhuri 1994.)
 """
 
-from collections.abc import Callable
-
+from ml_collections import ConfigDict
 import numpy as np
 
 MOST = 5000  # images of a split that are looked at
@@ -57,7 +56,7 @@ def ranges(
   return out
 
 
-def ranges_of_run(config, progress: Callable = iter) -> np.ndarray:
+def ranges_of_run(config: ConfigDict) -> np.ndarray:
   """`ranges` of a run's training split; of MOST images where it has more."""
   from fractal_jax.data import pipeline  # other choices need no data set
 
@@ -65,7 +64,7 @@ def ranges_of_run(config, progress: Callable = iter) -> np.ndarray:
   batches = pipeline.eval_batches(config, split, 100, num=MOST)
   seen = [
     {k: b[k][b['valid'].astype(bool)] for k in ('image', 'label')}
-    for b in progress(batches)
+    for b in batches
   ]
   images, labels = (
     np.concatenate([b[k] for b in seen]) for k in ('image', 'label')

@@ -262,7 +262,6 @@ def sample_grid(
   config: ConfigDict,
   *,
   mesh: Mesh | None = None,
-  num: int | None = None,
   path: str | None = None,
   names: tuple[str, ...] = (),
   movie: str | None = None,
@@ -274,7 +273,6 @@ def sample_grid(
     params: its parameters.
     config: the run's config.
     mesh: the mesh; one of the first device where None.
-    num: images; config.sample.num where None.
     path: a PNG to write, too.
     names: of the classes, to write above their columns.
     movie: a .gif to write, too, of the first MOVIE images as they grow.
@@ -283,7 +281,7 @@ def sample_grid(
     The grid, uint8 [H, W, 3].
   """
   classes = config.model.classes
-  labels = round_robin(num or config.sample.num, np.arange(classes))
+  labels = round_robin(config.sample.num, np.arange(classes))
   # When each value is drawn is always noted: so it is one program to compile.
   job = draw(
     net, params, config, labels, mesh=mesh, seed=config.seed, record=True

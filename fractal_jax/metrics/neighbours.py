@@ -17,38 +17,36 @@ K = 3
 ROWS, COLUMNS = 1024, 8192  # of a block of distances
 
 
-def precision_recall(generated, reference, k: int = K) -> tuple[float, float]:
-  """Precision and recall of features [n, D] against [m, D]; n, m > k."""
+def precision_recall(generated, reference) -> tuple[float, float]:
+  """Precision and recall of features [n, D] against [m, D]; n, m > K."""
   return (
-    float(inside(generated, reference, radii(reference, k)).mean()),
-    float(inside(reference, generated, radii(generated, k)).mean()),
+    float(inside(generated, reference, radii(reference)).mean()),
+    float(inside(reference, generated, radii(generated)).mean()),
   )
 
 
-def class_recall(
-  generated, labels, reference, reference_labels, k: int = K
-) -> np.ndarray:
+def class_recall(generated, labels, reference, reference_labels) -> np.ndarray:
   """Recall within each class [classes]: its images against its images.
 
-  nan for classes with k images or fewer on either side.
+  nan for classes with K images or fewer on either side.
   """
   out = np.full(1 + max(labels.max(), reference_labels.max()), np.nan)
   for c in np.intersect1d(labels, reference_labels):
     ours, theirs = generated[labels == c], reference[reference_labels == c]
-    if min(len(ours), len(theirs)) > k:
-      out[c] = inside(theirs, ours, radii(ours, k)).mean()
+    if min(len(ours), len(theirs)) > K:
+      out[c] = inside(theirs, ours, radii(ours)).mean()
   return out
 
 
-def radii(features, k: int = K) -> np.ndarray:
-  """Squared distance [n] of each image to its k-th nearest other image."""
+def radii(features) -> np.ndarray:
+  """Squared distance [n] of each image to its K-th nearest other image."""
   out = []
   for rows in _blocks(features, ROWS):
     nearest = np.full((len(rows), 0), np.inf)
     for columns in _blocks(features, COLUMNS):
       nearest = np.concatenate([nearest, _squared(rows, columns)], 1)
-      if nearest.shape[1] > k + 1:  # itself is among them
-        nearest = np.partition(nearest, k, 1)[:, : k + 1]
+      if nearest.shape[1] > K + 1:  # itself is among them
+        nearest = np.partition(nearest, K, 1)[:, : K + 1]
     out.append(nearest.max(1))
   return np.concatenate(out)
 

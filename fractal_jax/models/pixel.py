@@ -91,11 +91,9 @@ class PixelLevel(nn.Module):
       x, _ = self.blocks(x, None, train)
     return self.norm_out(x)  # [N, C, D]
 
-  def logits(
-    self, conds: Array, values: Array, *, train: bool = False
-  ) -> Array:
+  def logits(self, conds: Array, values: Array) -> Array:
     """Conditions [N, n, Dc], values [N, C] to logits [N, C, V], float32."""
-    outputs = self.outputs(conds, values, train=train)
+    outputs = self.outputs(conds, values, train=False)
     outputs = outputs.swapaxes(0, 1)  # [C, N, D]
     logits = channel_logits(outputs, self.codebooks, self.logit_bias)
     return logits.swapaxes(0, 1)

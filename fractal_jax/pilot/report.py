@@ -6,16 +6,14 @@ import html
 import json
 import pathlib
 
-from fractal_jax import paths
+from fractal_jax import pages, paths
+from fractal_jax.pages import data_url, table
 from fractal_jax.pilot import gates, run, settings, texts
 from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.roi import Roi, roi
 from fractal_jax.pilot.work import Pilot
-from fractal_jax.report import data_url, table
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
-body { max-width: 62em; padding: 0 1em }
 img { width: 100% }
 table { border-collapse: collapse }
 td, th { padding: .15em 1.2em .15em 0; text-align: left }
@@ -157,13 +155,8 @@ def page(found: Report, words: dict[str, str], language: str) -> str:
     _list(words[f'term {name}'] for name in TERMS),
     '</div>',
   ]
-  return (
-    f'<!doctype html>\n<html lang="{language}"><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width">'
-    f'<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
-    + '\n'.join(filter(None, parts))
-    + '\n</html>\n'
-  )
+  body = '\n'.join(filter(None, parts))
+  return pages.page(title, body, style=STYLE, language=language)
 
 
 def reason(found: Report, words: dict[str, str]) -> str:

@@ -123,7 +123,7 @@ def flat_steps(pilot: Pilot) -> int:
   """Steps of a flat model that take as many FLOPs as the levels together."""
   (_, side), *_ = pilot.modules()
   flops = [
-    cost.train_flops_per_image(pilot.config(side, levels, None))
+    cost.cost(pilot.config(side, levels, None)).total('training')
     for levels in (3, 2)
   ]
   return max(round(pilot.settings.task['small_steps'] * flops[0] / flops[1]), 1)

@@ -286,9 +286,9 @@ def price(pilot: Pilot, fits: list[tuple[int, int, int]]) -> float:
     fits: (side, levels, steps) of each model.
   """
   measured = probe(pilot)
-  flops = lambda side, levels: cost.train_flops_per_image(
+  flops = lambda side, levels: cost.cost(
     pilot.config(side, levels, None)
-  )
+  ).total('training')
   (_, whole), *_ = pilot.modules()
   one = flops(whole, 3)
   return sum(

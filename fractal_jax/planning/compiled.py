@@ -63,7 +63,7 @@ class Compiler:
     return self.program(
       lambda: aot.training_step(config, mesh),
       {'elsewhere': [1 - logged, logged]},
-      images * cost.train_flops_per_image(config) / mesh.shape['tensor'],
+      images * cost.cost(config).total('training') / mesh.shape['tensor'],
       images,
     )
 

@@ -131,21 +131,6 @@ def paper_flops(spec: Spec) -> float:
   return 2 * d * embed + spec.depth * (24 * d * d * t + 4 * t * t * d)
 
 
-def forward_flops_per_image(config) -> float:
-  """FLOPs to score an image whose patches all go down."""
-  return cost(config).total('forward')
-
-
-def likelihood_flops_per_image(config) -> float:
-  """FLOPs per image of one pass of the likelihood."""
-  return cost(config).total('scoring')
-
-
-def train_flops_per_image(config) -> float:
-  """FLOPs per image of a training step: the numerator of its utilisation."""
-  return cost(config).total('training')
-
-
 def peak_flops(device_kind: str) -> float | None:
   """Dense bfloat16 FLOP/s of a device as its maker states; None: unknown."""
   for name, tera in PEAK_TFLOPS.items():

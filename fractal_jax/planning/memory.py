@@ -326,7 +326,7 @@ class Hours:
 def hours(config, devices: int, device: str, mfu: float, images: int) -> Hours:
   """Time at a utilisation; the arguments are those of `table`."""
   peak = cost.peak_flops(DEVICES[device][0])
-  second = cost.train_flops_per_image(config) / (devices * peak * mfu)
+  second = cost.cost(config).total('training') / (devices * peak * mfu)
   total = optimizer.steps(config, images) * config.optim.batch
   return Hours(
     second * config.optim.batch, second * images, second * total, total / images

@@ -312,7 +312,7 @@ def _model(c, choose, on: Machine, train: int) -> None:
   for shape in SHAPES:
     widths, depths, heads = shape.of(above)
     c.model.update(widths=widths, depths=depths, heads=heads)
-    seconds = wanted * cost.train_flops_per_image(c) / on.flops
+    seconds = wanted * cost.cost(c).total('training') / on.flops
     if train >= shape.fewest and seconds <= 3600 * _hours(on, train):
       break
   choose(
@@ -354,7 +354,7 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
     'configs/digits.py, and 4e-4 for 1024, as published',
     optim_lr=float(f'{peak * 256 / batch:.2g}'),
   )
-  flops = cost.train_flops_per_image(c)
+  flops = cost.cost(c).total('training')
   hours = _hours(on, train)
   time = 3600 * hours * on.flops / flops  # images in that time
   wanted = max(SEEN, PASSES * train)

@@ -11,7 +11,6 @@ from fractal_jax.series.detector import Alarm, FractalDetector, alarms
 from fractal_jax.series.table import Table
 
 SEGMENT = 16  # rows over which segments are ranked
-FEW = 30  # alarms or rows below which a rate is hardly known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,34 +1,14 @@
 """Pictures of series, as PNGs: curves, heat maps, calibration, forecasts."""
 
-import io
-
 import numpy as np
 
+from fractal_jax.charts import new_axes, png
 from fractal_jax.series.analysis import Analysis
 from fractal_jax.series.scores import mean_over
 
 COLUMNS = 1500  # of a picture: longer series are drawn by their extremes
 MOST = 12  # channels that are drawn
 INK, ALARM, BLUE, GREY = '#222222', '#d62728', '#1f77b4', '#999999'
-
-
-def new_axes(rows: int, height: float, **how):
-  """A figure without a window: (figure, its axes in a list)."""
-  from matplotlib import figure
-
-  shown = figure.Figure(figsize=(11, height), layout='constrained')
-  axes = shown.subplots(rows, 1, squeeze=False, **how)[:, 0]
-  for one in axes:
-    one.spines[['top', 'right']].set_visible(False)
-    one.tick_params(labelsize=8)
-  return shown, axes
-
-
-def png(shown) -> bytes:
-  """A figure as the bytes of a PNG."""
-  file = io.BytesIO()
-  shown.savefig(file, format='png', dpi=90)
-  return file.getvalue()
 
 
 def extremes(x: np.ndarray, columns: int = COLUMNS):

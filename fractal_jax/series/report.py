@@ -6,17 +6,12 @@ import io
 
 import numpy as np
 
-from fractal_jax import paths
-from fractal_jax.report import data_url, table
+from fractal_jax import pages, paths
+from fractal_jax.pages import data_url, table
 from fractal_jax.series import plots, ranking
 from fractal_jax.series.analysis import Analysis
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
-body { max-width: 62em; padding: 0 1em }
-img { width: 100% }
-td, th { padding: .1em 1.2em .1em 0; text-align: left }
-"""
+STYLE = 'img { width: 100% }'
 
 
 def write(found: Analysis, folder: str) -> str:
@@ -78,13 +73,10 @@ def summary(found: Analysis) -> str:
 
 def page(found: Analysis) -> str:
   """The page: pictures inside, no other files, no scripts."""
-  name = html.escape(found.table.name)
+  name = found.table.name
   rows = ''.join(f'<p>{html.escape(x)}</p>' for x in summary(found).split('\n'))
   doubts = ''.join(f'<li>{html.escape(text)}</li>' for text in found.doubts)
-  return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{name}: alarms</title>
-<style>{STYLE}</style>
-<h1>{name}</h1>
+  body = f"""<h1>{html.escape(name)}</h1>
 {rows}
 <h2>What to distrust</h2>
 <ul>{doubts}</ul>
@@ -106,9 +98,8 @@ def page(found: Analysis) -> str:
 <h2>What was learnt</h2>
 {_learnt(found)}
 <h2>How</h2>
-{_how(found)}
-</html>
-"""
+{_how(found)}"""
+  return pages.page(f'{name}: alarms', body, style=STYLE)
 
 
 def figure(shot: bytes, text: str) -> str:

@@ -1,0 +1,22 @@
+"""Charts as PNGs: figures without a window, drawn by matplotlib."""
+
+import io
+
+
+def new_axes(rows: int, height: float, width: float = 11, **how):
+  """A figure of a size in inches, and its axes [rows], one above another."""
+  from matplotlib import figure
+
+  shown = figure.Figure(figsize=(width, height), layout='constrained')
+  axes = shown.subplots(rows, 1, squeeze=False, **how)[:, 0]
+  for one in axes:
+    one.spines[['top', 'right']].set_visible(False)
+    one.tick_params(labelsize=8)
+  return shown, axes
+
+
+def png(figure) -> bytes:
+  """A figure as the bytes of a PNG."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=90)
+  return file.getvalue()

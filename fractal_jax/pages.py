@@ -1,0 +1,55 @@
+"""HTML pages that need no other file, and can be sent: the frame, its parts."""
+
+import base64
+import html
+import io
+
+import numpy as np
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
+body { max-width: 62em; padding: 0 1em }
+img { max-width: 100% }
+td, th { padding: .1em 1.2em .1em 0; text-align: left; vertical-align: top }
+figure { display: inline-block; vertical-align: top; margin: 0 1em 1em 0 }
+figcaption { font-size: 13px; color: #555 }
+"""
+
+
+def page(title: str, body: str, *, style: str = '', language='en') -> str:
+  """A whole page.
+
+  Args:
+    title: a text; it is escaped.
+    body: HTML.
+    style: CSS, besides STYLE.
+    language: of its texts, as HTML names it.
+  """
+  return f"""<!doctype html>
+<html lang="{language}"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>{STYLE}{style}</style>
+{body}
+</html>
+"""
+
+
+def data_url(picture: np.ndarray | bytes, kind: str = 'png') -> str:
+  """A picture [H, W, 3], or the bytes of a PNG or GIF, inside a URL."""
+  from PIL import Image
+
+  if isinstance(picture, np.ndarray):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    picture = file.getvalue()
+  return f'data:image/{kind};base64,{base64.b64encode(picture).decode()}'
+
+
+def table(head, rows) -> str:
+  """A table with a row of heads; texts are escaped."""
+  cells = lambda tag, row: ''.join(
+    f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row
+  )
+  body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
+  return f'<table class="bits"><tr>{cells("th", head)}</tr>{body}</table>'
