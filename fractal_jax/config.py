@@ -201,7 +201,7 @@ MODEL = {
   'unroll': Key(
     0,
     integer(least=0),
-    'layers: a stack of so many or fewer is unrolled, not looped over',
+    'stacks of at most this many layers are unrolled, not looped over',
     'loops compile faster; unrolling a few layers runs faster',
   ),
   'chunks': Key(
@@ -363,8 +363,8 @@ OPTIM = {
   'spike': Key(
     0.0,
     Number(above=1, also=(0,)),
-    'an update is skipped whose loss is above so many times its running mean; '
-    '0: off. One that is not finite always is',
+    'an update is skipped if its loss is above this multiple of the running '
+    'mean; 0: off. One that is not finite always is',
     'the published runs had no such guard',
   ),
   'max_bad_steps': Key(
@@ -535,7 +535,7 @@ SAMPLE = {
     'no image is rejected',
   ),
   'keep': Key(
-    1, integer(least=1), 'how many of so many candidates are kept: the best'
+    1, integer(least=1), 'how many candidates are kept, the best ones'
   ),
   'keep_by': Key(
     'class',

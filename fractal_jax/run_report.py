@@ -48,7 +48,7 @@ def page(workdir: str, machine: str = '') -> str:
 <p>A fractal generative model, trained by fractal_jax.</p>
 {facts}
 <h2>Samples over time</h2>
-<p>Drawn by the model as it was after so many steps{
+<p>Drawn by the model as it was after the step below each{
     ', a class in each column' if 1 < len(names) <= 16 else ''
   }; none is selected.</p>
 {_samples(workdir)}

@@ -91,14 +91,14 @@ def make_mesh(config, devices=None) -> Mesh:
 
 
 def abstract_mesh(config, devices: int) -> AbstractMesh:
-  """The mesh of config.mesh over so many devices that need not be here."""
+  """The mesh of config.mesh over a number of devices that need not be here."""
   mesh = AbstractMesh(mesh_shape(config, devices), AXES)
   check_batch(config, mesh)
   return mesh
 
 
 def mesh_shape(config, devices: int) -> tuple[int, ...]:
-  """How many devices each axis of config.mesh has, of so many in all."""
+  """How many devices each axis of config.mesh has, given the number of all."""
   shape = [config.mesh[axis] for axis in AXES]
   asked = ' x '.join(f'{axis}={n}' for axis, n in zip(AXES, shape))
   known = int(np.prod([n for n in shape if n != -1]))

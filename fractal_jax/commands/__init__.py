@@ -1,1 +1,1 @@
-"""The command line's jobs: a module a subcommand, `define_flags` and `run`."""
+"""The subcommands: a module for each, with `define_flags` and `run`."""

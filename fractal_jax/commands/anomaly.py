@@ -51,8 +51,8 @@ def series_flags():
   common.number_flag(
     'train',
     None,
-    'The first so many rows are normal, and fitted to. If unset as the file '
-    'says, or all rows.',
+    'Number of rows, the first, that are normal, and fitted to. If unset, what '
+    'the file says, or all rows.',
   )
   flags.DEFINE_string(
     'workdir', None, 'A run on series: nothing is fitted, it scores the data.'

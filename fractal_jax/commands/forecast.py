@@ -83,7 +83,7 @@ def following(one, rows: int):
 
 
 def write(found, channels, times, first: int, name: str) -> None:
-  """Writes quantiles, a line a row, as CHANNEL_q0.1 and so on.
+  """Writes a line per row, its quantiles in columns CHANNEL_q0.1 and so on.
 
   Args:
     found: a `forecast.Drawn`.

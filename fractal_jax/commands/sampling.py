@@ -34,7 +34,7 @@ def define_flags():
   flags.DEFINE_integer(
     'resample',
     None,
-    'Draw so many values without guidance, and let guidance choose one.',
+    'Number of values to draw without guidance, of which guidance chooses one.',
   )
   flags.DEFINE_list(
     'order',
@@ -125,7 +125,8 @@ def changes(swept=()) -> dict:
     for name, read in kinds.items()
     if name in FLAGS and name not in swept and FLAGS[name].value is not None
   }
-  for name in ('guidance', 'temperature', 'order'):  # one, or one a level
+  # These are one for all levels, or one per level.
+  for name in ('guidance', 'temperature', 'order'):
     if len(found.get(name, ())) == 1:
       found[name] = found[name][0]
   return found

@@ -64,7 +64,7 @@ def npz(config, split: str) -> Source:
 
 
 def _listed(path: str, split: str, examples: int) -> list[int]:
-  """The examples of a split by a listing, of so many."""
+  """The examples of a split by a listing."""
   texts = [row.example for row in listing.read(path) if row.split == split]
   if not texts:
     raise listing.no_split(path, split)

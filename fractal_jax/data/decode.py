@@ -54,8 +54,8 @@ def load(
     upright: turn the image as its EXIF orientation says.
     formats: which of FORMATS are read.
     max_pixels: the most that are decoded.
-    least: a JPEG may come out smaller, but with sides of so many pixels, in a
-      fraction of the time; None: in full.
+    least: a JPEG may come out smaller, with sides of at least this many pixels,
+      in a fraction of the time; None: in full.
 
   Raises:
     ImageError: it can't be opened, is damaged, or breaks a rule.

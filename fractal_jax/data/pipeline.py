@@ -254,7 +254,7 @@ def eval_batches(
       no more than `parts` needs to hold them.
     process_index: this host, h.
     process_count: number of hosts; each gets b = batch / hosts rows.
-    num: 0 for the whole split in its own order; else only so many examples,
+    num: 0 for the whole split in its own order; else this many examples,
       drawn once and for all: a sorted split is represented evenly.
     parts: what a smaller batch, too, must divide into: devices, say. The hosts
       where None.
@@ -349,8 +349,8 @@ def _batches(
     index=np.int64,
     valid=np.bool_,
   )
-  # A thread reads so many rows at a time: small images cost less than grain's
-  # work for each element.
+  # Rows that a thread reads at a time: reading a small image costs less than
+  # grain's work for each element.
   chunk = math.gcd(rows, 32)
 
   def read(number: int) -> dict[str, np.ndarray]:

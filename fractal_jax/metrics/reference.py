@@ -97,7 +97,7 @@ def of_run(
 def fingerprint(config, split: str) -> str:
   """A hash of what a split holds: other examples give another.
 
-  Of a split of more than SEEN examples, so many are looked at, evenly spaced:
+  Of a split of more than SEEN examples, SEEN are looked at, evenly spaced:
   a replaced data set is noticed, a change of a few images perhaps not.
   """
   source = pipeline.open_split(config, split)

@@ -127,7 +127,7 @@ def unmask_counts(
   Args:
     length: patches.
     iterations: steps, no more than patches.
-    step_sizes: 'cosine', as published: ever more patches a step. 'two-stage':
+    step_sizes: 'cosine', as published: each step draws more. 'two-stage':
       the first quarter of the patches, which set the structure, in the first
       three quarters of the steps, and all others in the rest.
   """

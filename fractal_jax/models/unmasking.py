@@ -1,9 +1,10 @@
-"""How a masked level generates: some patches a step, in some order.
+"""How a masked level generates: some patches in each step, in some order.
 
 Patches leave the mask step by step. A step computes the conditions of its
 patches from those that are there, and the next level draws them all at once.
-How many patches a step draws is known when the program is compiled. Each number
-would be a program of its own; a few sizes serve all. Axis letters: types.py.
+How many patches each step draws is known when the program is compiled. Each
+number would be a program of its own, so steps are padded to a few sizes. Axis
+letters: types.py.
 """
 
 import dataclasses

@@ -101,7 +101,7 @@ class Shape:
   why: str
 
   def of(self, levels: int) -> tuple[tuple[int, ...], ...]:
-    """Widths, depths, heads with so many levels above pixels."""
+    """Widths, depths and heads with a number of levels above the pixels."""
     parts = (self.widths, self.depths, self.heads)
     if levels == 1:
       return tuple((first, last) for first, _, last in parts)

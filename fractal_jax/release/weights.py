@@ -91,7 +91,7 @@ def save(path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
 
 
 def _files(sizes: dict[str, int]) -> dict[str, list[str]]:
-  """Which tensors, of so many bytes, each file holds."""
+  """Which tensors each file holds, given their bytes."""
   parts, filled = [[]], 0
   for name, size in sizes.items():
     if parts[-1] and filled + size > PART_BYTES:

@@ -214,7 +214,7 @@ def periodic_actions(
     actions.append(
       periodic_actions.Profile(
         logdir=str(paths.path(workdir) / 'tensorboard'),
-        first_profile=first - 1,  # begins when so many steps are done
+        first_profile=first - 1,  # the steps that are done when it begins
         num_profile_steps=count,
         profile_duration_ms=None,
         every_secs=None,
