@@ -6,9 +6,11 @@ on both sides must agree, and everything that says what values mean.
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import config as config_lib
@@ -164,28 +166,17 @@ def compare(
   if len(images) < 2:
     raise ModuleError(f'{len(images)} image: a comparison takes two or more')
   labels = labels if conditional else np.full(len(labels), -1, np.int32)
+  how = dict(batch=batch, passes=passes)
   nats, sides, exact = [], [], []
   for c, params, run in ((config, own, a), (mixed, new, b)):
     net = fractal.from_config(c.model)
-    mesh = sharding.any_mesh(c)
     restore.check_fit(
       params, sharding.unbox(train_state.boxed_params(net)), run
     )
-    params = jax.device_put(params, train_state.param_shardings(net, mesh))
-    how = dict(mesh=mesh, batch=batch, passes=passes, seed=c.seed)
-    # Compiled before the time is taken.
-    size = min(batch or c.eval.batch, len(images))
-    yield from likelihood.log_prob(
-      net, params, c, images[:size], labels[:size], **how
-    )
-    begun = time.monotonic()
-    found = yield from likelihood.log_prob(
-      net, params, c, images, labels, **how
-    )
-    seconds = (time.monotonic() - begun) / len(images)
-    nats.append(-found)
+    found, seconds = yield from timed(net, params, c, images, labels, **how)
+    nats.append(found)
     exact.append(net.exact)
-    sides.append(_side(c, level, -found, images[0].size, seconds))
+    sides.append(_side(c, level, found, images[0].size, seconds))
   difference = (nats[1] - nats[0]) / np.log(2)
   return Comparison(
     level=level,
@@ -195,6 +186,29 @@ def compare(
     exact=all(exact),
     others=_others(own, theirs, level, len(config.model.sizes)),
   )
+
+
+def timed(
+  net: fractal.Fractal,
+  params: dict,
+  config: ConfigDict,
+  images: np.ndarray,
+  labels: np.ndarray,
+  *,
+  batch: int | None,
+  passes: int | None,
+) -> Job:
+  """A job: the nats [n] of images, and the seconds that each took."""
+  mesh = sharding.any_mesh(config)
+  params = jax.device_put(params, train_state.param_shardings(net, mesh))
+  how = dict(mesh=mesh, batch=batch, passes=passes, seed=config.seed)
+  score = functools.partial(likelihood.log_prob, net, params, config, **how)
+  # Compiled before the time is taken.
+  size = min(batch or config.eval.batch, len(images))
+  yield from score(images[:size], labels[:size])
+  begun = time.monotonic()
+  found = yield from score(images, labels)
+  return -found, (time.monotonic() - begun) / len(images)
 
 
 def images_of(config, split: str | None, num: int):

@@ -364,6 +364,22 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
   if time < wanted:
     why += f', what fits into about {hours * 60:.0f} minutes'
   choose(f'{why}; more steps, better samples', optim_steps=steps)
+  choose(
+    'helps where images are few'
+    if train < 10_000
+    else 'there are enough images',
+    data_shift=max(1, c.model.sizes[0] // 16) if train < 10_000 else 0,
+  )
+  choose(
+    'twice as many images; set it to False where left and right differ, as in '
+    'writing',
+    data_flip=True,
+  )
+  _watching(c, choose, on, steps, held)
+
+
+def _watching(c, choose, on: Machine, steps: int, held: int) -> None:
+  """What a run logs, scores and draws."""
   every = steps // 8
   choose(
     'an eighth of the run: eight looks at the samples',
@@ -389,17 +405,6 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
       for i, (a, b) in enumerate(itertools.pairwise(c.model.sizes))
     )
     choose('fewer steps than patches', sample_iterations=steps_of)
-  choose(
-    'helps where images are few'
-    if train < 10_000
-    else 'there are enough images',
-    data_shift=max(1, c.model.sizes[0] // 16) if train < 10_000 else 0,
-  )
-  choose(
-    'twice as many images; set it to False where left and right differ, as in '
-    'writing',
-    data_flip=True,
-  )
 
 
 def _hours(on: Machine, train: int) -> float:

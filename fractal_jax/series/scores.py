@@ -165,22 +165,8 @@ def score(
     ScoreError: the model is of no series, masked where `causal`, or of other
       channels.
   """
-  side, channels = net.specs[0].side, net.specs[0].channels
-  if net.specs[0].rank != 1 or not net.unknown:
-    raise ScoreError(
-      'this model was not trained on series: it needs model.rank=1 and '
-      'model.unknown=True'
-    )
-  if causal and not net.exact:
-    raise ScoreError(
-      'causal scores look at the past alone, but this model has masked levels, '
-      "which look at both sides: train one of model.kinds=('ar', ..., 'pixel')"
-    )
-  if values.ndim != 2 or values.shape[1] != channels:
-    raise ScoreError(
-      f'values of shape {values.shape}: this model takes [T, {channels}], '
-      f'channels {", ".join(quantiser.channels)}'
-    )
+  check(net, quantiser, values, causal)
+  side = net.specs[0].side
   inputs.check_counts(passes=passes, batch=batch)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
@@ -217,6 +203,28 @@ def score(
     deviation=np.sqrt(variance) * width,
     clipped=quantiser.outside(values, label).sum(0),
   )
+
+
+def check(
+  net: fractal.Fractal, quantiser: Quantiser, values: np.ndarray, causal: bool
+) -> None:
+  """Raises ScoreError for what `score` can't score."""
+  if net.specs[0].rank != 1 or not net.unknown:
+    raise ScoreError(
+      'this model was not trained on series: it needs model.rank=1 and '
+      'model.unknown=True'
+    )
+  if causal and not net.exact:
+    raise ScoreError(
+      'causal scores look at the past alone, but this model has masked levels, '
+      "which look at both sides: train one of model.kinds=('ar', ..., 'pixel')"
+    )
+  channels = net.specs[0].channels
+  if values.ndim != 2 or values.shape[1] != channels:
+    raise ScoreError(
+      f'values of shape {values.shape}: this model takes [T, {channels}], '
+      f'channels {", ".join(quantiser.channels)}'
+    )
 
 
 STATISTICS = 5  # nats, mean, variance, entropy, pit

@@ -7,6 +7,7 @@ a core.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -56,6 +57,39 @@ def block_number():
   return pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
 
 
+class Grid(NamedTuple):
+  """How rows are cut into blocks, and what each block is given of arrays."""
+
+  cores: int
+  blocks: int  # of each core
+  step: int  # rows of a block
+
+  @classmethod
+  def over(cls, size: int, step: int) -> 'Grid':
+    """The grid over `size` rows, a multiple of `step`."""
+    assert size % step == 0, (size, step)
+    number = size // step
+    ways = cores() if number % cores() == 0 else 1
+    return cls(ways, number // ways, step)
+
+  def block(self, x) -> pl.BlockSpec:
+    """The rows of a block."""
+    rest = x.shape[1:]
+    place = lambda core, i, _: (core * self.blocks + i,) + (0,) * len(rest)
+    return pl.BlockSpec((self.step,) + rest, place)
+
+  def resident(self, x) -> pl.BlockSpec:
+    """All of an array."""
+    return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
+
+  def of_core(self, x) -> pl.BlockSpec:
+    """What the blocks of a core share of an array [cores, ...]."""
+    # A constant where there is one core: what does not move has one buffer.
+    first = lambda core: core if self.cores > 1 else 0
+    place = lambda core, i, _: (first(core),) + (0,) * len(x.shape)
+    return pl.BlockSpec((None,) + x.shape, place)
+
+
 def blocks(
   kernel,
   name: str,
@@ -86,36 +120,16 @@ def blocks(
   Returns:
     outs, and sums unless None.
   """
-
-  size = len(jax.tree.leaves(rows)[0])
-  assert size % step == 0, (name, size, step)
-  number = size // step
-  ways = cores() if number % cores() == 0 else 1
-  each = number // ways
-
-  def block(x):
-    rest = x.shape[1:]
-    place = lambda core, i, _: (core * each + i,) + (0,) * len(rest)
-    return pl.BlockSpec((step,) + rest, place)
-
-  def whole(x):
-    return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
-
-  def of_core(x):
-    # A constant where there is one core: what does not move has one buffer.
-    first = lambda core: core if ways > 1 else 0
-    place = lambda core, i, _: (first(core),) + (0,) * len(x.shape)
-    return pl.BlockSpec((None,) + x.shape, place)
-
+  grid = Grid.over(len(jax.tree.leaves(rows)[0]), step)
   by_core = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((ways,) + x.shape, x.dtype), sums
+    lambda x: jax.ShapeDtypeStruct((grid.cores,) + x.shape, x.dtype), sums
   )
   given, tree = jax.tree.flatten((rows, resident))
   made, made_tree = jax.tree.flatten((outs, by_core))
-  specs = [block(x) for x in jax.tree.leaves(rows)]
-  specs += [whole(x) for x in jax.tree.leaves(resident)]
-  out_specs = [block(x) for x in jax.tree.leaves(outs)]
-  out_specs += [of_core(x) for x in jax.tree.leaves(sums)]
+  specs = [grid.block(x) for x in jax.tree.leaves(rows)]
+  specs += [grid.resident(x) for x in jax.tree.leaves(resident)]
+  out_specs = [grid.block(x) for x in jax.tree.leaves(outs)]
+  out_specs += [grid.of_core(x) for x in jax.tree.leaves(sums)]
 
   def body(scalars, *refs):
     rows, resident = tree.unflatten(refs[: len(given)])
@@ -133,7 +147,7 @@ def blocks(
     body,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(ways, each),
+      grid=(grid.cores, grid.blocks),
       in_specs=specs,
       out_specs=out_specs,
       scratch_shapes=[pltpu.VMEM(s.shape, s.dtype) for s in scratch],
@@ -149,7 +163,8 @@ def blocks(
   outs, by_core = made_tree.unflatten(found)
   if sums is None:
     return outs
-  return outs, jax.tree.map(lambda x: x.sum(0) if ways > 1 else x[0], by_core)
+  total = lambda x: x.sum(0) if grid.cores > 1 else x[0]
+  return outs, jax.tree.map(total, by_core)
 
 
 def on_devices(fn, in_specs, out_specs):
