@@ -243,6 +243,7 @@ def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
 
 
 def import_torch():
+  """PyTorch; a ConvertError says how to install it where it is missing."""
   try:
     import torch
   except ImportError as e:

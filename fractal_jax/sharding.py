@@ -292,6 +292,7 @@ def unsplit(boxed, mesh: Mesh) -> list[str]:
 
 
 def is_boxed(x) -> bool:
+  """Whether a leaf is one of flax's boxes with logical axes."""
   return isinstance(x, nn.meta.AxisMetadata)
 
 
@@ -308,6 +309,7 @@ def unbox(boxed):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 

@@ -330,6 +330,7 @@ def workdir() -> str:
 
 @functools.cache  # the Hub is asked once
 def folder_of(name: str) -> str:
+  """The folder of a run or release, downloaded if it is on the Hub."""
   from fractal_jax.release import hub
 
   return hub.folder(name)

@@ -13,8 +13,8 @@ SHOWN = 12  # names in a message
 def in_order(names: Iterable[str]) -> list[str]:
   """Names sorted: as numbers where all are whole numbers (2 before 10)."""
   names = list(names)
-  whole = all(name.isascii() and name.isdecimal() for name in names)
-  return sorted(names, key=lambda n: (int(n), n) if whole else n)
+  numeric = all(name.isascii() and name.isdecimal() for name in names)
+  return sorted(names, key=lambda n: (int(n), n) if numeric else n)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -230,8 +230,15 @@ def draw(
   for past in range(batches):
     index = past * batch + np.arange(batch)
     at = np.minimum(index, len(labels) - 1)
-    rows = jax.tree.map(lambda x, at=at: x[at], (labels, given))
-    some = programs.Batch(key, first + index, *rows, sampling, guided, guide)
+    some = programs.Batch(
+      key=key,
+      index=first + index,
+      labels=labels[at],
+      given=jax.tree.map(lambda x, at=at: x[at], given),
+      sampling=sampling,
+      guided=guided,
+      guide=guide,
+    )
     parts = programs.in_parts(net, params, some, mesh=mesh, stepwise=stepwise)
     for drawn, done, total in parts:
       shot = _filled([*out, drawn], len(labels)) if stepwise else None

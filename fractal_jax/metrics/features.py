@@ -26,9 +26,9 @@ class Extractor:
     self.mesh = sharding.single_device_mesh() if mesh is None else mesh
     self.batch = sharding.padded_batch(batch, self.mesh)
     self.host, self.hosts = sharding.host_rows(self.mesh)
-    whole = sharding.replicated(self.mesh)
+    where = sharding.replicated(self.mesh)
     self._params = jax.tree.map(
-      lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: x[i]),
+      lambda x: jax.make_array_from_callback(x.shape, where, lambda i: x[i]),
       weights.params,
     )
 

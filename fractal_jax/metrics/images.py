@@ -161,8 +161,8 @@ def of_run(
   batch = min(batch or model.config.sample.batch, num)
   batch = sharding.padded_batch(batch, model.mesh)
   # A file begins where groups of candidates do.
-  whole = classes * chosen.keep if chosen.keep > 1 else 1
-  chunk = -(-batch // whole) * whole
+  group = classes * chosen.keep if chosen.keep > 1 else 1
+  chunk = -(-batch // group) * group
 
   def pictures(first: int) -> np.ndarray:
     if kept.covering(first):

@@ -64,14 +64,17 @@ def chain(x, *convs):
 
 
 def join(*branches):
+  """The channels of all branches [B, H, W, .] side by side."""
   return jnp.concatenate(branches, -1)
 
 
 def mean_pool(x):
+  """Means over 3x3, without the padding at the edges."""
   return nn.avg_pool(x, (3, 3), (1, 1), 'SAME', count_include_pad=False)
 
 
 def shrink(x):
+  """Maxima over 3x3, at half the height and width."""
   return nn.max_pool(x, (3, 3), (2, 2))
 
 

@@ -230,8 +230,8 @@ class Pixels:
     logits = jnp.concatenate(found)  # [G N, V]
     logits = logits.reshape(-1, n, logits.shape[-1])
     given, bounds = jax.tree.map(lambda x: x[k], (self.given, self.bounds))
-    how = self.guidance, self.sampling
-    values = draw(logits, self.uniforms[k], *how, bounds)  # [N]
+    scale, how = self.guidance, self.sampling
+    values = draw(logits, self.uniforms[k], scale, how, bounds)  # [N]
     if given is not None:
       values = jnp.where(given.known, given.values, values)
     tokens = (
@@ -240,7 +240,7 @@ class Pixels:
     )
     nats = state.nats
     if nats is not None:
-      drawn = nats_of(logits, values, *how)
+      drawn = nats_of(logits, values, scale, how)
       if given is not None:
         drawn = jnp.where(given.known, 0, drawn)
       nats = nats.at[k].set(drawn)
@@ -287,6 +287,7 @@ def squares(values: Array, spec: Spec, sampling: Sampling) -> Drawn:
 
 
 def kernel_sizes(spec: Spec) -> pixel_nats.How:
+  """What the kernels need to know of the level."""
   return pixel_nats.How(spec.depth, spec.heads, spec.dtype)
 
 

@@ -49,8 +49,8 @@ def _backward(
 ) -> tuple[Array, Array]:
   x, w = saved
   outputs = tuple(range(1 - w.ndim, 0))
-  whole = sharding.gathered(w, *axes)
-  by_x = jnp.tensordot(g, whole, (outputs, tuple(range(1, w.ndim))))
+  gathered = sharding.gathered(w, *axes)
+  by_x = jnp.tensordot(g, gathered, (outputs, tuple(range(1, w.ndim))))
   return by_x, cpu.weight_gradient(x, g)
 
 

@@ -49,6 +49,7 @@ def check(tree, wanted: dict[str, int]) -> None:
 
 
 def text_sum(json_tree) -> int:
+  """The checksum of what JSON can hold."""
   return zlib.crc32(json.dumps(json_tree, sort_keys=True).encode())
 
 

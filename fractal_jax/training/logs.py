@@ -59,8 +59,8 @@ def _metrics(line: bytes) -> dict[str, float] | None:
     return None
   if not isinstance(found, dict) or not isinstance(found.get('step'), int):
     return None
-  whole = all(isinstance(x, int | float) for x in found.values())
-  return found if whole else None
+  plain = all(isinstance(x, int | float) for x in found.values())
+  return found if plain else None
 
 
 class JSONLines(NullWriter):
