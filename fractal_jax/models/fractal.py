@@ -17,8 +17,9 @@ In generating a level needs a patch to go on to the next, so it calls down:
   image = square(0, its class)
 
 What a level is, and all that may be asked of it, is in level.py; the kinds are
-in kinds.py. Parameters are one subtree per level: `labels`, `level_0`,
-`level_1`, ... Axis letters: types.py.
+in kinds.py. Guidance runs a second stream beside the first, down to the pixel
+level, where guidance.py mixes the logits of both. Parameters are one subtree
+per level: `labels`, `level_0`, `level_1`, ... Axis letters: types.py.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ A *kind* of level is a flax module with one field, its Spec, and the methods
 below. `fractal.Fractal` and everything behind it (likelihood, explanations,
 costs, conversion of published weights) know levels by this interface alone, so
 that a new kind is one file beside this one and one entry of `kinds.KINDS`.
+Kinds that send every patch down begin from `AllDown`, at the end of this file.
 Axis letters: types.py.
 """
 
