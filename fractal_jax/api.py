@@ -486,7 +486,7 @@ def _load(found: str, step=None, config=None, mesh=None, dtype=None) -> Model:
   net = proof.tried(net, config.model.kernels)
   mesh = sharding.any_mesh(config) if mesh is None else mesh
   params = restore.restore_like(
-    found, step, train_state.abstract_params(net, mesh)
+    found, step, train_state.abstract_params(net, mesh=mesh)
   )
   step = restore.steps(found)[-1] if step is None else step
   quantiser = series_quantiser.load(found)

@@ -114,7 +114,7 @@ def on_eight_devices(model):
   c = config_lib.default()
   c.mesh.update(data=4, fsdp=2)
   mesh = sharding.make_mesh(c)
-  where = train_state.param_shardings(model.net, mesh)
+  where = train_state.param_shardings(model.net, mesh=mesh)
   return api.Model(
     model.config,
     model.net,

@@ -275,7 +275,7 @@ def test_training_is_that_of_the_published_code(path):
   state = state.replace(
     params=jax.device_put(
       convert.from_published(weights, c.model),
-      train_state.param_shardings(net, mesh),
+      train_state.param_shardings(net, mesh=mesh),
     )
   )
   images, labels = numbers['images'], numbers['labels']

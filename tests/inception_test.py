@@ -104,7 +104,7 @@ def test_two_devices_see_what_one_does(loaded, golden):
   c = config_lib.default()
   c.mesh.update(data=2)
   mesh = sharding.make_mesh(c, jax.devices()[:2])
-  extractor = features.Extractor(loaded, mesh, batch=1)
+  extractor = features.Extractor(loaded, mesh=mesh, batch=1)
   assert extractor.batch == 2
   pool, logits = extractor(fidelity.golden_images())
   np.testing.assert_allclose(pool, golden['2048'], atol=2e-5)

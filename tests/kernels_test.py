@@ -133,7 +133,7 @@ def test_training_is_that_without_kernels():
   c.optim.batch = 16
   c.mesh.update(data=4, fsdp=2, groups=16)
   mesh = sharding.make_mesh(c)
-  params = jax.device_put(params, train_state.param_shardings(net, mesh))
+  params = jax.device_put(params, train_state.param_shardings(net, mesh=mesh))
   batch = {'image': tiny.images(net, 16), 'label': np.arange(16) % 3}
   batch = sharding.place(batch, mesh)
   key = jax.random.key(5)

@@ -106,8 +106,8 @@ def test_the_gradient_norm_is_clipped():
 
 def test_frozen_level_0_takes_the_class_embedding_with_it():
   params = {k: k for k in ('labels', 'level_0', 'level_1', 'level_2')}
-  trained, frozen = optimizer.split(configure(frozen=(0, 2)), params)
+  trained, frozen = optimizer.split(params, configure(frozen=(0, 2)))
   assert sorted(trained) == ['level_1']
   assert sorted(frozen) == ['labels', 'level_0', 'level_2']
-  trained, frozen = optimizer.split(configure(frozen=()), params)
+  trained, frozen = optimizer.split(params, configure(frozen=()))
   assert trained == params and not frozen

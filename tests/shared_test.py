@@ -100,7 +100,7 @@ def test_blocks_are_counted_saved_and_split_once():
   assert 'blocks' not in state.params['level_1']
   # A frozen owner is out of the optimizer, and in use at both levels.
   c.optim.frozen = (0,)
-  trained, frozen = optimizer.split(c, state.params)
+  trained, frozen = optimizer.split(state.params, c)
   assert 'blocks' in frozen['level_0'] and 'level_1' in trained
 
 

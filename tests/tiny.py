@@ -74,7 +74,9 @@ def on_mesh(net, params, axes):
   c = config_lib.default()
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   mesh = sharding.make_mesh(c)
-  return mesh, jax.device_put(params, train_state.param_shardings(net, mesh))
+  return mesh, jax.device_put(
+    params, train_state.param_shardings(net, mesh=mesh)
+  )
 
 
 def keys(n, seed=1):

@@ -124,7 +124,7 @@ def test_metrics_are_per_level(one_device):
 def test_frozen_levels_stay_and_the_others_move(start):
   config = configure((1, 1, 1), frozen=(0,))
   net, tx, mesh = build(config, jax.devices()[:1])
-  trained, frozen = optimizer.split(config, start.params)
+  trained, frozen = optimizer.split(start.params, config)
   assert sorted(frozen) == ['labels', 'level_0']
   first = start.replace(opt_state=tx.init(trained))
   state, metrics = run_steps(config, first, jax.devices()[:1])

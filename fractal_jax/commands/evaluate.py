@@ -84,7 +84,9 @@ def run():
       common.say(images.skipped)
     known = bool(FLAGS.workdir)
     config = common.load_config() if known else common.default_config()
-    extractor = make_extractor(loaded, sharding.any_mesh(config), images.num)
+    extractor = make_extractor(
+      loaded, images.num, mesh=sharding.any_mesh(config)
+    )
     ref = the_reference(config, extractor)
     images, note = images_lib.fitted(images, ref.side)
     if note:
@@ -104,7 +106,7 @@ def run():
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )
       return
-    extractor = make_extractor(loaded, model.mesh, images.num)
+    extractor = make_extractor(loaded, images.num, mesh=model.mesh)
     ref = the_reference(model.config, extractor)
   with bar(images.num) as progress:
     found = results.measure(images, ref, extractor, progress)
@@ -200,11 +202,11 @@ def load_weights():
   return found
 
 
-def make_extractor(loaded, mesh, num):
+def make_extractor(loaded, num: int, *, mesh):
   """What sees `num` images with the weights that are loaded."""
   from fractal_jax.metrics import features
 
-  return features.Extractor(loaded, mesh, min(features.BATCH, num))
+  return features.Extractor(loaded, mesh=mesh, batch=min(features.BATCH, num))
 
 
 def the_reference(config, extractor):

@@ -53,8 +53,8 @@ def run():
   features.check_model(config.model)
   extractor = features.Extractor(
     weights.load(FLAGS.inception),
-    sharding.any_mesh(config),
-    FLAGS.batch or features.BATCH,
+    mesh=sharding.any_mesh(config),
+    batch=FLAGS.batch or features.BATCH,
   )
   split = FLAGS.split or config.data.train_split
   if skipped := pipeline.open_split(config, split).skipped:

@@ -76,7 +76,7 @@ def run():
   guide = sampling.load_guide(config)
   loaded = evaluate.load_weights()
   model = evaluate.load()
-  extractor = evaluate.make_extractor(loaded, model.mesh, FLAGS.num)
+  extractor = evaluate.make_extractor(loaded, FLAGS.num, mesh=model.mesh)
   reference = evaluate.the_reference(model.config, extractor)
   rows = []
   jobs = list(itertools.product(settings, range(FLAGS.seeds)))

@@ -123,7 +123,7 @@ def evaluate(
     of_batch = []
     for i in range(passes):
       masks = Masks(key, first=n * batch, number=i, offset=i / passes)
-      out = _score(net, params, rows, masks, mesh)
+      out = _score(net, params, rows, masks, mesh=mesh)
       seen = out['valid'].astype(bool)
       of_batch.append(out['nats'][seen].astype(np.float64))
       pixels += _sums(out['pixels'], seen)
@@ -218,7 +218,7 @@ def log_prob(
       'valid': index < len(images),
     }
     masks = Masks(key, first=first + start, number=i, offset=i / passes)
-    found = _score(net, params, rows, masks, mesh)['nats']
+    found = _score(net, params, rows, masks, mesh=mesh)['nats']
     nats[start : start + batch, i] = found[: len(images) - start]
     yield Progress('scoring', done + 1, len(steps))
   return -nats.mean(1)
@@ -230,7 +230,7 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
-def _score(net, params: dict, rows: dict, masks: Masks, mesh: Mesh) -> dict:
+def _score(net, params: dict, rows: dict, masks: Masks, *, mesh: Mesh) -> dict:
   """`score_batch` of this host's rows of a batch: NumPy arrays."""
   rows = {k: np.asarray(v).astype(np.int32) for k, v in rows.items()}
   placed = sharding.place(rows, mesh)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from fractal_jax import sharding
@@ -14,7 +15,7 @@ BATCH = 64  # images at a time, over all devices
 class Extractor:
   """Pictures to Inception features, a fixed number at a time."""
 
-  def __init__(self, weights, mesh=None, batch: int = BATCH):
+  def __init__(self, weights, *, mesh: Mesh | None = None, batch: int = BATCH):
     """Places the weights.
 
     Args:

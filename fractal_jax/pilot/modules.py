@@ -200,7 +200,7 @@ def timed(
 ) -> Job:
   """A job: the nats [n] of images, and the seconds that each took."""
   mesh = sharding.any_mesh(config)
-  params = jax.device_put(params, train_state.param_shardings(net, mesh))
+  params = jax.device_put(params, train_state.param_shardings(net, mesh=mesh))
   how = dict(mesh=mesh, batch=batch, passes=passes, seed=config.seed)
   score = functools.partial(likelihood.log_prob, net, params, config, **how)
   # Compiled before the time is taken.

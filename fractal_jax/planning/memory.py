@@ -126,7 +126,7 @@ def step(config, mesh, working: tuple[float, ...]) -> Step:
     return 4 * math.prod(leaf.value.shape) / ways
 
   sizes = jax.tree.map(local, boxed, is_leaf=sharding.is_boxed)
-  trained, _ = optimizer.split(config, sizes)
+  trained, _ = optimizer.split(sizes, config)
   gradients = sum(jax.tree.leaves(trained))
   own = of_a_device(config, mesh)
   params, share = shapes(own), share_of_tensor(mesh)
@@ -197,7 +197,7 @@ def kept_bytes(config, params) -> float:
   """Bytes that the loss keeps for its gradient, beside `params`' shapes."""
   net = fractal.from_config(config.model)
   mesh = sharding.single_device_mesh()
-  trained, frozen = optimizer.split(config, params)
+  trained, frozen = optimizer.split(params, config)
 
   def residuals(trained, frozen, batch):
     def loss(trained):

@@ -68,7 +68,7 @@ def decay_mask(params: dict) -> dict:
   )
 
 
-def split(config: ConfigDict, params: dict) -> tuple[dict, dict]:
+def split(params: dict, config: ConfigDict) -> tuple[dict, dict]:
   """Parameters, or any other tree by level, as (trained, frozen)."""
   stay = {n for level in config.optim.frozen for n in names.of_level(level)}
   trained = {k: v for k, v in params.items() if k not in stay}

@@ -196,7 +196,7 @@ def announce(
     logs.say(f'not split, since it does not divide: {line}')
   logs.say(
     parameter_overview.get_parameter_overview(
-      train_state.abstract_params(net, mesh), include_stats='sharding'
+      train_state.abstract_params(net, mesh=mesh), include_stats='sharding'
     )
   )
 
@@ -213,7 +213,7 @@ def given_levels(
   if not m.init_from:
     return {}
   subtrees = [n for level in m.init_levels for n in names.of_level(level)]
-  like = train_state.abstract_params(net, mesh)
+  like = train_state.abstract_params(net, mesh=mesh)
   found = restore.restore_subtrees(
     hub.folder(m.init_from), {name: like[name] for name in subtrees}
   )
@@ -302,7 +302,7 @@ def make_step(
 
   def step(state: TrainState, batch: dict[str, jax.Array]):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    trained, frozen = optimizer.split(config, state.params)
+    trained, frozen = optimizer.split(state.params, config)
 
     def loss_of(trained):
       return loss_fn(net, trained | frozen, config, batch, key, mesh=mesh)

@@ -34,17 +34,17 @@ def boxed_params(net: fractal.Fractal) -> dict:
   return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
 
 
-def param_shardings(net: fractal.Fractal, mesh: Mesh) -> dict:
+def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """Where each parameter lies: a tree of NamedSharding."""
   return sharding.param_shardings(boxed_params(net), mesh)
 
 
-def abstract_params(net: fractal.Fractal, mesh: Mesh) -> dict:
+def abstract_params(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """The parameters' shapes, types and shardings: a tree of ShapeDtypeStruct."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     sharding.unbox(boxed_params(net)),
-    param_shardings(net, mesh),
+    param_shardings(net, mesh=mesh),
   )
 
 
@@ -58,11 +58,11 @@ def abstract(
   """The state's shapes, types and shardings: a tree of ShapeDtypeStruct."""
   init = lambda: _init(net, tx, config)
   shapes = jax.eval_shape(init)
-  params = param_shardings(net, mesh)
+  params = param_shardings(net, mesh=mesh)
   where = TrainState(
     step=sharding.replicated(mesh),
     params=params,
-    opt_state=_like_params(shapes.opt_state, params, mesh),
+    opt_state=_like_params(shapes.opt_state, params, mesh=mesh),
     guard=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.guard),
   )
   return jax.tree.map(
@@ -89,11 +89,11 @@ def create(
 
 def _init(net, tx, config: ConfigDict) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
-  trained, _ = optimizer.split(config, params)
+  trained, _ = optimizer.split(params, config)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
 
 
-def _like_params(opt_state, where: dict, mesh: Mesh):
+def _like_params(opt_state, where: dict, *, mesh: Mesh):
   """Shardings of optimizer state: each moment lies where its parameter does.
 
   A leaf belongs to a parameter when its path ends in the parameter's.
