@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and images of any origin."""
 
+from collections.abc import Callable
 import hashlib
 import os
 import zipfile
@@ -172,7 +173,9 @@ class Samples:
     if self._files is None:
       out = self._pictures[at]
     else:
-      out = [_read_image(file) for file in self._files[at]]
+      out = [
+        np.asarray(_decoded(file, decode.load)) for file in self._files[at]
+      ]
     if self._fitted:
       return np.stack([_cropped(x, self.side) for x in out])
     if self._files is None:
@@ -203,7 +206,7 @@ class Samples:
       height, width = self._pictures.shape[1:3]
       sizes = [(str(self._path), (width, height))] * len(self)
     else:
-      sizes = [(file, _size(file)) for file in self._files]
+      sizes = [(file, _decoded(file, decode.size)) for file in self._files]
     others = [(name, size) for name, size in sizes if size != (side, side)]
     for name, size in others:
       if min(size) < side:
@@ -279,20 +282,11 @@ def _cropped(picture: np.ndarray, side: int) -> np.ndarray:
   return common.to_array(Image.fromarray(picture), side, 3)
 
 
-def _size(path: str) -> tuple[int, int]:
+def _decoded(path: str, of: Callable):
+  """What a function of decode.py, `load` or `size`, gives for a file."""
   try:
     with paths.path(path).open('rb') as file:
-      return decode.size(file, path)
-  except decode.ImageError as e:
-    raise MetricsError(f'{e}.') from e
-  except OSError as e:
-    raise MetricsError(f'{path} cannot be opened ({e.strerror or e}).') from e
-
-
-def _read_image(path: str) -> np.ndarray:
-  try:
-    with paths.path(path).open('rb') as file:
-      return np.asarray(decode.load(file, path))
+      return of(file, path)
   except decode.ImageError as e:
     raise MetricsError(f'{e}.') from e
   except OSError as e:

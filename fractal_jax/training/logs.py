@@ -7,6 +7,7 @@ train, and only by the process that writes.
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -64,7 +65,7 @@ def _metrics(line: bytes) -> dict[str, float] | None:
 
 
 class JSONLines(NullWriter):
-  """A clu MetricWriter of one line `{"step": ..., name: value, ...}` a step.
+  """A clu MetricWriter of a line `{"step": ..., name: value}` per step.
 
   It writes scalars alone. Those of one step that are written one after another
   share a line.
@@ -110,27 +111,16 @@ class Writers(NullWriter):
     """Args: writers: each with what this calls."""
     self._writers = writers
 
-  def _each(self, method: str, *args) -> None:
+  def _each(self, method: str, *args, **named) -> None:
     for writer in self._writers:
-      getattr(writer, method)(*args)
+      getattr(writer, method)(*args, **named)
 
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    self._each('write_scalars', step, scalars)
-
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    self._each('write_images', step, images)
-
-  def write_gifs(self, step: int, gifs: dict[str, bytes]) -> None:
-    self._each('write_gifs', step, gifs)
-
-  def write_hparams(self, hparams: dict) -> None:
-    self._each('write_hparams', hparams)
-
-  def flush(self) -> None:
-    self._each('flush')
-
-  def close(self) -> None:
-    self._each('close')
+  write_scalars = functools.partialmethod(_each, 'write_scalars')
+  write_images = functools.partialmethod(_each, 'write_images')
+  write_gifs = functools.partialmethod(_each, 'write_gifs')
+  write_hparams = functools.partialmethod(_each, 'write_hparams')
+  flush = functools.partialmethod(_each, 'flush')
+  close = functools.partialmethod(_each, 'close')
 
 
 def metric_writer(workdir: str, start: int):
