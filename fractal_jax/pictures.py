@@ -99,14 +99,18 @@ def heat(values: np.ndarray, size: int = 256) -> np.ndarray:
   whole pixels, so that the picture is about `size` wide. A map [w], of a
   series, is drawn as bars: the largest number is the highest one.
   """
-  import matplotlib
-
   x = np.asarray(values)
   if x.ndim == 1:
     return _bars(x, size)
-  top = max(float(x.max()), 1e-9)
-  shades = matplotlib.colormaps['magma'](np.clip(x / top, 0, 1))[..., :3]
-  return enlarged(np.round(shades * 255).astype(np.uint8), size)
+  return enlarged(heat_colours(x / max(float(x.max()), 1e-9)), size)
+
+
+def heat_colours(shares: np.ndarray) -> np.ndarray:
+  """The colours [..., 3] of numbers [...] from 0, black, to 1, bright."""
+  import matplotlib
+
+  shades = matplotlib.colormaps['magma'](np.clip(shares, 0, 1))[..., :3]
+  return np.round(shades * 255).astype(np.uint8)
 
 
 def _bars(values: np.ndarray, size: int, height: int = 64) -> np.ndarray:

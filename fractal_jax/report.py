@@ -69,27 +69,32 @@ def numbers(found: Explanation) -> dict[str, np.ndarray]:
 def captions(found: Explanation) -> dict[str, str]:
   """What to say below each of `maps`, by name."""
   top = found.bits.sum(-1).max()
+  thing, one, most = 'image', 'pixel', 'brightest'
+  if found.bits.ndim == 2:  # [S, C], drawn as bars
+    thing, one, most = 'series', 'step', 'highest'
   out = {
-    'image': 'the image',
-    'bits': f'bits of each pixel; the brightest has {top:.2f}',
+    'image': f'the {thing}',
+    'bits': f'bits of each {one}; the {most} has {top:.2f}',
   }
   names = colour.NAMES[found.colour.space]
+  if names is None and found.bits.shape[1:] == (found.bits.shape[0], 3):
+    names = ('red', 'green', 'blue')
   for c in range(found.bits.shape[-1]):
     x = found.bits[..., c]
     name = f'channel {c}' + (f', {names[c]}' if names else '')
     out[f'bits_channel_{c}'] = (
-      f'{name}: {x.sum():.2f} bits; the brightest has {x.max():.2f}'
+      f'{name}: {x.sum():.2f} bits; the {most} has {x.max():.2f}'
     )
   for level in range(len(found.sides)):
     top = found.patches(level).max()
     out[f'bits_level_{level}'] = (
-      f'patches of level {level}; the brightest has {top:.2f}'
+      f'patches of level {level}; the {most} has {top:.2f}'
     )
   for level, guides in enumerate(found.guide_bits):
     if guides.size:
       out[f'guides_level_{level}'] = (
         f'guiding pixels of level {level}: {guides.sum():.2f} bits; the '
-        f'brightest has {guides.max():.2f}'
+        f'{most} has {guides.max():.2f}'
       )
   return out
 
@@ -121,15 +126,12 @@ def page(
   texts, bits = captions(found), numbers(found)
   figures = ''.join(
     f'<figure><img alt="{name}" src="{data_url(shot)}">'
-    + (colour_bar(float(bits[name].max())) if name in bits else '')
+    + (colour_bar(bits[name]) if name in bits else '')
     + f'<figcaption>{html.escape(texts.get(name, name))}</figcaption></figure>'
     for name, shot in shots.items()
   )
   told = f'of the class {html.escape(label)}' if label else 'of no class'
   levels = table(('level', 'share of bits', 'share of FLOPs'), _levels(found))
-  worth = table(
-    ('level told', 'condition', 'bits more without'), _conditions(found)
-  )
   ranked = table(('level', 'pixels, from 0', 'bits'), _ranked(found))
   body = f"""<h1>{summary(found)}</h1>
 <p>The model was told that the image is {told}.</p>
@@ -138,11 +140,7 @@ def page(
 {levels}
 <p>Values cost their bits at the last level; levels above it have bits of their
 own only where they draw a guiding pixel.</p>
-<h2>What the conditions are worth</h2>
-{worth}
-<p>A level is told the class, or what the level above puts out at the patch
-itself and at its neighbours. The model was trained with all of them: without
-one it sees zeros (without the class, "no class").</p>
+{conditions(found)}
 <h2>The most surprising patches</h2>
 {ranked}"""
   return pages.page('Bits of an image', body, style=STYLE)
@@ -162,13 +160,19 @@ def _levels(found: Explanation) -> list[tuple]:
   ]
 
 
-def _conditions(found: Explanation) -> list[tuple]:
-  """Rows of a table: what each condition is worth."""
+def conditions(found: Explanation) -> str:
+  """HTML: what each condition is worth, and what that means."""
   sign = lambda c: '+' if c.worth >= 0 else ''
-  return [
+  rows = [
     (c.level, c.name, sign(c) + _number(found, c.worth, c.stderr))
     for c in found.conditions
   ]
+  worth = table(('level told', 'condition', 'bits more without'), rows)
+  return f"""<h2>What the conditions are worth</h2>
+{worth}
+<p>A level is told the class, or what the level above puts out at the patch
+itself and at its neighbours. The model was trained with all of them: without
+one it sees zeros (without the class, "no class").</p>"""
 
 
 def _ranked(found: Explanation) -> list[tuple]:
@@ -196,12 +200,18 @@ def _place(at: tuple[int, ...], side: int) -> str:
   )
 
 
-def colour_bar(top: float) -> str:
-  """The colours of `pictures.heat` from 0 to its largest number, in bits."""
-  stops = pictures.heat(np.arange(9), 9)[0]
+def colour_bar(bits: np.ndarray) -> str:
+  """The colours of `pictures.heat` from 0 to its largest number.
+
+  Args:
+    bits: the map [h, w]; or [w], which is drawn as bars: '' for these.
+  """
+  if bits.ndim == 1:
+    return ''
+  stops = pictures.heat_colours(np.linspace(0, 1, 9))
   colours = ', '.join(f'rgb({r}, {g}, {b})' for r, g, b in stops)
   return (
     '<div style="display: flex; gap: 6px; font-size: 12px; max-width: 256px; '
     'align-items: center">0 <span style="flex: 1; height: 8px; background: '
-    f'linear-gradient(to right, {colours})"></span> {top:.2f} bits</div>'
+    f'linear-gradient(to right, {colours})"></span> {bits.max():.2f} bits</div>'
   )

@@ -1,11 +1,13 @@
 """The page: its jobs, its limits, its words; then all of it in a browser."""
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from fractal_jax import api, report, sharding
 from fractal_jax import pictures as pictures_lib
 from fractal_jax.demo import DemoError, jobs, server, uploads
 from fractal_jax.inference import inputs
+from fractal_jax.series import quantiser
 from fractal_jax.training import checkpoint
 from tests import tiny, xla
 
@@ -275,8 +278,43 @@ def test_the_bits_are_those_of_explain(page):
   )
   html = last[page.ui.bits_view]
   assert all(f'{c.worth:+.2f}' in html for c in found.conditions)
+  # The pointer tells values of the image, and bits of the maps.
+  values, bits, *_ = told(html)
+  np.testing.assert_array_equal(values, image)
+  np.testing.assert_allclose(bits, found.bits.sum(-1), rtol=1e-3)
+  assert html.count('linear-gradient(to right, rgb(0, 0, 4)') == len(shown) - 1
   steps = 2 * (1 + len(found.conditions))  # 40 masks, 32 at a time
   assert f'Explaining: 3 of {steps}' in ''.join(texts)
+
+
+def told(html):
+  """What the pointer tells of each picture, arrays of numbers."""
+  return [np.array(json.loads(x)) for x in re.findall('numbers="(.*?)"', html)]
+
+
+def test_series_are_curves_whose_values_are_told():
+  pytest.importorskip('gradio')
+  from fractal_jax.demo import page
+
+  m = build(('ar', 'pixel'), (8, 1), rank=1, channels=2)
+  rows = np.random.default_rng(0).random((3, 20, 2)) * 9
+  bins = quantiser.fit(rows, 7, channels=('flow', 'heat'))
+  m = dataclasses.replace(m, quantiser=bins)
+  page = page.Page(m, 'waves')
+  last, _ = follow(page, page.generate(VISITOR, 1, 4, 1.0, 1.0, '', 7))
+  drawn = last[page.ui.drawn]
+  wanted = bins.decode(drawn.values, 1)  # in the unit of class 1
+  found = np.stack(told(last[page.ui.view]))
+  assert found.shape == (4, 1, 8, 2)
+  np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-3)
+  series, _, preview, *_ = page.use('bits', drawn, 2)
+  np.testing.assert_array_equal(told(preview)[0][0], drawn.values[1])
+  assert 'data-unit="of 6"' in preview  # of no class, so a number of its bin
+  last, _ = follow(page, page.bits(VISITOR, series, 1, 2))
+  html = last[page.ui.bits_view]
+  assert 'the series' in html and 'bits of each step; the highest' in html
+  assert 'linear-gradient' not in html  # bars have no colours to explain
+  np.testing.assert_allclose(told(html)[0][0], wanted[1], rtol=1e-3)
 
 
 def test_bad_requests_are_answered_in_words(page, tmp_path):
@@ -486,7 +524,7 @@ class Visitor:
       lambda: next((x for x in self.texts() if words in x), None), seconds
     )
 
-  def press(self, text, css='button:not([role=tab]):not([tabindex="-1"])'):
+  def press(self, text, css='button:not([role=tab], [tabindex="-1"], .save)'):
     middle = 'arguments[0].scrollIntoView({block: "center"})'
 
     def found():
@@ -517,6 +555,12 @@ class Visitor:
       self.browser.save_screenshot(f'{folder}/{self.shots:02}_{name}.png')
       self.browser.execute_cdp_cmd(metrics.replace('set', 'clear'), {})
 
+  def in_sight(self, css):
+    """Whether the top of what a job shows is in the window."""
+    js = 'const x = document.querySelector(arguments[0]), '
+    js += 'y = x.getBoundingClientRect().top; return y >= 0 && y < innerHeight'
+    return self.browser.execute_script(js, css)
+
   def logged(self, kind):
     return [x['message'] for x in self.browser.get_log(kind)]
 
@@ -526,6 +570,7 @@ def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
 
   you = Visitor(browser, url)
   assert '16x16 pixels, RGB' in you.all('.facts')[0].text
+  assert 'autoregressive over 16x16' in you.all('.facts')[0].text
   you.look('open')
 
   # Choose a class and settings; watch an image grow.
@@ -554,7 +599,7 @@ def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
   you.until(lambda: len(you.tiles('#view')) == 16)
   you.look('growing')
   you.press('Cancel')
-  you.told('Cancelled.', 10)
+  you.told('Cancelled.')
   last = list(you.tiles('#view').values())[-1]
   assert (last == last[0, 0]).all()  # the last image had not begun
   you.press('1', 'label')
@@ -576,6 +621,7 @@ def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
   you.look('painted')
   you.press('Complete')
   you.told('Done.', 90)
+  assert you.in_sight('#edit_view')  # beside settings that are longer
   shown = you.tiles('#edit_view')
   assert list(shown) == ['image', 'known'] + [
     f'completion {i + 1}' for i in range(4)
@@ -615,6 +661,10 @@ def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
 
   # The bits, of an image of the data.
   you.press('Bits', '[role=tab]')
+  js = 'return [...document.querySelectorAll(".examples .grid-wrap")].map(x => '
+  js += '[x.offsetHeight, x.firstElementChild.offsetHeight])'
+  heights = [x for x in browser.execute_script(js) if x[0]]
+  assert heights and all(0 < a - b < 40 for a, b in heights)  # nothing blank
   you.press('Take it')
   you.told('Class ')
   you.press('Explain')
@@ -631,6 +681,9 @@ def test_all_of_the_page_in_a_browser(browser, url, tmp_path):
     wide = 'return document.documentElement.scrollWidth'
     assert browser.execute_script(wide) <= 390
     you.look(f'phone_{name.lower()}')
+  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', phone)
+  you.press('Generate')
+  you.until(lambda: you.in_sight('#view'))  # below the settings
 
   # Nothing was asked of any other machine, and no script failed.
   asked = [json.loads(x)['message'] for x in you.logged('performance')]

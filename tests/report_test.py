@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from fractal_jax import report
+from fractal_jax import pictures, report
 from tests import tiny
 from tests.edit_test import build
 
@@ -29,6 +29,16 @@ def test_the_report_is_one_page_with_all_pictures(tmp_path):
   (place, bits), *_ = found.ranked(0)
   rows = f'rows {2 * place[0]} to {2 * place[0] + 1}'
   assert f'{rows}, columns' in page and f'{bits:.2f} ± ' in page
+
+
+def test_a_colour_bar_has_the_colours_of_its_map():
+  bits = np.array([[0.0, 1.0], [2.0, 8.0]])
+  shades = re.findall(r'rgb\((\d+), (\d+), (\d+)\)', report.colour_bar(bits))
+  colours = pictures.heat(bits, 2).reshape(4, 3).tolist()
+  found = [list(map(int, x)) for x in shades]
+  assert [found[0], found[1], found[2], found[-1]] == colours
+  assert '8.00 bits' in report.colour_bar(bits)
+  assert report.colour_bar(bits[0]) == ''  # drawn as bars
 
 
 def test_texts_are_escaped():

@@ -9,6 +9,7 @@ from fractal_jax.demo import uploads, views
 
 HERE = pathlib.Path(__file__).parent
 EACH = 'each'  # in place of a class: each in turn
+KINDS = {'ar': 'autoregressive', 'mar': 'masked'}  # in words
 
 
 class Layout:
@@ -43,11 +44,12 @@ class Layout:
     self.examples = examples
     self.series = config.model.rank == 1
     gr.Markdown(f'# Fractal {self._things()}: {name}')
+    complete = '' if self.series else ', let it complete a part'
     gr.Markdown(
       f'A fractal model draws {self._things()} from coarse to fine: for each '
       'patch it calls a smaller model of the same kind, down to single values. '
-      'Here you can watch it draw, let it complete a part, and see how many '
-      'bits each value costs it.'
+      f'Here you can watch it draw{complete}, and see how many bits each value '
+      'costs it.'
     )
     gr.Markdown(self._facts(), elem_classes='facts')
     if len(runs) > 1:
@@ -69,16 +71,19 @@ class Layout:
     m = self.config.model
     by = lambda side: 'x'.join([str(side)] * m.rank)
     levels = ' → '.join(
-      f'{kind}, {by(side)}' if side > 1 else 'pixel'
-      for kind, side in zip(m.kinds, m.sizes)
+      f'{KINDS.get(kind, kind)} over {by(side)}'
+      for kind, side in zip(m.kinds[:-1], m.sizes)
     )
+    several = lambda n, one, more: f'{n} {one if n == 1 else more}'
     colour = 'grey' if m.channels == 1 else 'RGB'
     what = f'{by(m.sizes[0])} pixels, {colour}'
     if self.series:
-      what = f'{m.sizes[0]} steps of {m.channels} channel(s)'
+      channels = several(m.channels, 'channel', 'channels')
+      what = f'{m.sizes[0]} steps of {channels}'
     return (
-      f'{what}, {m.num_values} values per channel, {m.classes} classes. '
-      f'Levels: {levels}.'
+      f'{what}, {m.num_values} values per channel, '
+      f'{several(m.classes, "class", "classes")}. '
+      f'Levels: {levels} → single values.'
     )
 
   def _settings(self) -> list:
@@ -86,23 +91,22 @@ class Layout:
     s = self.config.sample
     # Where a config has one number a level, the page begins with the pixels'.
     strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))
-    with gr.Row():
-      guidance = gr.Slider(
-        0,
-        30,
-        float(min(strength, 30)),
-        step=0.1,
-        label='Guidance',
-        info='1: none',
-      )
-      temperature = gr.Slider(
-        0.1,
-        3,
-        float(min(max(heat, 0.1), 3)),
-        step=0.05,
-        label='Temperature',
-        info='Below 1: sharper',
-      )
+    guidance = gr.Slider(
+      0,
+      30,
+      float(min(strength, 30)),
+      step=0.1,
+      label='Guidance',
+      info='Towards the class; 1: none',
+    )
+    temperature = gr.Slider(
+      0.1,
+      3,
+      float(min(max(heat, 0.1), 3)),
+      step=0.05,
+      label='Temperature',
+      info='Below 1: more likely values, less variety',
+    )
     with gr.Row():
       iterations = gr.Textbox(
         ','.join(map(str, s.iterations)),
@@ -114,10 +118,14 @@ class Layout:
       seed = gr.Number(
         0,
         label='Seed',
-        info='The same seed and settings: the same images',
+        info=f'The same seed and settings: the same {self._things()}',
         precision=0,
       )
     return [guidance, temperature, iterations, seed]
+
+  def _result(self) -> gr.Column:
+    """Where a tab shows what a job gives."""
+    return gr.Column(scale=3, min_width=300, elem_classes='result')
 
   def _buttons(self, text: str) -> tuple:
     with gr.Row():
@@ -134,23 +142,29 @@ class Layout:
           label='Class',
           elem_id='class',
         )
-        num = gr.Radio([1, 4, 8, 16], value=4, label='Images')
+        num = gr.Radio([1, 4, 8, 16], value=4, label=self._things().title())
         self.how = [label, num, *self._settings()]
         self.go, self.stop = self._buttons('Generate')
         gr.Markdown('Or click one of these, then *Generate*:')
         gr.Examples(
           self._settings_to_try(), self.how[:4], label='Try', elem_id='try'
         )
-      with gr.Column(scale=3, min_width=300):
+      with self._result():
         self.status = gr.HTML(views.status('Nothing drawn yet.'))
         self.view = gr.HTML(views.tiles([]), elem_id='view')
         with gr.Row(visible=False, elem_classes='after') as self.after:
           self.which = gr.Number(
-            1, label='Image', precision=0, minimum=1, min_width=80
+            1,
+            label='Series' if self.series else 'Image',
+            precision=0,
+            minimum=1,
+            min_width=80,
           )
-          self.to_edit = gr.Button('Edit it', min_width=80)
+          self.to_edit = gr.Button(
+            'Edit it', min_width=80, visible=not self.series
+          )
           self.to_bits = gr.Button('See its bits', min_width=80)
-          self.play = gr.Button('Movie, value by value', min_width=160)
+          self.play = gr.Button('Movie, value by value', min_width=250)
         self.movie = gr.HTML(elem_id='movie')
 
   def _settings_to_try(self) -> list[list]:
@@ -167,7 +181,7 @@ class Layout:
     """Where an image comes from: (upload, gallery, number, button, note)."""
     limit = f'{uploads.MAX_BYTES >> 20} MB'
     gr.Markdown(
-      '### Series'
+      '### Series\nGenerate some, and press *See its bits* there.'
       if self.series
       else f'### Image\nUp to {limit}, cut and resized to fit.'
     )
@@ -250,7 +264,7 @@ class Layout:
           settings = self._settings()
         self.edit_how = [label, num, candidates, *settings]
         self.edit_go, self.edit_stop = self._buttons('Complete')
-      with gr.Column(scale=3, min_width=300):
+      with self._result():
         self.edit_status = gr.HTML(views.status('Nothing completed yet.'))
         self.edit_view = gr.HTML(views.tiles([]), elem_id='edit_view')
 
@@ -273,6 +287,6 @@ class Layout:
         )
         self.bits_how = [label, passes]
         self.bits_go, self.bits_stop = self._buttons('Explain')
-      with gr.Column(scale=3, min_width=300):
+      with self._result():
         self.bits_status = gr.HTML(views.status('Nothing explained yet.'))
         self.bits_view = gr.HTML(views.tiles([]), elem_id='bits_view')

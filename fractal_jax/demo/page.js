@@ -24,13 +24,13 @@
     const at = (where, from, size, n) =>
       Math.min(n - 1, Math.max(0, Math.floor(((where - from) / size) * n)));
     const { numbers, unit, values } = image.dataset;
-    if (numbers) { // [rows of numbers], whatever the picture's own size
+    if (numbers) { // rows of numbers, or of a number for each channel
       const rows = JSON.parse(numbers);
       const row = at(y, box.top, box.height, rows.length);
       const column = at(x, box.left, box.width, rows[0].length);
       const place = rows.length > 1 ? `row ${row}, column ${column}`
         : `step ${column}`;
-      return `${place}: ${rows[row][column]} ${unit}`;
+      return `${place}: ${[].concat(rows[row][column]).join(', ')} ${unit}`;
     }
     if (!values) return '';
     const row = at(y, box.top, box.height, image.naturalHeight);
@@ -58,6 +58,15 @@
   }
   document.addEventListener('pointermove', point);
   document.addEventListener('pointerdown', point);
+
+  // Where columns are below each other, what a job shows is out of sight.
+  document.addEventListener('click', (event) => {
+    const tab = event.target.closest?.('button.go')?.closest('.tabitem');
+    const result = tab?.querySelector('.result');
+    if (result && result.getBoundingClientRect().top > innerHeight - 200) {
+      result.scrollIntoView({ behavior: 'smooth' });
+    }
+  });
 
   document.addEventListener('click', (event) => {
     const button = event.target.closest?.('.tiles .save');

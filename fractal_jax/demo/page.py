@@ -76,6 +76,9 @@ class Page:
     self.classes = [  # (what the page calls it, the class)
       (f'{i}: {names[i]}' if known(i) else str(i), i) for i in numbers
     ]
+    self.captions = {-1: 'no class'} | {
+      i: names[i] if known(i) else f'class {i}' for i in numbers
+    }
     with gr.Blocks(title=f'fractal_jax: {name}', **BLOCKS) as self.blocks:
       num_data = self.split.size if self.split else 0
       self.ui = layout.Layout(
@@ -165,7 +168,7 @@ class Page:
 
     def finished(_):
       return {
-        self.ui.view: self._grown(last, labels),
+        self.ui.view: self._grown(last, labels, done=True),
         self.ui.drawn: last,
         self.ui.after: gr.update(visible=True),
       }
@@ -227,24 +230,21 @@ class Page:
 
     def finished(found):
       maps = report.maps(found, image, self.model.config.model)
-      captions, bits = report.captions(found), report.numbers(found)
-      worth = report.table(
-        ('level told', 'condition', 'bits more without', 'standard error'),
-        [
-          (c.level, c.name, f'{c.worth:+.2f}', f'{c.stderr:.2f}')
-          for c in found.conditions
-        ],
-      )
+      captions = report.captions(found)
+      numbers = {
+        name: views.Numbers(np.atleast_2d(bits), 'bits')
+        for name, bits in report.numbers(found).items()
+      }
+      numbers['image'] = self._numbers(image, label)
       return {
         self.ui.bits_status: views.status(report.summary(found)),
         self.ui.bits_view: views.tiles(
           list(maps.values()),
           [captions.get(name, name) for name in maps],
-          200,
-          numbers=[bits.get(name) for name in maps],
+          260 if self.ui.series else 200,
+          numbers=[numbers.get(name) for name in maps],
         )
-        + '<h3>What the conditions are worth</h3>'
-        + worth,
+        + report.conditions(found),
       }
 
     buttons = (self.ui.bits_go, self.ui.bits_stop, self.ui.bits_status)
@@ -313,7 +313,9 @@ class Page:
     some = type(drawn)(drawn.values[:MOVIE], drawn.when[:MOVIE])
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / 'movie.gif'
-      pictures.save_movie(some, self.model.config.model, str(path))
+      columns = 1 if self.ui.series else None  # they are wide
+      model = self.model.config.model
+      pictures.save_movie(some, model, str(path), columns=columns)
       return views.movie(path.read_bytes()), gr.skip()
 
   # Images and masks.
@@ -388,21 +390,34 @@ class Page:
     """An image, on the canvas and in the preview."""
     image = image.astype(image_dtype(self.model.config.model))
     (picture,) = pictures.from_values(image[None], self.model.config.model)
-    preview = views.tiles([picture], size=240, values=self._values())
+    preview = views.tiles([picture], size=260, numbers=[self._numbers(image)])
     return image, self._canvas(picture), preview
 
-  def _grown(self, drawn, labels) -> str:
+  def _numbers(self, image, label: int = -1) -> views.Numbers:
+    """What the pointer shows of an image or series [S, (S,) C] of a class."""
+    m, bins = self.model.config.model, self.model.quantiser
+    if m.rank == 2:
+      return views.Numbers(image, '')
+    if bins is None or label < 0:  # the unit is that of a class
+      return views.Numbers(image[None], f'of {m.num_values - 1}')
+    return views.Numbers(bins.decode(image, label)[None], '')
+
+  def _grown(self, drawn, labels, done: bool = False) -> str:
     """Images as far as they are drawn, with their classes."""
     shots = pictures.so_far(drawn, self.model.config.model)
-    names = {-1: 'no class'} | {i: f'class {n}' for n, i in self.classes}
-    captions = [f'{i + 1}: {names[n]}' for i, n in enumerate(labels.tolist())]
+    captions = [
+      f'{i + 1}: {self.captions[n]}' for i, n in enumerate(labels.tolist())
+    ]
     size = {1: 320, 4: 200}.get(len(shots), 110)
+    if self.ui.series:
+      numbers = map(self._numbers, drawn.values, labels.tolist())
+      numbers = list(numbers) if done else None
+      return views.tiles(shots, captions, max(size, 260), numbers=numbers)
     return views.tiles(shots, captions, size, values=self._values())
 
-  def _values(self) -> int | None:
-    """What shades stand for; a curve's do for nothing."""
-    m = self.model.config.model
-    return m.num_values if m.rank == 2 else None
+  def _values(self) -> int:
+    """How many values the shades of an image stand for."""
+    return self.model.config.model.num_values
 
   def _known(self, image, mask) -> np.ndarray:
     """Pictures of an image, and of what is known of it."""

@@ -1,6 +1,6 @@
 // A canvas on which a mask is painted pixel by pixel. `props.value` is
 // {image: data URL or null, side, channels, mask}: a digit per pixel, whose bit k
-// says that channel k is to be generated. See painter.py.
+// says that channel k is to be generated. See page.py.
 let drag = null; // while the pointer is down: the digit that is painted
 let last = null; // the pixel that it was at
 let mask = [];

@@ -2,6 +2,7 @@
 
 import html
 import json
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -10,13 +11,27 @@ from fractal_jax.pages import data_url
 from fractal_jax.report import colour_bar
 
 
+class Numbers(NamedTuple):
+  """What a picture is drawn of; the pointer shows it.
+
+  Attributes:
+    values: [h, w] or [h, w, C], whatever the picture's own size; [1, w, (C)]
+      where it is a curve.
+    unit: 'bits' of a map of bits, which has a colour bar; what is written
+      behind a value.
+  """
+
+  values: np.ndarray
+  unit: str
+
+
 def tiles(
   pictures,
   captions: list[str] | None = None,
   size: int = 120,
   *,
   values: int | None = None,
-  numbers: list | None = None,
+  numbers: list[Numbers | None] | None = None,
 ) -> str:
   """Pictures [H, W, 3] side by side, each with a button that saves it.
 
@@ -25,13 +40,14 @@ def tiles(
     captions: below each.
     size: CSS pixels that each is wide, at least.
     values: shades stand for 0 to values - 1, which the pointer shows; None: it
-      shows nothing.
-    numbers: for each picture the numbers [h, w] that it is a map of, in bits,
-      which have a colour bar; None for one that is no map.
+      shows `numbers` alone.
+    numbers: of each picture, or None for one that has none.
   """
   captions = [''] * len(pictures) if captions is None else captions
   numbers = [None] * len(pictures) if numbers is None else numbers
-  shown = ''.join(map(_figure, pictures, captions, numbers))
+  shown = ''.join(
+    _figure(*one, size) for one in zip(pictures, captions, numbers)
+  )
   data = '' if values is None else f' data-values="{values}"'
   shown = shown.replace('<img ', f'<img{data} ')
   return f'<div class="tiles" style="--tile: {size}px">{shown}</div>'
@@ -40,18 +56,25 @@ def tiles(
 SAVE = '<button class="save" title="Save this picture">save</button>'
 
 
-def _figure(picture, text: str, numbers) -> str:
+def _figure(picture, text: str, numbers: Numbers | None, size: int) -> str:
   caption = html.escape(text)
   data, bar = '', ''
   if numbers is not None:
-    found = np.atleast_2d(numbers)
-    rows = json.dumps(np.round(found, 3).tolist(), separators=(',', ':'))
-    data = f' data-numbers="{rows}" data-unit="bits"'
-    bar = colour_bar(float(found.max()))
+    rows = json.dumps(_short(numbers.values), separators=(',', ':'))
+    data = f' data-numbers="{rows}" data-unit="{html.escape(numbers.unit)}"'
+    if numbers.unit == 'bits' and len(numbers.values) > 1:
+      bar = colour_bar(numbers.values)
+  if picture.shape[1] > size:  # lines would be lost where it is shrunk
+    data += ' style="image-rendering: auto"'
   return (
     f'<figure><img alt="{caption}"{data} src="{data_url(picture)}">'
     f'{bar}<figcaption>{caption} {SAVE}</figcaption></figure>'
   )
+
+
+def _short(values: np.ndarray) -> list:
+  """Nested lists of numbers, of four digits each."""
+  return np.vectorize(lambda x: float(f'{x:.4g}'))(values).tolist()
 
 
 def movie(gif: bytes) -> str:
