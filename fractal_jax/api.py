@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from fractal_jax import config as config_lib
 from fractal_jax import sharding
+from fractal_jax.errors import UserError
 from fractal_jax.inference import edit, explain, inputs, likelihood, sample
 from fractal_jax.inference.progress import Job, Progress, result_of, stream
 from fractal_jax.models import fractal
@@ -27,7 +28,7 @@ from fractal_jax.models.kernels import proof
 from fractal_jax.release import folder, hub
 from fractal_jax.series import forecast as series_forecast
 from fractal_jax.series import quantiser as series_quantiser
-from fractal_jax.training import checkpoint, restore, train_state
+from fractal_jax.training import checkpoint, processes, restore, train_state
 
 # What `Model.stream` runs, by the name of the method that it watches.
 JOBS = {
@@ -119,8 +120,8 @@ class Model:
     Args:
       directory: the folder; made if it isn't there. An older release in it is
         replaced.
-      dtype: of the parameters in it: 'float32', or 'bfloat16' for half the
-        size.
+      dtype: of the parameters in it: 'float32'; or 'bfloat16' for half the
+        size, 'int8' for a quarter.
       **card: what its card says besides: `name`, the folder's where it isn't
         given; `license`, an identifier of the Hub, such as 'mit'; `numbers`,
         files that `likelihood --out` and `evaluate --out` wrote; `samples`, an
@@ -131,7 +132,8 @@ class Model:
         run.
       PathError: it can't be written to.
     """
-    folder.check_target(directory, 'directory')
+    check = lambda: folder.check_target(directory, 'directory')
+    processes.together(check, UserError)  # or one would wait for another
     name = card.pop('name', None) or os.path.basename(
       os.path.abspath(directory)
     )

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from fractal_jax import api
 from fractal_jax.metrics import weights
 from fractal_jax.training import restore
 from tests import commandline, xla
@@ -120,6 +121,36 @@ place = sharding.place
 sharding.place = lambda *args: (time.sleep(0.1), place(*args))[1]
 main.run()
 """
+
+
+@pytest.fixture
+def start_program(tmp_path):
+  """Starts two processes of a program, of four devices each; ends them."""
+  started = []
+
+  def start_program(code, *arguments):
+    """The processes; the program's arguments are a port, 0 or 1, and these."""
+    port = free_port()
+    for i in range(2):
+      log = open(tmp_path / f'program.{i}.log', 'w+')
+      command = [sys.executable, '-c', code, str(port), str(i)]
+      job = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=dict(os.environ, XLA_FLAGS=xla.flags(4), PYTHONPATH=str(ROOT)),
+        stdout=log,
+        stderr=log,
+        text=True,
+      )
+      job.log = log
+      started.append(job)
+    return list(started)
+
+  yield start_program
+  for job in started:
+    job.kill()
+    job.wait()
+    job.log.close()
 
 
 def output(job):
@@ -310,6 +341,47 @@ def test_two_processes_evaluate_as_one_does(straight, start, tmp_path):
     assert several[name] == one[name]
 
 
+# Saves a model whose parameters are split over both processes, each of which
+# names a folder of its own.
+SAVING = """
+import pathlib, sys
+import jax
+from fractal_jax import api
+from fractal_jax.errors import UserError
+from fractal_jax.training import checkpoint, processes
+port, me, run, out = sys.argv[1:]
+processes.start(f'localhost:{port}', 2, int(me), 60)
+config = checkpoint.load_config(run)
+config.mesh.fsdp = 8
+model = api.load(run, config=config)
+split = [x for x in jax.tree.leaves(model.params)
+         if not x.is_fully_replicated and not x.is_fully_addressable]
+assert split
+model.save_pretrained(f'{out}/{me}', name='mine', dtype='bfloat16')
+assert pathlib.Path(out, '0', 'config.json').exists()
+pathlib.Path(out, 'file').touch()
+try:
+  model.save_pretrained(f'{out}/{"file" if me == "0" else me}')
+except UserError as e:
+  print(e)
+"""
+
+
+def test_two_processes_save_one_release(straight, start_program, tmp_path):
+  """One writes it, all of it, and both are told where that fails."""
+  jobs = start_program(SAVING, straight, tmp_path)
+  first, second = finish(jobs, 0, 0)
+  assert 'file is no folder' in first
+  assert 'on process 0: ' in second and 'file is no folder' in second
+  assert not (tmp_path / '1').exists()
+  model = api.load(str(straight))
+  model.config.mesh.fsdp = 8
+  alone = tmp_path / 'alone'
+  model.save_pretrained(str(alone), name='mine', dtype='bfloat16')
+  content = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert content(tmp_path / '0') == content(alone)
+
+
 # Processes that wait for each other in every step, and the second of which
 # does something bad in step 4.
 TOGETHER = """
@@ -356,30 +428,13 @@ with processes.watchdog().limit(3.0) as dog:
   ],
 )
 def test_what_one_process_does_ends_both_by_name(
-  start, tmp_path, what, codes, words
+  start_program, what, codes, words
 ):
-  port = free_port()
-  logs = [tmp_path / f'{i}.log' for i in range(2)]
-  jobs = []
-  for i, log in enumerate(logs):
-    with open(log, 'w') as out:
-      jobs.append(
-        subprocess.Popen(
-          [sys.executable, '-c', TOGETHER, str(port), str(i), what],
-          cwd=ROOT,
-          env=dict(os.environ, XLA_FLAGS=xla.flags(), PYTHONPATH=str(ROOT)),
-          stdout=out,
-          stderr=out,
-        )
-      )
-  try:
-    for job, code in zip(jobs, codes):
-      if code is not None:
-        job.wait(60)
-  finally:
-    for job in jobs:
-      job.kill()
-  text = ''.join(log.read_text() for log in logs)
+  jobs = start_program(TOGETHER, what)
+  for job, code in zip(jobs, codes):
+    if code is not None:
+      job.wait(60)
+  text = ''.join(map(output, jobs))
   for job, code in zip(jobs, codes):
     assert code is None or job.returncode == code, text
   assert re.search(words, text), text

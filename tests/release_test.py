@@ -140,8 +140,47 @@ def test_bfloat16_takes_half_the_space(model, release, tmp_path):
   )
   assert_equal(found.params, rounded)
   assert 'rounded to bfloat16' in (half / 'README.md').read_text()
-  with pytest.raises(ReleaseError, match="dtype='int8' must be float32 or"):
-    model.save_pretrained(str(tmp_path / 'other'), dtype='int8')
+  with pytest.raises(ReleaseError, match="dtype='int4' must be float32 or"):
+    model.save_pretrained(str(tmp_path / 'other'), dtype='int4')
+
+
+def test_int8_takes_a_quarter_of_the_space(model, tmp_path):
+  """Every number to half a step of its row, on any mesh."""
+  path = tmp_path / 'quarter'
+  params = jax.tree.map(lambda x: np.array(x), model.params)
+  qkv = params['level_0']['blocks']['attention']['qkv']
+  qkv[0, 0, 0] = 0  # a row without a largest number
+  odd = api.Model(model.config, model.net, params, model.mesh)
+  odd.save_pretrained(str(path), dtype='int8')
+  found = api.load(str(path))
+
+  def near(x, wanted):
+    step = np.abs(wanted).max(-1, keepdims=True) / 127 if wanted.ndim > 1 else 0
+    assert (np.abs(x - wanted) <= 0.501 * step).all()
+
+  jax.tree.map(near, found.params, params)
+  assert 'stored as int8' in (path / 'README.md').read_text()
+  _, on_mesh = tiny.on_mesh(model.net, params, (2, 2, 2))
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    on_mesh,
+  )
+  with weights.opened(path) as tensors:
+    assert_equal(tensors.read(like), found.params)
+  stored = safetensors.load_file(path / weights.FILE)
+  matrices = [x for x in stored.values() if x.dtype == np.int8]
+  assert len(matrices) > 5 and max(np.abs(x).max() for x in matrices) == 127
+  name = 'level_0.blocks.attention.qkv'
+  for wrong, words in (
+    ({name: stored[name]}, 'qkv is I8; expected F32, .*or I8 with'),
+    (
+      {name: stored[name], f'{name}:scale': np.zeros(3, np.float32)},
+      r'qkv:scale has the shape \(3,\)',
+    ),
+  ):
+    safetensors.save_file(wrong, path / weights.FILE)
+    with pytest.raises(ReleaseError, match=words):
+      api.load(str(path))
 
 
 def test_parts_and_their_index(model, release, monkeypatch):

@@ -78,8 +78,9 @@ def release_flags():
   flags.DEFINE_enum(
     'dtype',
     'float32',
-    ['float32', 'bfloat16'],
-    'How parameters are stored in a release: bfloat16 takes half the space.',
+    ['float32', 'bfloat16', 'int8'],
+    'How parameters are stored in a release: bfloat16 takes half the space, '
+    'int8, with a scale for each row of a tensor, a quarter.',
   )
   flags.DEFINE_string(
     'license', 'unknown', "For a release's card: such as mit or apache-2.0."
@@ -112,8 +113,17 @@ def workdir_flags():
 
 
 def read_data(config) -> None:
-  """Makes a config read --data, a folder or an .npz file of any classes."""
+  """Makes a config read --data, a folder or an .npz file of any classes.
+
+  Raises:
+    UsageError: there is no such folder or file.
+  """
   name = 'npz' if FLAGS.data.endswith('.npz') else 'folder'
+  found = paths.path(FLAGS.data)
+  if not (found.is_file() if name == 'npz' else found.is_dir()):
+    raise UsageError(
+      f'--data={FLAGS.data} is no folder of images and no .npz file of them'
+    )
   with config.unlocked():
     config.data.update(name=name, dir=FLAGS.data, list='')
     config.model.classes = 2**31 - 1  # as many as there are
@@ -121,7 +131,8 @@ def read_data(config) -> None:
 
 def batch_flag():
   """How many images are worked on at a time."""
-  number_flag('batch', None, "Images at a time; the config's if unset.")
+  text = "Images, or series, at a time; the config's if unset."
+  number_flag('batch', None, text)
 
 
 def metrics_flags():

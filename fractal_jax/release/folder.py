@@ -6,10 +6,11 @@ import jax
 
 from fractal_jax import paths
 from fractal_jax.data import classes
+from fractal_jax.errors import UserError
 from fractal_jax.release import ReleaseError, card, weights
 from fractal_jax.release.card import About
 from fractal_jax.series import quantiser as quantiser_lib
-from fractal_jax.training import checkpoint
+from fractal_jax.training import checkpoint, processes
 
 DETECTOR = 'detector.json'  # of series: see series.runs
 # What a release is made of; nothing else is written, sent or fetched.
@@ -24,7 +25,6 @@ FILES = (
   weights.INDEX,
   'model-*.safetensors',
 )
-DTYPES = ('float32', 'bfloat16')
 # Keys of a config that name files of the machine it was trained on.
 LOCAL = {
   'data': {'dir': '', 'manual_dir': ''},
@@ -52,29 +52,42 @@ def write(
 ) -> None:
   """Writes a release; all processes call it, and process 0 writes.
 
-  What the folder holds of an older release is replaced. config.json comes
-  last: a folder without it is no release.
+  It is whole once this returns, on any of them. What the folder holds of an
+  older release is replaced. config.json comes last: a folder without it is no
+  release.
 
   Args:
     folder: where to; see `check_target`.
     config: of the model. What names local files is left out.
     params: nested, on any mesh.
     about: for the card.
-    dtype: one of DTYPES, of the parameters.
+    dtype: one of weights.DTYPES, of the parameters.
 
   Raises:
     ReleaseError: no such dtype; or see `check_target`.
+    PathError: it can't be written to.
   """
-  if dtype not in DTYPES:
-    raise ReleaseError(f"dtype='{dtype}' must be {' or '.join(DTYPES)}.")
+  if dtype not in weights.DTYPES:
+    known = ' or '.join(weights.DTYPES)
+    raise ReleaseError(f"dtype='{dtype}' must be {known}.")
   found, leads = paths.path(folder), jax.process_index() == 0
-  if leads:
+
+  def begin():
     check_target(folder)
     found.mkdir(parents=True, exist_ok=True)
     (found / 'config.json').unlink(missing_ok=True)
+
+  def end():
+    _write_rest(found, config, params, about, dtype)
+
+  # Where process 0 can't write, the others are told, and don't wait for it.
+  processes.together(lambda: leads and begin(), UserError)
   weights.write(found, params, dtype, {'step': str(about.step)})
-  if not leads:
-    return
+  processes.together(lambda: leads and end(), UserError)
+
+
+def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
+  """All of a release but its weights."""
   if about.samples:
     samples = paths.path(about.samples).read_bytes()
     with paths.whole(found / card.SAMPLES) as out:

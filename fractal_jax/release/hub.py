@@ -244,7 +244,10 @@ def _explain(name: str, error: Exception) -> str:
     )
   if isinstance(error, OSError) and error.errno and response is None:
     return f'{name} cannot be kept here: {error}.'
-  return f'{name}: {who} cannot be used ({_short(error)}): try again later.'
+  return (
+    f'{name}: {who} cannot be used ({_short(error)}): see whether there is a '
+    'network, or try again later.'
+  )
 
 
 def _maybe_local(name: str) -> bool:

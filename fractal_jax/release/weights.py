@@ -1,5 +1,8 @@
 """Parameters as safetensors: dotted names, in one file or in parts.
 
+As int8, a tensor of rows comes with a scale for each row, NAME:scale, which the
+row's largest number makes 127; the others stay float32.
+
 Reading takes the shapes from the headers alone. Values are read as devices ask
 for their parts of them, so that no host holds what it does not need.
 """
@@ -25,8 +28,11 @@ FILE = 'model.safetensors'
 INDEX = f'{FILE}.index.json'
 PART = r'model-\d{5}-of-\d{5}\.safetensors'
 PART_BYTES = 5_000_000_000
-# How parameters may be stored; all are float32 once they are read.
-STORED = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
+# How parameters may be written, in bytes a value, and what is read; all are
+# float32 once they are read.
+DTYPES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
+STORED = ('F32', 'BF16', 'F16')
+SCALE = ':scale'
 
 
 def found(folder) -> bool:
@@ -57,27 +63,42 @@ def write(
   Args:
     folder: the release; what it holds of other weights is removed.
     params: nested, on any mesh.
-    dtype: 'float32', or 'bfloat16' for half the size and 8 bits of precision.
+    dtype: one of DTYPES.
     notes: texts for the header of each file.
   """
   folder, flat = paths.path(folder), traverse_util.flatten_dict(params, sep='.')
-  size = jnp.dtype(dtype).itemsize
-  files = _files({name: x.size * size for name, x in flat.items()})
+  files = _files({name: x.size * DTYPES[dtype] for name, x in flat.items()})
   writes = jax.process_index() == 0
   if writes:
     _remove(folder)
+  places, total = {}, 0  # the file of each tensor, and their bytes
   for file, names in files.items():
-    tensors = {
-      name: np.asarray(_whole(flat[name]), dtype, order='C') for name in names
-    }
+    tensors = {}
+    for name in names:
+      values = _whole(flat[name])  # all processes gather
+      if writes:
+        tensors |= _stored(name, values, dtype)
     if writes:
       save(folder / file, tensors, {'format': 'np', **(notes or {})})
+    places |= dict.fromkeys(tensors, file)
+    total += sum(x.nbytes for x in tensors.values())
   if writes and len(files) > 1:
-    index = {
-      'metadata': {'total_size': sum(x.size for x in flat.values()) * size},
-      'weight_map': {n: file for file, names in files.items() for n in names},
-    }
+    index = {'metadata': {'total_size': total}, 'weight_map': places}
     paths.write_text(folder / INDEX, json.dumps(index, indent=2) + '\n')
+
+
+def _stored(name: str, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+  """The tensors, by name, that a tensor is written as."""
+  if dtype != 'int8':
+    return {name: np.asarray(values, dtype, order='C')}
+  if values.ndim < 2:
+    return {name: np.asarray(values, np.float32)}
+  scale = np.abs(values).max(-1, keepdims=True) / 127
+  whole = np.round(values / np.where(scale > 0, scale, 1))
+  return {
+    name: whole.astype(np.int8, order='C'),
+    name + SCALE: scale.astype(np.float32),
+  }
 
 
 def save(path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
@@ -129,7 +150,10 @@ class Tensors:
 
   def __init__(self, folder: paths.Path, files: dict):
     self._folder = folder
-    self._files = {name: f for f in files.values() for name in f.keys()}
+    found = {name: f for f in files.values() for name in f.keys()}
+    scaled = [name for name in found if name + SCALE in found]
+    self._scales = {name: found.pop(name + SCALE) for name in scaled}
+    self._files = found
 
   def shapes(self) -> dict:
     """What `read` can give: a nested tree of ShapeDtypeStruct, float32.
@@ -140,12 +164,19 @@ class Tensors:
     out = {}
     for name, file in self._files.items():
       tensor = file.get_slice(name)
-      if tensor.get_dtype() not in STORED:
+      kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+      if kind not in STORED and not (kind == 'I8' and name in self._scales):
         raise ReleaseError(
-          f'{self._folder}: {name} is {tensor.get_dtype()}; expected '
-          f'{", ".join(STORED)}.'
+          f'{self._folder}: {name} is {kind}; expected {", ".join(STORED)}, or '
+          f'I8 with {name}{SCALE}.'
         )
-      shape = tuple(tensor.get_shape())
+      if name in self._scales:
+        scale = self._scales[name].get_slice(name + SCALE).get_shape()
+        if tuple(scale) != shape[:-1] + (1,):
+          raise ReleaseError(
+            f'{self._folder}: {name}{SCALE} has the shape {tuple(scale)}; '
+            f'expected {shape[:-1] + (1,)}, a number for each row of {name}.'
+          )
       out[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
     parents = {n[:i] for n in out for i, c in enumerate(n) if c == '.'}
     if parents & out.keys():
@@ -165,8 +196,16 @@ class Tensors:
     """
 
     def one(name, x):
-      tensor = self._files[name].get_slice(name)
-      part = lambda index: np.asarray(tensor[index], x.dtype)
+      tensor, scales = self._files[name].get_slice(name), None
+      if name in self._scales:
+        scales = self._scales[name].get_slice(name + SCALE)
+
+      def part(index):
+        values = np.asarray(tensor[index], x.dtype)
+        if scales is None:
+          return values
+        return values * np.asarray(scales[index[:-1] + (slice(None),)], x.dtype)
+
       with _reading(self._folder):
         return jax.make_array_from_callback(x.shape, x.sharding, part)
 
