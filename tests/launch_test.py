@@ -115,6 +115,54 @@ class Machine:
     return sum(call.startswith(f'{tool} ') for call in self.calls)
 
 
+def flags_of(call: str) -> dict[str, str]:
+  """The flags of a call, by name."""
+  return dict(x[2:].split('=', 1) for x in shlex.split(call)[2:])
+
+
+@pytest.mark.parametrize(
+  'name, env, config, dtype, step',
+  [
+    ('digits_mar', {}, 'configs/digits.py:mar', 'bfloat16', None),
+    ('nab_ar', {'NAB': '/n b'}, 'configs/series.py', 'bfloat16', None),
+    ('emoji_ar', {'EMOJI': '/e.npz'}, 'configs/emoji.py:small', 'int8', '750'),
+  ],
+)
+def test_a_release_is_of_the_run_that_is_measured(
+  machine, name, env, config, dtype, step
+):
+  machine.tool(machine.venv / 'bin' / 'python', 'echo 750')  # the best step
+  where = {'VENV': str(machine.venv), 'RUNS': '/runs', 'RELEASES': '/out'}
+  done = machine.launch('release.sh', name, **where, **env)
+  assert done.returncode == 0, done.stderr
+  calls = [x for x in machine.calls if x.startswith('fractal-jax ')]
+  train, *others = map(flags_of, calls)
+  assert [shlex.split(x)[1] for x in calls] == [
+    'train', 'likelihood', 'sample', 'convert',
+  ]  # fmt: skip
+  assert train['config'] == config and 'step' not in train
+  assert all(x.get('step') == step for x in others)
+  assert {x['workdir'] for x in [train, *others]} == {f'/runs/{name}'}
+  likelihood, sample, convert = others
+  assert convert['out'] == f'/out/{name}' and convert['dtype'] == dtype
+  assert convert['numbers'] == likelihood['out']
+  assert convert['samples'] == sample['out']
+  assert convert['made_by'].endswith(f'launch/release.sh {name}')
+  for name in env:
+    assert f'{name}=' in convert['made_by']
+
+
+def test_a_release_says_what_it_needs_before_it_begins(machine):
+  for names, words in (
+    (['digits_ar', 'emoji_ar'], 'set EMOJI to'),
+    (['digits_ar', 'nab_ar'], 'set NAB to'),
+    (['digits_ar', 'mnist'], "no model 'mnist': there are digits_ar"),
+  ):
+    done = machine.launch('release.sh', *names, VENV=str(machine.venv))
+    assert done.returncode and words in done.stderr
+  assert not machine.calls
+
+
 def test_shellcheck():
   found = subprocess.run(
     [pathlib.Path(sys.executable).with_name('shellcheck'), '-x', *SCRIPTS],
