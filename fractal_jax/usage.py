@@ -12,8 +12,8 @@ from fractal_jax import config_files
 
 FLAGS = flags.FLAGS
 
-# Flags that several commands have, under a heading of their own; all others
-# come first.
+# Flags that several commands have, under a heading of their own where the first
+# of them is there; all others come first.
 GROUPS = {
   'The run': ('workdir', 'step'),
   'The image': ('image', 'index', 'split', 'label'),
@@ -74,12 +74,15 @@ def of_command(command: str, doc: str, names: Iterable[str]) -> str:
     names: of its flags, which are defined, in the order to list them.
   """
   names = list(names)
-  grouped = {name for group in GROUPS.values() for name in group}
+  groups = {
+    title: group for title, group in GROUPS.items() if group[0] in names
+  }
+  grouped = {name for group in groups.values() for name in group}
   first, _, examples = doc.strip().partition('\n')
   lines = [f'fractal-jax {command}: {first.partition(": ")[2]}']
   lines += [textwrap.indent(textwrap.dedent(examples), '  '), '']
   first = {'Flags': [name for name in names if name not in grouped]}
-  for title, group in (first | GROUPS).items():
+  for title, group in (first | groups).items():
     some = [name for name in group if name in names]
     if some:
       lines += [f'{title}:', *(x for name in some for x in _flag(name)), '']
@@ -105,10 +108,10 @@ def _flag(name: str) -> list[str]:
   note = ''
   if any('other than None' in v.message for v in flag.validators):
     note = '  (required)'
-  elif flag.default is not None:
+  elif flag.default not in (None, '', []):
     note = f'  (default: {flag.default_as_str.strip(chr(39))})'
-  # absl writes an enum's values before its help.
-  text = re.sub(r'^<[^>]*>: ', '', flag.help)
+  # absl writes an enum's values before its help, and how to repeat it behind.
+  text = re.sub(r'^<[^>]*>: |;\s+repeat this option.*', '', flag.help)
   return [f'  {how}{note}', *_wrapped(text, 6)]
 
 

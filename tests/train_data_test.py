@@ -123,6 +123,24 @@ def test_other_images_are_scored_whole(run, photos, capsys):
       likelihood.with_other_data(api.load(str(workdir)).config)
 
 
+@pytest.mark.parametrize(
+  'workdir, data, words',
+  [
+    ('digits_ar', 'photos', '256 values per channel, digits_ar has 17, and'),
+    ('digits_ar', 'photos/cat/0.png', 'is no folder of images and no .npz'),
+    ('digits_ar', 'none.npz', 'is no folder of images and no .npz'),
+    ('nab_ar', 'photos', 'nab_ar is a model of series'),
+  ],
+)
+def test_other_data_that_cannot_be_scored_is_named(
+  photos, workdir, data, words
+):
+  data = f'--data={photos.parent / data}'
+  with commandline.flags_of('likelihood', f'--workdir={workdir}', data):
+    with pytest.raises(common.UsageError, match=f'{data}.*{words}'):
+      likelihood.with_other_data(common.load_config())
+
+
 def test_show_prints_the_choice_and_writes_nothing(photos, tmp_path, capsys):
   workdir = tmp_path / 'run'
   call(f'--data={photos}', f'--workdir={workdir}', '--show')

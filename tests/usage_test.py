@@ -45,6 +45,8 @@ def test_help_lists_every_flag_once_with_an_example(command):
   listed = re.findall(r'^  --(?:\[no\])?([\w]+)', text, re.M)
   assert sorted(listed) == sorted(own)
   assert text.startswith(f'fractal-jax {command}: ')
+  assert ('The image:' in text) == ('image' in own)
+  assert '(default: )' not in text and 'repeat this option' not in text
   examples = docs_test.calls(job.__doc__)
   assert any(program == command and given for program, given in examples)
   for program, given in examples:

@@ -55,7 +55,9 @@ def series_flags():
     'the file says, or all rows.',
   )
   flags.DEFINE_string(
-    'workdir', None, 'A run on series: nothing is fitted, it scores the data.'
+    'workdir',
+    None,
+    'A run on series, in place of one that is fitted to the data.',
   )
   flags.DEFINE_string(
     'label', None, 'Which class of --workdir the data is, if it has several.'

@@ -55,13 +55,14 @@ def run():
   if FLAGS.data:
     split = FLAGS.split or 'all'
     scored = with_other_data(config)
+    skipped = pipeline.open_split(scored, split).skipped
     if config.model.rank == 2:
       side = config.model.sizes[0]
       common.say(
         f'Images that are not {side}x{side} are cut to the square in the '
         'middle and resized, as in training.'
       )
-    if skipped := pipeline.open_split(scored, split).skipped:
+    if skipped:
       common.say(skipped)
   common.use_cores(FLAGS.batch or config.eval.batch)
   model = common.load_model(config)
@@ -120,4 +121,18 @@ def with_other_data(config):
     )
   config = config.copy_and_resolve_references()
   common.read_data(config)
+  if config.data.name == 'npz':
+    return config
+  if config.model.rank != 2:
+    raise common.UsageError(
+      f'--data={FLAGS.data}: {FLAGS.workdir} is a model of series: give an .npz '
+      'file of windows, or score a table with `fractal-jax anomaly`'
+    )
+  values = config.model.num_values
+  if values != 256:
+    raise common.UsageError(
+      f'--data={FLAGS.data}: files have 256 values per channel, '
+      f'{FLAGS.workdir} has {values}, and its bits are not those of the files: '
+      f'give an .npz file of values 0 to {values - 1}'
+    )
   return config

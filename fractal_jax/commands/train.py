@@ -31,7 +31,7 @@ def define_flags():
     'workdir',
     None,
     'Where config, checkpoints, samples and logs go; with --data, runs/ and '
-    'its name if unset. What is there is gone on with.',
+    'its name if unset. A run that is there goes on.',
   )
   common.show_flag()
   flags.DEFINE_string(

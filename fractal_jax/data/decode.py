@@ -102,7 +102,7 @@ def _opened(file, name, formats, max_pixels) -> Iterator[Image.Image]:
     unknown = isinstance(e, UnidentifiedImageError)  # names an object
     raise ImageError(
       f'{name} is not an image that can be read, one of {", ".join(formats)} '
-      f'({"it begins as none of them" if unknown else e})'
+      f'({"it is none of them, or cut off" if unknown else e})'
     ) from e
 
 
