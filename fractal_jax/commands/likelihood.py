@@ -125,8 +125,8 @@ def with_other_data(config):
     return config
   if config.model.rank != 2:
     raise common.UsageError(
-      f'--data={FLAGS.data}: {FLAGS.workdir} is a model of series: give an .npz '
-      'file of windows, or score a table with `fractal-jax anomaly`'
+      f'--data={FLAGS.data}: {FLAGS.workdir} is a model of series: give an '
+      '.npz file of windows, or score a table with `fractal-jax anomaly`'
     )
   values = config.model.num_values
   if values != 256:
