@@ -524,15 +524,17 @@ class Visitor:
       lambda: next((x for x in self.texts() if words in x), None), seconds
     )
 
-  def press(self, text, css='button:not([role=tab], [tabindex="-1"], .save)'):
-    middle = 'arguments[0].scrollIntoView({block: "center"})'
+  def press(self, text, css='button:not([role=tab], [tabindex="-1"])'):
+    # In one call: while images grow, the page is made anew all the time.
+    js = 'const x = [...document.querySelectorAll(arguments[0])].find(x => '
+    js += 'x.getClientRects().length && !x.disabled && '
+    js += 'x.innerText.trim() === arguments[1]); '
+    js += 'x?.scrollIntoView({block: "center"}); '
+    js += 'if (x?.matches("button")) { x.click(); return true } return x'
 
     def found():
-      for x in self.seen(css):
-        if x.text == text and x.is_enabled():
-          self.browser.execute_script(middle, x)
-          x.click()
-          return True
+      if x := self.browser.execute_script(js, css, text):
+        return x is True or x.click() is None  # an option hears the mouse alone
 
     self.until(found)
 

@@ -8,6 +8,9 @@ from urllib.parse import quote
 from fractal_jax.demo import DemoError, uploads
 
 HOST = '127.0.0.1'
+# What scrolls is the window, so that results can stay in sight: see page.css,
+# whose rules Gradio applies inside of its container.
+VISIBLE = '<style>.gradio-container { overflow: clip !important }</style>'
 
 
 def check_gradio() -> None:
@@ -92,7 +95,7 @@ def _mounted(out, page, path: str):
     mcp_server=False,
     theme=gr.themes.Soft(font=font, font_mono=['ui-monospace', 'monospace']),
     css=(here / 'page.css').read_text(),
-    head=f'<script>{(here / "page.js").read_text()}</script>',
+    head=f'{VISIBLE}<script>{(here / "page.js").read_text()}</script>',
   )
 
 
