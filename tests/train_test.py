@@ -121,6 +121,14 @@ def test_metrics_are_per_level(one_device):
   assert metrics['dropped'] == 0
 
 
+def test_what_is_logged_changes_no_bit_of_the_state(start, one_device):
+  """`update_ratio` runs on the second step of two, and here on neither."""
+  config = configure((1, 1, 1))
+  config.optim.log_every = 3
+  state, _ = run_steps(config, start, jax.devices()[:1])
+  chex.assert_trees_all_equal(state, one_device[0])
+
+
 def test_frozen_levels_stay_and_the_others_move(start):
   config = configure((1, 1, 1), frozen=(0,))
   net, tx, mesh = build(config, jax.devices()[:1])
