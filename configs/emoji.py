@@ -80,7 +80,7 @@ def small(c, kind):
   c.data.shift = 2
 
   c.optim.batch = 32
-  c.optim.steps = 3500
+  c.optim.steps = 3000
   c.optim.lr = 6e-3  # a peak of 7.5e-4 at this batch
   c.optim.save_every = 500
 
