@@ -1,7 +1,13 @@
 """Pilots on images: verdicts, leaks, tasks, and what is measured of images."""
 
+import collections
 import dataclasses
+import itertools
+import multiprocessing
+import os
+import pathlib
 import re
+import signal
 
 import numpy as np
 from PIL import Image
@@ -18,33 +24,40 @@ from fractal_jax.pilot import (
   run,
   settings,
   texts,
+  work,
 )
 from tests import commandline
 
 SIDE, VALUES = 8, 17
 
 
-# A model that is fitted at once: each pixel is near the one above it.
+# A model that is fitted at once: each pixel is near those above it.
 
 
 @dataclasses.dataclass
 class Above:
-  """Learns how a pixel differs from the one above; draws real images anew."""
+  """Learns how a pixel differs from the least above; draws real images anew."""
 
   train: np.ndarray
   noise: float = 0.0
 
   def __post_init__(self):
-    counts = np.bincount(self._steps(self.train).ravel(), minlength=2 * VALUES)
-    self.bits = -np.log2((counts + 0.1) / (counts + 0.1).sum())
+    steps = self._steps(self.train)
+    self.bits = np.stack([self._of(x) for x in (steps[:, :1], steps[:, 1:])])
+
+  def _of(self, steps):
+    counts = np.bincount(steps.ravel(), minlength=2 * VALUES) + 0.1
+    return -np.log2(counts / counts.sum())
 
   def _steps(self, x):
     x = x.astype(int)
-    return np.diff(x, axis=1, prepend=x[:, :1] * 0 + 8) + VALUES
+    least = np.minimum.accumulate(x, 1)[:, :-1]
+    return x - np.concatenate([x[:, :1] * 0 + 8, least], 1) + VALUES
 
   def log_prob(self, x, label):
     assert label == 0
-    return -self.bits[self._steps(x)].sum((1, 2, 3)) * np.log(2)
+    row = np.minimum(np.arange(x.shape[1]), 1)[:, None, None]
+    return -self.bits[row, self._steps(x)].sum((1, 2, 3)) * np.log(2)
 
   def sample(self, labels, *, num, seed, guidance):
     return waves(num, seed=1000 + seed)
@@ -56,21 +69,34 @@ class Above:
     return out[:, None]
 
 
+@dataclasses.dataclass
 class Fakes(images.Models):
-  def __init__(self):
-    self.fits, self.kept = [], {}
+  """Notes what is fitted in a file, which outlives a process."""
+
+  notes: pathlib.Path
+
+  def fits(self):
+    return collections.Counter(self.notes.read_text().splitlines())
 
   def fitting(self, config, x):
     yield Progress('fitting', 1, 2)
-    self.fits.append((config.model.sizes, len(x), config.seed))
+    c = config
+    with open(self.notes, 'a') as file:
+      print(c.model.sizes, '|', len(x), c.optim.steps, c.seed, file=file)
     yield Progress('fitting', 2, 2)
     return Above(x), {'level_0': np.array([2.0, 1.0])}
 
   def save(self, folder, model):
-    self.kept[folder] = model
+    def write(part):
+      pathlib.Path(part).mkdir()
+      with open(pathlib.Path(part) / 'model.npz', 'wb') as file:
+        np.savez(file, train=model.train)
+
+    work.keep_folder(folder, write)
 
   def load(self, folder):
-    return self.kept.get(folder)
+    path = pathlib.Path(folder) / 'model.npz'
+    return Above(np.load(path)['train']) if path.exists() else None
 
   def worth(self, model, x):
     return np.array([0.2, 0.4])
@@ -97,14 +123,18 @@ def make(folder, x, labels=None, names=('a', 'b'), split=None, **changes):
   )
   found = image_settings.propose(str(folder / 'x.npz'), str(folder), None)
   found['task'] |= dict(small_steps=2, steps=2, seeds=2, samples=80)
-  found['data']['images_per_week'] = 1000.0
+  found['data']['images_per_week'] = 300.0
   found['gates']['least_judged'] = 20.0
   for key, value in changes.items():
     section = next(s for s in ('task', 'data', 'gates') if key in found[s])
     found[section][key] = value
   text = settings.text(found, image_settings.SECTIONS)
   (folder / settings.FILE).write_text(text)
-  return run.open_pilot(str(folder), Fakes())
+  return opened(folder)
+
+
+def opened(folder):
+  return run.open_pilot(str(folder), Fakes(pathlib.Path(folder) / 'fits'))
 
 
 def run_all(pilot, anyway=False):
@@ -116,17 +146,24 @@ def run_all(pilot, anyway=False):
   return done
 
 
+FEW = 5  # trees of a forest
+
+
 @pytest.fixture(scope='module', autouse=True)
 def small_forests():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(image_simple, 'TREES', 5)
+    patch.setattr(image_simple, 'TREES', FEW)
     yield
+
+
+EASY = dict(split=['train'] * 400 + ['test'] * 200, steps=3)
 
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-  pilot = make(tmp_path_factory.mktemp('images'), waves(600))
-  return pilot, run_all(pilot, anyway=True)
+  """A pilot that must be GO, all of it run."""
+  pilot = make(tmp_path_factory.mktemp('images'), waves(600), **EASY)
+  return pilot, run_all(pilot)
 
 
 # Verdicts.
@@ -135,19 +172,15 @@ def good(tmp_path_factory):
 def test_images_that_a_model_can_learn(good):
   pilot, done = good
   verdicts = {name: stage.verdict for name, stage in done.items()}
-  # The stand-in sees no more in levels than flat, and equals it.
-  assert verdicts['data'] == verdicts['module'] == gates.GO
-  assert verdicts['full'] == gates.GO, done['full']
+  assert verdicts == dict.fromkeys(run.STAGES, gates.GO), done
+  assert run.verdict(done) == gates.GO
   found = {g.name: g.found for g in done['full'].gates}
-  assert found['distance'].low < 1.2 and 0.7 < found['diversity'].value < 1.3
-  assert found['drawn_copies'].value == 0
-  assert (
-    done['composition'].facts['forest']
-    < (done['composition'].facts['histogram'])
-  )
+  assert found['distance'].low < 1 and found['drawn_copies'].value == 0
+  facts = done['composition'].facts
+  assert facts['together'] < facts['forest'] < facts['histogram']
   assert done['composition'].facts['worth_1'] == pytest.approx(0.4)
-  sizes = {fit[0] for fit in pilot.models.fits}
-  assert sizes == {(8, 1), (4, 1), (8, 4, 1)}
+  sizes = {line.split(' | ')[0] for line in pilot.models.fits()}
+  assert sizes == {'(8, 1)', '(4, 1)', '(8, 4, 1)'}
   assert {g.about for g in done['module'].gates} == {0, 1}
 
 
@@ -203,6 +236,70 @@ def test_completion_beats_the_nearest_image(tmp_path):
     assert found.verdict == gates.GO and 0.5 < found.found.value <= 1
 
 
+# Killed, and gone on.
+
+
+def run_until(folder, name, events):
+  """Runs a stage in a process that is killed at the event of that number.
+
+  An event is a step of progress, or a file that is half written.
+  """
+  left, savez = [events], np.savez
+  image_simple.TREES = FEW
+
+  def event():
+    left[0] -= 1
+    if not left[0]:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+  def write(file, **arrays):
+    file.write(b'PK')
+    file.flush()
+    event()
+    file.seek(0)
+    savez(file, **arrays)
+
+  def follow(job):
+    while True:
+      try:
+        next(job)
+      except StopIteration as end:
+        return end.value
+      event()
+
+  np.savez = write
+  run.run_stage(opened(folder), name, follow=follow)
+
+
+def test_killed_in_every_stage_it_goes_on(tmp_path, good):
+  make(tmp_path, waves(600), **EASY)
+  # Of a process that has imported this file, and has no threads.
+  server = multiprocessing.get_context('forkserver')
+  server.set_forkserver_preload([__name__])
+  kills = {}
+  for name in run.STAGES:
+    for events in itertools.count(1):
+      one = server.Process(target=run_until, args=(tmp_path, name, events))
+      one.start()
+      one.join()
+      if not one.exitcode:
+        break
+      assert one.exitcode == -signal.SIGKILL
+      assert not (tmp_path / 'stages' / f'{name}.json').exists()
+    kills[name] = events - 1
+  assert min(kills.values()) > 0, kills
+  pilot, whole = good
+  done = run.load(opened(tmp_path))
+  drop = lambda found: [g for g in found if g.name != 'most_milliseconds']
+  for name in run.STAGES:
+    assert drop(done[name].gates) == drop(whole[name].gates)
+  # What was kept is not fitted again: a model is begun three times at most,
+  # once for each of its events.
+  mine, other = opened(tmp_path).models.fits(), pilot.models.fits()
+  assert mine.keys() == other.keys() and max(other.values()) == 1
+  assert 1 < max(mine.values()) <= 3
+
+
 # Reports.
 
 
@@ -248,6 +345,8 @@ def test_problems_in_words(tmp_path):
     make(tmp_path, waves(100), anomalous=['a', 'b'])
   with pytest.raises(settings.PilotError, match='images_per_week is not'):
     make(tmp_path, waves(100), kind='anomalies', images_per_week=-1.0)
+  with pytest.raises(settings.PilotError, match='20 false alarms a week.*7'):
+    make(tmp_path, waves(100), kind='anomalies', images_per_week=1000.0)
 
 
 # Measures.
@@ -271,13 +370,34 @@ def test_simple_models_of_images():
   assert bits < 0.7 * alone
 
 
-def test_distance_and_diversity_of_features():
+def test_distance_precision_and_recall_of_features():
   rng = np.random.default_rng(0)
-  train, held, same = (rng.normal(size=(500, 4)) for _ in range(3))
-  distance, spread = image_measures.against(same, held, train)
-  assert distance.mean() < 2 and spread.mean() == pytest.approx(1, abs=0.15)
-  distance, spread = image_measures.against(0.2 * same + 3, held, train)
-  assert distance.mean() > 20 and spread.mean() < 0.1
+  train, held, same = (rng.normal(size=(300, 16)) for _ in range(3))
+  far = lambda x: gates.average(image_measures.distance(x, held, train))
+  less = lambda pair: pair[0].mean() - pair[1].mean()
+  strange = lambda x: less(image_measures.strange(x, held, train))
+  missed = lambda x: less(image_measures.missed(x, held, train))
+  assert far(held).value == pytest.approx(1) and far(held).high < 1.1
+  good = far(same)
+  assert good.low < 1 < good.high and good.high < 2
+  assert abs(strange(same)) < 0.1 and abs(missed(same)) < 0.1
+  # All alike: nothing is strange, and most is missed.
+  assert far(0.2 * same).low > 2
+  assert strange(0.2 * same) < 0.05 and missed(0.2 * same) > 0.5
+  # Too wide: the other way round.
+  assert strange(4 * same) > 0.5 and missed(4 * same) < 0.2
+
+
+def test_precision_sees_what_means_and_covariances_do_not():
+  rng = np.random.default_rng(0)
+  train, held, one, two = (
+    np.concatenate([x, x**2], 1) for x in rng.normal(size=(4, 300, 4))
+  )
+  mixed = np.concatenate([one[:, :4], two[:, 4:]], 1)  # halves do not fit
+  assert gates.average(image_measures.distance(mixed, held, train)).value < 1.5
+  for drawn, fits in ((one, True), (mixed, False)):
+    found = gates.more(*image_measures.strange(drawn, held, train))
+    assert found.low < 0 < found.high if fits else found.low > 0.3
 
 
 def test_difference_by_welch():

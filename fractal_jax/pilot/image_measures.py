@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 from scipy import stats
+from scipy.spatial.distance import cdist
 
 from fractal_jax.data import listing
 from fractal_jax.metrics import scores
@@ -10,8 +11,11 @@ from fractal_jax.pilot import gates
 from fractal_jax.pilot.gates import Interval
 
 JUDGED = 300  # images of each kind by which models are judged, at most
-GROUPS = 5  # into which images are cut, for intervals of distances
 FEATURES = 32  # principal components
+GROUPS = 10  # of which each is left out in turn, for the interval of a distance
+NEAREST = 3  # the neighbour whose distance is an image's reach
+MOST = 1500  # images learnt from that others are compared with, one by one
+SETS = 8  # of images learnt from, each as many as are drawn
 
 
 def bits(model, images: np.ndarray) -> np.ndarray:
@@ -57,30 +61,71 @@ def components(train: np.ndarray):
   return lambda x: (x.reshape(len(x), -1) - mean) @ kept
 
 
-def against(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
-  """Drawn images against real ones, by features, for each of some groups.
+def distance(drawn, held, train) -> np.ndarray:
+  """How far drawn images are from those learnt from, over images held out.
 
-  Both have groups of one size, since distances of fewer images are larger.
+  Frechet distances are larger the fewer images they are of, so as many are
+  taken of both. 1 is as far as real images are.
 
   Args:
     drawn, held, train: features [n, D].
 
   Returns:
-    [groups] Frechet distance to `train` of drawn images, over the mean of that
-    of images held out; [groups] variance over that of `train`.
+    [GROUPS] pseudo-values of the jackknife, moved so that their mean is the
+    ratio of all images: a tenth of the images is left out of each in turn.
   """
-  size = min(len(drawn), len(held)) // GROUPS
+  size = min(len(drawn), len(held))
   mean, cov = train.mean(0), np.cov(train.T)
+  group = np.arange(size) * GROUPS // size
 
-  def distances(x):
-    cut = x[: size * GROUPS].reshape(GROUPS, size, -1)
-    return np.array([
-      scores.frechet_distance(g.mean(0), np.cov(g.T), mean, cov) for g in cut
-    ])  # fmt: skip
+  def ratio(kept):
+    ours, real = (
+      scores.frechet_distance(g.mean(0), np.cov(g.T), mean, cov)
+      for g in (drawn[:size][kept], held[:size][kept])
+    )
+    return ours / real
 
-  cut = drawn[: size * GROUPS].reshape(GROUPS, size, -1)
-  spread = cut.var(1, ddof=1).sum(1) / np.trace(cov)
-  return distances(drawn) / distances(held).mean(), spread
+  left = np.array([ratio(group != i) for i in range(GROUPS)])
+  return ratio(group >= 0) + (GROUPS - 1) * (left.mean() - left)
+
+
+def among(images: np.ndarray, real: np.ndarray) -> np.ndarray:
+  """Which of images [n] lie as near to a real one as its neighbours [n] bool.
+
+  The neighbour that counts is the NEAREST-th of the same real images. The share
+  of drawn images among real ones is the precision of Kynkäänniemi et al.
+  (2019), that of real images among drawn ones the recall.
+
+  Args:
+    images, real: features [n, D].
+  """
+  apart = np.sort(cdist(real, real), 1)  # from itself first
+  reach = apart[:, min(NEAREST, len(real) - 1)]
+  return (cdist(images, real) <= reach).any(1)
+
+
+def strange(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
+  """Which drawn images, and which held out, are like none learnt from: bool.
+
+  Arguments are features [n, D].
+  """
+  some = train[:: -(-len(train) // MOST)]
+  return ~among(drawn, some), ~among(held, some)
+
+
+def missed(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
+  """How often images held out are like none drawn, and like none learnt from.
+
+  Arguments are features [n, D]. Of those learnt from, some SETS of as many as
+  were drawn are taken.
+
+  Returns:
+    [held] 0 or 1; [held] shares of the sets.
+  """
+  rng, size = np.random.default_rng(0), min(len(drawn), len(train))
+  sets = [train[rng.permutation(len(train))[:size]] for _ in range(SETS)]
+  theirs = np.mean([~among(held, some) for some in sets], 0)
+  return ~among(held, drawn[:size]) * 1.0, theirs
 
 
 def saved(train, real, made) -> np.ndarray:

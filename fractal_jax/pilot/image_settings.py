@@ -108,13 +108,19 @@ GATES = {
     'full: bits a value that images held out cost more than those learnt from',
   ),
   'distance': Key(
-    3.0, Number(above=1),
-    'full, generation: Frechet distance of drawn images over that of images '
-    'held out',
+    2.0, Number(above=1),
+    'full, generation: Frechet distance of drawn images over that of as many '
+    'images held out: 1 is as good as real ones',
   ),
-  'diversity': Key(
-    0.8, Number(above=0),
-    'full, generation: variance of drawn images over that of real ones',
+  'most_strange': Key(
+    0.2, SHARE,
+    'full, generation: share of drawn images that are like none that was '
+    'learnt from, less that of images held out: precision, lost',
+  ),
+  'most_missed': Key(
+    0.2, SHARE,
+    'full, generation: share of images held out that are like none that was '
+    'drawn, less that where as many learnt from are taken: recall, lost',
   ),
   'drawn_copies': Key(
     0.05, SHARE,
@@ -255,10 +261,20 @@ def problems(settings: Settings, names: tuple[str, ...]) -> list[str]:
       'data.images_per_week is not filled in: say how many images are judged a '
       'week.'
     )
+  weekly = d['images_per_week'] * settings.task['false_alarms']
+  for name in ('weekly_false_alarms', 'shadow_weekly_false_alarms'):
+    most = settings.gates[name]
+    if kind == 'anomalies' and weekly > most:
+      out.append(
+        f'task.false_alarms={settings.task["false_alarms"]:g} of '
+        f'data.images_per_week={d["images_per_week"]:g} images are '
+        f'{weekly:.3g} false alarms a week, and gates.{name} allows '
+        f'{most:g}: lower the first, or raise the last.'
+      )
   if kind == 'generation' and 0 < settings.task['samples'] < 50:
     out.append(
       f'task.samples={settings.task["samples"]} images say little of '
-      'distances and diversity: draw 50 or more.'
+      'distances: draw 50 or more.'
     )
   if kind == 'generation' and not settings.task['samples']:
     out.append('task.samples=0: the task generation needs drawn images.')

@@ -113,7 +113,7 @@ def full(pilot: Pilot) -> Job:
 
 
 def generation(pilot: Pilot, bits: dict) -> Job:
-  """Distance, diversity and novelty of images that the model draws."""
+  """Distance, precision, recall and novelty of images that the model draws."""
 
   def make() -> Job:
     model = yield from full_model(pilot)
@@ -122,21 +122,28 @@ def generation(pilot: Pilot, bits: dict) -> Job:
     return {'drawn': drawn, 'bits': image_measures.bits(model, drawn)}
 
   made = yield from work.kept(pilot, 'generated', make)
-  drawn, held = made['drawn'], pilot.data.held
-  features = image_measures.components(pilot.data.train)
-  ratio, spread = image_measures.against(
-    *map(features, (drawn, held, pilot.data.train))
-  )
-  same = image_measures.copies(pilot.data.train, drawn, pilot.values)
+  drawn, learnt = made['drawn'], pilot.data.train
+  features = image_measures.components(learnt)
+  parts = [features(x) for x in (drawn, pilot.data.held, learnt)]
+  distance = gates.average(image_measures.distance(*parts))
+  strange, others = image_measures.strange(*parts)
+  missed, missed_train = image_measures.missed(*parts)
+  same = image_measures.copies(learnt, drawn, pilot.values)
+  share = gates.share(int(same.sum()), len(drawn))
+  rest = gates.average(missed - missed_train)
   judged = (
-    gate(pilot, 'distance', gates.average(ratio), least=False),
-    gate(pilot, 'diversity', gates.average(spread), least=True),
-    gate(
-      pilot, 'drawn_copies', gates.share(int(same.sum()), len(drawn)),
-      least=False,
-    ),
-  )  # fmt: skip
-  facts = {'drawn_bits': float(made['bits'].mean())}
+    gate(pilot, 'distance', distance, least=False),
+    gate(pilot, 'most_strange', gates.more(strange, others), least=False),
+    gate(pilot, 'most_missed', rest, least=False),
+    gate(pilot, 'drawn_copies', share, least=False),
+  )
+  facts = {
+    'drawn_bits': float(made['bits'].mean()),
+    'strange': float(strange.mean()),
+    'strange_held': float(others.mean()),
+    'missed': float(missed.mean()),
+    'missed_train': float(missed_train.mean()),
+  }
   return Found(
     judged, facts, {'drawn': drawn[:SHOWN], 'bits_drawn': made['bits']}
   )
