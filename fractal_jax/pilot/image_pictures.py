@@ -11,6 +11,7 @@ from fractal_jax.series import plots
 from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, png
 
 COLUMNS = 12
+SHOWN = 2 * COLUMNS  # images in a picture
 
 
 def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
@@ -24,8 +25,7 @@ def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
   if 'drawn' in curves:
     task = pilot.settings.task['kind']
     halves = name == 'full' and task == 'completion'
-    made = curves['drawn'][: 2 * COLUMNS]
-    out['completed' if halves else 'images'] = grid(made, model)
+    out['completed' if halves else 'images'] = grid(curves['drawn'], model)
   if name == 'full':
     out['bits'] = histograms(curves)
     out['worst_images'] = grid(curves['worst'], model)

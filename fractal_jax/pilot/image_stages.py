@@ -7,11 +7,11 @@ import numpy as np
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates, image_measures, work
+from fractal_jax.pilot.image_pictures import SHOWN
 from fractal_jax.pilot.stages import alarm_gates, gate
 from fractal_jax.pilot.work import Found, Pilot
 
 ALONE = 20  # images that are timed one at a time
-SHOWN = 24  # images in a picture
 
 
 def data(pilot: Pilot) -> Job:

@@ -218,6 +218,7 @@ class ImagePilot(Pilot):
     return self.models.worth(model, self.data.held)
 
   def drawn(self, model, number: int) -> np.ndarray:
+    number = min(number, image_pictures.SHOWN)
     return model.sample(0, num=number, seed=0, guidance=1.0)
 
   def pictures(self, name: str, curves: Mapping) -> dict[str, bytes]:
