@@ -21,7 +21,7 @@ td, th { padding: .15em 1.2em .15em 0; text-align: left }
 td + td { font-variant-numeric: tabular-nums }
 .gates { width: 100% }
 .gates .first td { border-top: 1px solid #ccc }
-.gates td:nth-child(n + 3) { white-space: nowrap }
+.gates td:not(:nth-child(2)) { white-space: nowrap }
 .gates td:last-child { font-weight: 600 }
 .verdict { font-size: 1.6em; padding: .4em .7em; color: white }
 p.GO { background: #2a7d3f } tr.GO td:last-child { color: #2a7d3f }
@@ -365,8 +365,11 @@ def _stage(found: Report, name: str, words) -> str:
   stage = found.done[name]
   facts = [(words[f'fact {k}'], number(v)) for k, v in stage.facts.items()]
   shots = found.pilot.pictures(name, run.curves(found.pilot, name))
+  title = words['of stage'].format(
+    stage=words[name], verdict=words[stage.verdict]
+  )
   return (
-    heading(f'{words[name]}: {words[stage.verdict]}')
+    heading(title)
     + paragraph(words[f'about {name}'])
     + _numbers((words['facts'], ''), facts)
     + ''.join(

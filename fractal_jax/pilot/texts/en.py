@@ -17,6 +17,7 @@ TEXTS = {
   'GO': 'GO',
   'NO-GO': 'NO-GO',
   'MORE DATA': 'MORE DATA',
+  'of stage': '{stage}: {verdict}',
   'not run': 'not run',
   'reason GO': (
     'Every stage passed all of its criteria, and the intervals leave no doubt: '
@@ -283,8 +284,13 @@ TEXTS = {
   'gate least_anomalies': 'anomalous images to test with',
   'gate most_gap': 'bits a value that unseen images cost more',
   'gate distance': 'distance of drawn images over that of real ones',
-  'gate most_strange': 'more images that look like none, of drawn than of real',
-  'gate most_missed': 'more real images that no drawn one is like',
+  'gate most_strange': (
+    'share of drawn images that are like no real one, less that of real ones'
+  ),
+  'gate most_missed': (
+    'share of real images that are like no drawn one, less that against as '
+    'many real ones'
+  ),
   'gate drawn_copies': 'share of drawn images that copy a training image',
   'gate completion': 'share of the error saved against the nearest image',
   'gate shadow_bits': 'bits a value that images cost more, in the shadow run',
@@ -380,6 +386,7 @@ TEXTS = {
   ),
   'term score@images': (
     'Distance: how far drawn images are from real ones on the whole, by the '
-    'Fréchet distance of principal components.'
+    'Fréchet distance of principal components. Alike are images that are no '
+    'further apart than an image and the third nearest to it.'
   ),
 }

@@ -15,6 +15,7 @@ TEXTS = {
   'GO': '採用可（GO）',
   'NO-GO': '採用不可（NO-GO）',
   'MORE DATA': 'データ不足（MORE DATA）',
+  'of stage': '{stage}：{verdict}',
   'not run': '未実行',
   'reason GO': (
     'すべての段階がすべての基準を満たし、区間にも疑いが残りません。下記の本番導入'
@@ -252,8 +253,12 @@ TEXTS = {
   'gate least_anomalies': 'テストに使える異常画像の数',
   'gate most_gap': '未知の画像で増える値あたりのビット数',
   'gate distance': '実画像の距離に対する生成画像の距離の比',
-  'gate most_strange': 'どの学習用画像にも似ない割合（生成画像と実画像の差）',
-  'gate most_missed': 'どの生成画像にも似ない実画像の割合（学習用画像との差）',
+  'gate most_strange': (
+    'どの実画像にも似ない生成画像の割合（実画像での割合との差）'
+  ),
+  'gate most_missed': (
+    'どの生成画像にも似ない実画像の割合（同数の実画像と比べた割合との差）'
+  ),
   'gate drawn_copies': '学習用画像の複製である生成画像の割合',
   'gate completion': '最も近い画像に対して減った誤差の割合',
   'gate shadow_bits': 'シャドー運転で増える値あたりのビット数',
@@ -336,6 +341,6 @@ TEXTS = {
   'term window@images': '値：画素（またはその一色）の明るさ。',
   'term score@images': (
     '距離：生成画像が全体として実画像からどれだけ離れているか（主成分のフレシェ距'
-    '離）。'
+    '離）。三番目に近い画像までの距離より近い画像どうしを、似ているとみなします。'
   ),
 }
