@@ -3,18 +3,15 @@
 import numpy as np
 from PIL import Image
 from scipy import stats
-from scipy.spatial.distance import cdist
 
 from fractal_jax.data import listing
-from fractal_jax.metrics import scores
+from fractal_jax.metrics import neighbours, scores
 from fractal_jax.pilot import gates
 from fractal_jax.pilot.gates import Interval
 
 JUDGED = 300  # images of each kind by which models are judged, at most
 FEATURES = 32  # principal components
 GROUPS = 10  # of which each is left out in turn, for the interval of a distance
-NEAREST = 3  # the neighbour whose distance is an image's reach
-MOST = 1500  # images learnt from that others are compared with, one by one
 SETS = 8  # of images learnt from, each as many as are drawn
 
 
@@ -89,43 +86,32 @@ def distance(drawn, held, train) -> np.ndarray:
   return ratio(group >= 0) + (GROUPS - 1) * (left.mean() - left)
 
 
-def among(images: np.ndarray, real: np.ndarray) -> np.ndarray:
-  """Which of images [n] lie as near to a real one as its neighbours [n] bool.
-
-  The neighbour that counts is the NEAREST-th of the same real images. The share
-  of drawn images among real ones is the precision of Kynkäänniemi et al.
-  (2019), that of real images among drawn ones the recall.
-
-  Args:
-    images, real: features [n, D].
-  """
-  apart = np.sort(cdist(real, real), 1)  # from itself first
-  reach = apart[:, min(NEAREST, len(real) - 1)]
-  return (cdist(images, real) <= reach).any(1)
-
-
 def strange(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
   """Which drawn images, and which held out, are like none learnt from: bool.
 
-  Arguments are features [n, D].
+  Arguments are features [n, D]. 1 less the share of either is its precision.
   """
-  some = train[:: -(-len(train) // MOST)]
-  return ~among(drawn, some), ~among(held, some)
+  return tuple(_unlike(x, train) for x in (drawn, held))
 
 
 def missed(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
   """How often images held out are like none drawn, and like none learnt from.
 
-  Arguments are features [n, D]. Of those learnt from, some SETS of as many as
-  were drawn are taken.
+  Arguments are features [n, D]. Of those learnt from, SETS of as many as were
+  drawn are taken. 1 less the mean of either is a recall.
 
   Returns:
     [held] 0 or 1; [held] shares of the sets.
   """
   rng, size = np.random.default_rng(0), min(len(drawn), len(train))
   sets = [train[rng.permutation(len(train))[:size]] for _ in range(SETS)]
-  theirs = np.mean([~among(held, some) for some in sets], 0)
-  return ~among(held, drawn[:size]) * 1.0, theirs
+  theirs = np.mean([_unlike(held, some) for some in sets], 0)
+  return _unlike(held, drawn[:size]) * 1.0, theirs
+
+
+def _unlike(images: np.ndarray, real: np.ndarray) -> np.ndarray:
+  """Which of images [n, D] are like no real one [m, D]: bool."""
+  return ~neighbours.inside(images, real, neighbours.radii(real))
 
 
 def saved(train, real, made) -> np.ndarray:
