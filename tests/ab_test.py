@@ -23,17 +23,19 @@ def configure(**changes):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """a; the same with a broken pixel level; wide, of another level 0."""
+  """a; the same with a broken pixel level, or all of it; wide, of another."""
   folder = tmp_path_factory.mktemp('ab')
   c = configure()
   _, params = tiny.build(('ar', 'pixel'), (8, 1), **SMALL)
   broken = dict(params)
   broken['level_1'] = jax.tree.map(lambda x: 4 * x, params['level_1'])
+  both = jax.tree.map(lambda x: 4 * x, params)
   _, wide = tiny.build(
     ('ar', 'pixel'), (8, 1), **(SMALL | dict(widths=(32, 8)))
   )
   checkpoint.save_params(str(folder / 'a'), c, params)
   checkpoint.save_params(str(folder / 'broken'), c, broken)
+  checkpoint.save_params(str(folder / 'both'), c, both)
   checkpoint.save_params(str(folder / 'wide'), configure(widths=(32, 8)), wide)
   return folder
 
@@ -68,6 +70,10 @@ def test_a_broken_level_is_significant(runs, capsys):
   shown = compared(capsys, '--level=0', f'--a={a}', f'--b={broken}', '--num=40')
   assert 'No difference is shown' in shown
   assert 'also differ in level 1' in shown
+  both = runs / 'both'
+  shown = compared(capsys, '--level=1', f'--a={a}', f'--b={both}', '--num=40')
+  assert 'also differ in level 0' in shown
+  assert 'level 1 of b is worse under the other levels of a' in shown
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,11 @@ def recommendation(found: Comparison) -> str:
       f'The mean speaks for {d.better}, the sign test does not: a few images '
       'make the difference. Look at them, or score more images.'
     )
+  if d.better == 'a' and found.others:
+    return (
+      f'Keep a: level {found.level} of b is worse under the other levels of a. '
+      'Train it with these frozen to see what it can do.'
+    )
   if d.better == 'a':
     return f'Keep a: level {found.level} of b is worse.'
   price = found.b.training / found.a.training
@@ -327,11 +332,11 @@ def text(found: Comparison) -> str:
     f'sign test: b is better on {d.wins}, worse on {d.losses}, p = {d.p:.2g}',
   ]
   if found.others:
-    some = ', '.join(map(str, found.others))
+    some = ' and '.join(map(str, found.others))
     lines.append(
-      f'The runs also differ in level {some}: this says how level '
-      f'{found.level} of b does under the other levels of a, which it was not '
-      'trained with. Freeze these (optim.frozen) to compare modules fairly.'
+      f'The runs also differ in level {some}: level {found.level} of b was not '
+      'trained with those of a. Freeze these (optim.frozen) to compare modules '
+      'fairly.'
     )
   lines.append(recommendation(found))
   return '\n'.join(lines)
