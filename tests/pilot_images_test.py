@@ -82,7 +82,8 @@ class Fakes(images.Models):
     yield Progress('fitting', 1, 2)
     c = config
     with open(self.notes, 'a') as file:
-      print(c.model.sizes, '|', len(x), c.optim.steps, c.seed, file=file)
+      m, rest = c.model, (len(x), c.optim.steps, c.seed)
+      print(*zip(m.kinds, m.sizes), '|', *rest, file=file)
     yield Progress('fitting', 2, 2)
     return Above(x), {'level_0': np.array([2.0, 1.0])}
 
@@ -179,8 +180,13 @@ def test_images_that_a_model_can_learn(good):
   facts = done['composition'].facts
   assert facts['together'] < facts['forest'] < facts['histogram']
   assert done['composition'].facts['worth_1'] == pytest.approx(0.4)
-  sizes = {line.split(' | ')[0] for line in pilot.models.fits()}
-  assert sizes == {'(8, 1)', '(4, 1)', '(8, 4, 1)'}
+  kinds = {line.split(' | ')[0] for line in pilot.models.fits()}
+  assert kinds == {
+    "('ar', 8) ('independent', 4) ('pixel', 1)",  # level 0 alone
+    "('ar', 4) ('pixel', 1)",  # level 1 alone
+    "('ar', 8) ('ar', 4) ('pixel', 1)",
+    "('ar', 8) ('pixel', 1)",  # flat
+  }
   assert {g.about for g in done['module'].gates} == {0, 1}
 
 

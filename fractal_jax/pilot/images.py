@@ -156,16 +156,19 @@ class ImagePilot(Pilot):
   def values(self) -> int:
     return self.settings.data['values']
 
-  def modules(self) -> list[tuple[int, int]]:
-    return list(enumerate(planning.levels(self.side)[:-1]))
+  def modules(self) -> list[tuple[int, int, int]]:
+    side, patch, _ = planning.levels(self.side)
+    return [(0, side, 1), (1, patch, 2)]
 
   def config(self, side: int, levels: int, steps: int | None):
     """As configs/digits.py, without classes."""
     c, whole = config_lib.default(), side == self.side
     m = c.model
-    m.sizes = planning.levels(side) if levels > 2 else (side, 1)
+    m.sizes = (side, 1) if levels == 2 else planning.levels(side)
     above = len(m.sizes) - 1
     m.kinds = ('ar',) * above + ('pixel',)
+    if levels == 1:
+      m.kinds = ('ar', 'independent', 'pixel')
     m.widths = (96, 48)[:above] + (32,)
     m.depths = (3, 2)[:above] + (1,)
     m.heads = (4, 4)[:above] + (2,)

@@ -48,7 +48,7 @@ def few(x: np.ndarray, most: int = 3000) -> np.ndarray:
 def module_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
   """(side, levels, steps) of the stage's models."""
   t = pilot.settings.task
-  each = [(side, 2, t['small_steps']) for _, side in pilot.modules()]
+  each = [(side, n, t['small_steps']) for _, side, n in pilot.modules()]
   return each * t['seeds'] + each[:1] * (len(CURVE) - 1)
 
 
@@ -57,8 +57,8 @@ def module(pilot: Pilot) -> Job:
   t = pilot.settings.task
   plain = pilot.histogram()
   found, facts, curves = [], {'histogram': float(np.nanmean(plain))}, {}
-  for level, side in pilot.modules():
-    fits = yield from seeds(pilot, side=side, levels=2)
+  for level, side, levels in pilot.modules():
+    fits = yield from seeds(pilot, side=side, levels=levels)
     bits = np.stack([one['bits'] for one in fits])
     norms = np.stack([one['gradient_0'] for one in fits])
     gain = gates.mean(pilot.blocks(plain - bits))
@@ -69,9 +69,8 @@ def module(pilot: Pilot) -> Job:
     curves[f'gradient_{level}'] = norms
   curve = []
   for part in CURVE:
-    one = yield from pilot.fitted(
-      pilot.modules()[0][1], 2, t['small_steps'], 0, part, 0
-    )
+    _, side, levels = pilot.modules()[0]
+    one = yield from pilot.fitted(side, levels, t['small_steps'], 0, part, 0)
     curve.append(float(np.nanmean(one['bits'])))
   enough = rows_enough(pilot.learnt, curve)
   if enough is not None:
@@ -121,7 +120,7 @@ def rows_enough(rows: int, curve: list[float]) -> int | None:
 
 def flat_steps(pilot: Pilot) -> int:
   """Steps of a flat model that take as many FLOPs as the levels together."""
-  (_, side), *_ = pilot.modules()
+  (_, side, _), *_ = pilot.modules()
   flops = [
     cost.cost(pilot.config(side, levels, None)).total('training')
     for levels in (3, 2)
@@ -131,7 +130,7 @@ def flat_steps(pilot: Pilot) -> int:
 
 def composition_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
   """(side, levels, steps) of the stage's models."""
-  t, ((_, side), *_) = pilot.settings.task, pilot.modules()
+  t, ((_, side, _), *_) = pilot.settings.task, pilot.modules()
   return [
     (side, 3, t['small_steps']),
     (side, 2, flat_steps(pilot)),
@@ -140,7 +139,7 @@ def composition_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
 
 def composition(pilot: Pilot) -> Job:
   """The levels together, a flat model of equal compute, and simple models."""
-  t, ((_, side), *_) = pilot.settings.task, pilot.modules()
+  t, ((_, side, _), *_) = pilot.settings.task, pilot.modules()
   whole = yield from seeds(pilot, side=side, levels=3, draw=t['samples'])
   flat = yield from seeds(pilot, side=side, levels=2, steps=flat_steps(pilot))
   together, flat = (

@@ -111,8 +111,8 @@ class TablePilot(Pilot):
       [self.data.values[: self.learnt]], 256, channels=self.data.channels
     )
 
-  def modules(self) -> list[tuple[int, int]]:
-    return [(0, self.window), (1, table_settings.PATCH)]
+  def modules(self) -> list[tuple[int, int, int]]:
+    return [(0, self.window, 2), (1, table_settings.PATCH, 2)]
 
   def config(self, side: int, levels: int, steps: int | None):
     channels = self.data.values.shape[1]

@@ -99,12 +99,16 @@ class Pilot(abc.ABC):
     """How many units models learn from."""
 
   @abc.abstractmethod
-  def modules(self) -> list[tuple[int, int]]:
-    """(level, side that it sees) of each level that can stand alone."""
+  def modules(self) -> list[tuple[int, int, int]]:
+    """(level, side that it sees, `levels`) of each that can stand alone."""
 
   @abc.abstractmethod
   def config(self, side: int, levels: int, steps: int | None):
-    """The config of a model; 2 levels are one above values, 3 are all."""
+    """The config of a model; 2 levels are one above values, 3 are all.
+
+    1 is level 0 alone, above patches whose values do not see each other; of
+    images, where one level above values would be as long as the flat model.
+    """
 
   def fitted(
     self, side: int, levels: int, steps: int, seed: int, share: float, draw: int
@@ -289,7 +293,7 @@ def price(pilot: Pilot, fits: list[tuple[int, int, int]]) -> float:
   flops = lambda side, levels: cost.cost(
     pilot.config(side, levels, None)
   ).total('training')
-  (_, whole), *_ = pilot.modules()
+  (_, whole, _), *_ = pilot.modules()
   one = flops(whole, 3)
   return sum(
     measured['compiling'] + measured['step'] * steps * flops(side, levels) / one
