@@ -4,6 +4,7 @@ import contextlib
 from http import HTTPStatus
 import logging
 import os
+import re
 import socket
 
 from gcp_storage_emulator import exceptions, server
@@ -50,6 +51,7 @@ class Emulator:
     return {
       'STORAGE_EMULATOR_HOST': here,
       'TENSORSTORE_GCS_HTTP_URL': here,
+      'CLOUD_STORAGE_EMULATOR_ENDPOINT': here,  # array_record's client
       # A question to Google about the kind of bucket.
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
     }
@@ -77,13 +79,22 @@ class Emulator:
     return checked
 
   def read(self, handler):
-    """A handler of reads that says which generation they are of."""
+    """A handler of reads that says which generation they are of.
+
+    It knows the range of the last so many bytes, too.
+    """
 
     def checked(request, response, storage, *args, **kwargs):
-      found = generation(storage, request.params['object_id'])
+      name = request.params['object_id']
+      found = generation(storage, name)
       if [found] == request.query.get('ifGenerationNotMatch'):
         response.status = HTTPStatus.NOT_MODIFIED
         return
+      last = re.fullmatch('bytes=-([0-9]+)', request.get_header('range', ''))
+      if last and found != '0':
+        size = len(storage.get_file(BUCKET, name))
+        start = max(0, size - int(last[1]))
+        request.get_header = {'range': f'bytes={start}-'}.get
       handler(request, response, storage, *args, **kwargs)
       response['x-goog-generation'] = found
 

@@ -1,6 +1,9 @@
 """Data sets of TFDS, built once from small fake archives."""
 
 import io
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -8,8 +11,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from fractal_jax import paths
 from fractal_jax.data import pipeline
-from tests.data import color_config, join, jpeg, literal_adm, noise, tar_bytes
+from tests.data import (
+  color_config,
+  join,
+  jpeg,
+  literal_adm,
+  noise,
+  same,
+  take,
+  tar_bytes,
+)
 
 SYNSETS = ('n01440764', 'n01443537')  # labels 0 and 1
 
@@ -65,17 +78,30 @@ def test_imagenet_from_fake_archives(imagenet):
   }
 
 
-def test_reading_never_imports_tensorflow(imagenet):
-  c, _, _ = imagenet
+@pytest.fixture(scope='module')
+def in_bucket(imagenet, bucket):
+  """The prepared data set, copied to a bucket: its config there."""
+  c = imagenet[0].copy_and_resolve_references()
+  root, url = pathlib.Path(c.data.dir), paths.path(f'{bucket.url}/tfds')
+  for file in root.rglob('*'):
+    if file.is_file():
+      (url / str(file.relative_to(root))).write_bytes(file.read_bytes())
+  c.data.dir = str(url)
+  return c
+
+
+def test_reading_never_imports_tensorflow(imagenet, in_bucket):
+  dirs = [c.data.dir for c in (imagenet[0], in_bucket)]
   code = (
     'import sys; from fractal_jax import config; '
     'from fractal_jax.data import pipeline; '
     "lazy = ('grain', 'tensorflow_datasets', 'sklearn'); "
-    'assert not any(x in sys.modules for x in lazy); '
-    f"c = config.default(); c.data.update(name='imagenet2012', "
-    f'dir={c.data.dir!r}, threads=2); c.model.sizes = (16, 1); '
+    'assert not any(x in sys.modules for x in lazy)\n'
+    f'for place in {dirs}:\n'
+    "  c = config.default(); c.data.update(name='imagenet2012', "
+    'dir=place, threads=2); c.model.sizes = (16, 1); '
     'c.optim.batch = 4; pipeline.info(c); next(pipeline.train_batches(c)); '
-    "list(pipeline.eval_batches(c, 'validation', 2)); "
+    "list(pipeline.eval_batches(c, 'validation', 2))\n"
     "print('tensorflow' in sys.modules, 'grain' in sys.modules)"
   )
   done = subprocess.run(
@@ -128,7 +154,54 @@ def test_without_tfds_installed(monkeypatch):
     pipeline.info(color_config('cifar10', '/x'))
 
 
-def test_array_records_in_a_bucket_are_refused_with_the_way_out(bucket):
-  config = color_config('imagenet2012', f'{bucket.url}/tfds')
-  with pytest.raises(pipeline.DataError, match='gcloud storage cp -r'):
-    pipeline.info(config)
+def test_a_data_set_in_a_bucket_is_read_there(
+  in_bucket, imagenet, tmp_path, monkeypatch
+):
+  """With the same batches, and nothing local is left behind."""
+  monkeypatch.chdir(tmp_path)
+  here, there = imagenet[0], in_bucket
+  assert pipeline.info(there) == pipeline.info(here)
+  a, b = (take(pipeline.train_batches(c), 2) for c in (here, there))
+  for x, y in zip(a, b):
+    same(x, y)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'file, cut, match',
+  [
+    ('*-validation.*', 10, r'record 0 of .* cannot be read: .* 64KB'),
+    ('*-validation.*', 66_000, 'record 0 of .* cannot be read: it is empty'),
+    ('*-train.*', None, r'record \d of .* cannot be read: .*No such file'),
+    ('dataset_info.json', 0, 'imagenet2012 cannot be opened: .*JSON'),
+    ('dataset_info.json', 500, 'imagenet2012 cannot be opened: .*JSON'),
+  ],
+)
+def test_damaged_files_are_told(imagenet, tmp_path, file, cut, match):
+  """Cut off after so many bytes, or gone."""
+  c = imagenet[0].copy_and_resolve_references()
+  shutil.copytree(c.data.dir, tmp_path / 'tfds')
+  c.data.dir = str(tmp_path / 'tfds')
+  (path,) = (tmp_path / 'tfds').rglob(file)
+  if cut is None:
+    path.unlink()
+  else:
+    os.truncate(path, cut)
+  with pytest.raises(pipeline.DataError, match=match):
+    pipeline.info(c)
+    for split in ('train', 'validation'):
+      list(pipeline.eval_batches(c, split, 2))
+
+
+def test_what_a_bucket_does_not_hold(bucket, monkeypatch):
+  """Neither prepared there nor here: the way is told."""
+  c = color_config('imagenet2012', f'{bucket.url}/empty')
+  with pytest.raises(pipeline.DataError, match='gcloud storage rsync -r'):
+    pipeline.info(c)
+  monkeypatch.delenv('CLOUD_STORAGE_EMULATOR_ENDPOINT')
+  monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', '/none.json')
+  with pytest.raises(pipeline.DataError, match='none are found: `gcloud auth'):
+    pipeline.info(c)
+  c.data.dir = 'hf://datasets/x'
+  with pytest.raises(pipeline.DataError, match='from local or mounted files'):
+    pipeline.info(c)

@@ -112,18 +112,32 @@ def describe(name: str) -> Description:
 
 
 def _builder(name: str, data_dir: str):
-  """The TFDS builder; raises LookupError if there is no such data set."""
+  """The TFDS builder.
+
+  Raises:
+    LookupError: there is no such data set.
+    DataError: what describes it in data.dir can't be read.
+  """
   import tensorflow_datasets as tfds
 
   options = dict(data_dir=paths.path(data_dir)) if data_dir else {}
-  if name == 'emoji':
-    from fractal_jax.data.emoji import Emoji
-
-    return Emoji(**options)
   try:
+    if name == 'emoji':
+      from fractal_jax.data.emoji import Emoji
+
+      return Emoji(**options)
     return tfds.builder(name, **options)
-  except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as e:
+  except (tfds.core.DatasetNotFoundError, AssertionError) as e:
     raise LookupError(name) from e
+  except Exception as e:  # a damaged description raises nearly anything
+    folder = data_dir and paths.path(data_dir) / name.partition(':')[0]
+    if not folder or not folder.is_dir():  # no name of a data set
+      raise LookupError(name) from e
+    raise DataError(
+      f"data set '{name}' in {folder} cannot be opened: "
+      f'{" ".join(str(e).split())}. If its dataset_info.json or features.json '
+      'is damaged, prepare it again in another data.dir.'
+    ) from e
 
 
 def _source(config, split: str, published: bool = False) -> Source:
@@ -136,12 +150,8 @@ def _source(config, split: str, published: bool = False) -> Source:
     raise DataError(
       f"data set '{name}' needs TensorFlow Datasets ({e}): {EXTRA}."
     ) from e
-  if config.data.dir and paths.is_remote(config.data.dir):
-    raise DataError(
-      f"data.dir='{config.data.dir}': array records are read from local or "
-      'mounted files. Copy the prepared data set to each host (`gcloud storage '
-      'cp -r`) or mount its bucket (`gcsfuse`), and set data.dir to that.'
-    )
+  if config.data.dir:
+    _check_place(config.data.dir)
   features = _check_features(name, config.data.dir)
   prepare(config)
   builder = _builder(name, config.data.dir)
@@ -159,8 +169,16 @@ def _source(config, split: str, published: bool = False) -> Source:
     ) from e
 
   def read(i: int):
-    record = records[i]
     where = f"record {i} of split '{split}' in {builder.data_dir}"
+    try:
+      record = records[i]
+      if record['image'] is None:  # of a file that was cut off
+        raise RuntimeError('it is empty')
+    except RuntimeError as e:  # array_record has no other
+      raise DataError(
+        f'{where} cannot be read: {e}. If its file is damaged, prepare the '
+        'data set again in another data.dir.'
+      ) from e
     if 'file_name' in record:
       where = f'{record["file_name"].decode()} ({where})'
     image = common.decode(io.BytesIO(record['image']), where, config, published)
@@ -178,6 +196,33 @@ def _source(config, split: str, published: bool = False) -> Source:
     values=256,
     check=check,
   )
+
+
+def _check_place(data_dir: str) -> None:
+  """Raises DataError for a place from which records can't be read.
+
+  Those in gs:// are read one by one, each in a request, by array_record's own
+  client. Without credentials it would look for them for 15 minutes.
+  """
+  if not paths.is_remote(data_dir):
+    return
+  if not str(paths.path(data_dir)).startswith('gs://'):
+    raise DataError(
+      f"data.dir='{data_dir}': array records are read from local or mounted "
+      'files, or from gs://: copy or mount them, and set data.dir to that.'
+    )
+  if 'CLOUD_STORAGE_EMULATOR_ENDPOINT' in os.environ:
+    return
+  from google import auth
+
+  try:
+    auth.default()
+  except auth.exceptions.DefaultCredentialsError as e:
+    raise DataError(
+      f"data.dir='{data_dir}': records of a bucket are read with credentials, "
+      'and none are found: `gcloud auth application-default login`, or set '
+      'GOOGLE_APPLICATION_CREDENTIALS to the file of a key.'
+    ) from e
 
 
 def _check_features(name: str, data_dir: str) -> dict:
@@ -208,6 +253,12 @@ def prepare(config) -> None:
   builder = _builder(d.name, d.dir)
   if builder.is_prepared():
     return
+  if d.dir and paths.is_remote(d.dir):
+    raise DataError(
+      f"data set '{d.name}' is not prepared in data.dir='{d.dir}': prepare it "
+      f'in a local folder (`python -m {__name__} {d.name} FOLDER ARCHIVES`) '
+      f'and copy it there (`gcloud storage rsync -r FOLDER {d.dir}`).'
+    )
   _check_archives(d)
   root = pathlib.Path(builder.data_dir_root)
   root.mkdir(parents=True, exist_ok=True)
