@@ -211,11 +211,26 @@ def tell(text: str) -> None:
   sys.exit(0)
 
 
+def open_streams() -> None:
+  """Opens what is closed of the streams 0, 1 and 2, on nothing.
+
+  Or the next files would get their numbers, a checkpoint say, and in it what
+  libraries write to standard error.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      found = os.open(os.devnull, os.O_RDWR)  # the lowest number: this one
+      os.set_inheritable(found, True)
+
+
 HELP = ('-h', '--help', '-help', '--helpshort', '--helpfull')
 
 
 def run() -> None:
   """The console script."""
+  open_streams()
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:  # no character is worth a run
       stream.reconfigure(errors='replace')

@@ -23,7 +23,7 @@ from fractal_jax.training import (
   restore,
   train,
 )
-from tests import commandline, emulator, release_test
+from tests import commandline, ports, release_test
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = """
@@ -285,7 +285,7 @@ def test_data_is_read(bucket, tmp_path):
 
 def test_two_processes(bucket, start):
   workdir = f'{bucket.url}/runs/several'
-  port = emulator.free_port()
+  port = ports.free()
   jobs = [
     start(
       workdir,

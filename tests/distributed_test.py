@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ import pytest
 from fractal_jax import api
 from fractal_jax.metrics import weights
 from fractal_jax.training import restore
-from tests import commandline, xla
+from tests import commandline, ports, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 20
@@ -58,12 +57,6 @@ def config(tmp_path_factory):
   return path
 
 
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    return s.getsockname()[1]
-
-
 @pytest.fixture
 def start(config):
   """Starts processes of a command; ends those that a test leaves."""
@@ -71,7 +64,7 @@ def start(config):
 
   def start(workdir, processes, *flags, slow=False, devices=8, command='train'):
     """The processes, with so many devices; `slow` makes a step take a while."""
-    port = free_port()
+    port = ports.free()
     devices //= processes
     env = dict(
       os.environ,
@@ -130,7 +123,7 @@ def start_program(tmp_path):
 
   def start_program(code, *arguments):
     """The processes; the program's arguments are a port, 0 or 1, and these."""
-    port = free_port()
+    port = ports.free()
     for i in range(2):
       log = open(tmp_path / f'program.{i}.log', 'w+')
       command = [sys.executable, '-c', code, str(port), str(i)]

@@ -5,17 +5,12 @@ from http import HTTPStatus
 import logging
 import os
 import re
-import socket
 
 from gcp_storage_emulator import exceptions, server
 
+from tests import ports
+
 BUCKET = 'bucket'
-
-
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
 
 
 def generation(storage, name: str) -> str:
@@ -40,7 +35,7 @@ class Emulator:
     self.url = f'gs://{BUCKET}'
     self.faults, self.writes = [], []
     self.watch = lambda name: None
-    self._port = free_port()
+    self._port = ports.free()
     self._server = server.create_server(
       '127.0.0.1', self._port, in_memory=True, default_bucket=BUCKET
     )

@@ -26,15 +26,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 import numpy as np
 from PIL import Image
+import pytest
 
 from fractal_jax import config as config_lib
 from fractal_jax import main, paths
-from fractal_jax.data import classes, pipeline
+from fractal_jax.data import classes, look, pipeline
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files, reference
 from fractal_jax.models import fractal
-from fractal_jax.pilot import run, settings
+from fractal_jax.pilot import modules, run, settings, table_settings
 from fractal_jax.series import quantiser, runs, table
 from fractal_jax.training import checkpoint, logs
 from tests import commandline, tiny
@@ -88,6 +89,12 @@ def result(function, *args):
     assert str(e).strip() and 'Traceback' not in str(e)
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+  """Names of the Hub are looked for in the cache alone."""
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+
+
 # What people type.
 
 ENDS = [0, 1, -1, 2, 7, 2**31, 2**32, 2**63, 2**64, 10**30, -(2**31)]
@@ -138,6 +145,7 @@ def test_configs(changes):
   with parsed('train', *known, *given) as job:
     if job and result(lambda: config_lib.check(flags.FLAGS.config) or True):
       fractal.from_config(flags.FLAGS.config.model)
+      result(modules.mixed_config, make_config(), flags.FLAGS.config, 0)
 
 
 # Flags.
@@ -149,7 +157,12 @@ KINDS = {
   'box': lists(st.integers(-1, 9), max_size=5),
   'mesh': st.sampled_from(['fsdp=8', 'data=-1', 'data=2,data=2', 'fsdp=', 'x']),
   'out': st.sampled_from(['x.png', 'x.npz', 'x.npy', 'x.csv', 'x.json', 'x']),
+  'repo': st.sampled_from(
+    ['me/x', 'me', 'hf://me/x@v1', 'x/../y', 'a/b/c', '']
+  ),
 }
+# A flag that begins what only ends after many steps.
+BEGINS = [('train', 'show')]
 # What they need, so that some get as far as reading a run without checkpoints.
 NEEDS = {
   'likelihood': ['--workdir=run'],
@@ -165,6 +178,17 @@ NEEDS = {
   'forecast': ['--data=none.npz', '--workdir=run'],
   'impute': ['--data=none.npz', '--workdir=run'],
   'ab': ['--level=0', '--a=run', '--b=run'],
+  'pilot': ['init', '--data=none.npz', '--out=pilot'],
+  'push': ['--repo=me/x', '--workdir=run'],
+  'pull': ['--repo=me/x', '--out=x'],
+  'train': ['--data=none.npz', '--show'],
+}
+# What is said besides flags.
+WORDS = {
+  'pilot': st.lists(
+    st.sampled_from(['init', 'check', 'run', 'report', 'run', 'none']) | words,
+    max_size=3,
+  )
 }
 
 
@@ -192,17 +216,22 @@ FLAGS = {command: flags_by_kind(command) for command in NEEDS}
 @st.composite
 def command_lines(draw):
   command = draw(st.sampled_from(list(NEEDS)))
-  names = draw(st.lists(st.sampled_from(list(FLAGS[command])), max_size=3))
+  own = [name for name in FLAGS[command] if (command, name) not in BEGINS]
+  names = draw(st.lists(st.sampled_from(own), max_size=3))
   kinds = [
     FLAGS[command][n] if draw(st.integers(0, 4)) else values for n in names
   ]
-  return command, [f'--{n}={draw(kind)}' for n, kind in zip(names, kinds)]
+  said = [word for word in NEEDS[command] if not word.startswith('--')]
+  if command in WORDS and draw(st.booleans()):
+    said = draw(WORDS[command])
+  given = [f'--{n}={draw(kind)}' for n, kind in zip(names, kinds)]
+  return command, said, given
 
 
-@fuzz(500, line=command_lines())
+@fuzz(600, line=command_lines())
 def test_flags(line):
   """Whatever is wrong with them, or the run without checkpoints, is told."""
-  command, given = line
+  command, said, given = line
   if not os.path.exists('run'):
     config = make_config()
     config.model = tiny.model(
@@ -211,7 +240,7 @@ def test_flags(line):
     checkpoint.save_config(config, 'run')
   with parsed(command, *NEEDS[command], *given) as job:
     if job:
-      result(lambda: main.check_numbers() or job.run())
+      result(lambda: main.check_numbers() or job.run(*said))
 
 
 names = st.lists(words, max_size=4).map(tuple)
@@ -286,6 +315,7 @@ def test_folders_of_images(tree):
       path.write_bytes(data)
     result(read_all, color_config('folder', folder, side=8))
     result(lambda: files.Samples(folder)[0:9])
+    result(look.at, folder)
 
 
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
@@ -330,6 +360,7 @@ def archives(draw, like):
 def test_data_in_npz_files(data):
   pathlib.Path('x.npz').write_bytes(data)
   result(read_all, make_config('npz', dir='x.npz'))
+  result(look.at, 'x.npz')
 
 
 SERIES = {
@@ -341,19 +372,70 @@ SERIES = {
 }
 
 
+def read_series(name):
+  """What `anomaly` reads, and training: windows of two values, in bins."""
+  if result(table.read, name) is not None:
+    config = make_config('series', values=16, dir=name)
+    config.model.update(sizes=(2, 1), rank=1, channels=2, unknown=True)
+    result(read_all, config)
+
+
 @fuzz(200, data=archives(SERIES) | st.binary(max_size=40))
 def test_series_in_npz_files(data):
   pathlib.Path('x.npz').write_bytes(data)
-  result(table.read, 'x.npz')
+  read_series('x.npz')
 
 
 cells = st.lists(numbers.map(str) | words, max_size=3).map(','.join)
+pairs = st.lists(numbers.map(str), min_size=2, max_size=2).map(','.join)
 
 
-@fuzz(200, rows=st.lists(cells, max_size=5))
+@fuzz(
+  200,
+  rows=st.lists(cells, max_size=5)
+  | st.lists(pairs, min_size=3, max_size=9).map(lambda x: ['a,b', *x]),
+)
 def test_series_in_csv_files(rows):
   pathlib.Path('x.csv').write_text('\n'.join(rows))
-  result(table.read, 'x.csv')
+  read_series('x.csv')
+
+
+PILOT = table_settings.SECTIONS
+PILOT_KEYS = [(name, key) for name, keys in PILOT.items() for key in keys]
+
+
+@fuzz(
+  150,
+  changes=st.dictionaries(
+    st.sampled_from(PILOT_KEYS),
+    numbers | st.booleans() | words | st.lists(numbers | words, max_size=2),
+    max_size=3,
+  ),
+)
+def test_pilots_of_tables(changes):
+  """A pilot.toml of valid TOML: opened, or each rule that it breaks told."""
+  rows = ''.join(f'{i},{i % 7}\n' for i in range(400))
+  pathlib.Path('x.csv').write_text(f'a,b\n{rows}')
+  sections = table_settings.propose('x.csv')
+  for (section, key), value in changes.items():
+    sections[section][key] = value
+  lines = []
+  for section, keys in sections.items():
+    lines += [f'[{section}]', *(f'{k} = {toml(v)}' for k, v in keys.items())]
+  pathlib.Path('pilot.toml').write_text('\n'.join(lines))
+  pilot = result(run.open_pilot, '.')
+  if pilot is not None:
+    pilot.wishes()
+
+
+def toml(value) -> str:
+  if isinstance(value, list):
+    return f'[{", ".join(map(toml, value))}]'
+  return (
+    str(value)
+    if isinstance(value, float)
+    else json.dumps(value, ensure_ascii=False)
+  )
 
 
 pictures = {

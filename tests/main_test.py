@@ -304,6 +304,17 @@ def test_help_to_a_full_disk_or_to_nobody():
   assert (job.stderr.read(), job.wait(300)) == ('', 141)
 
 
+def test_what_is_written_to_closed_streams_is_in_no_file(tmp_path):
+  code = (
+    'import os; from fractal_jax import main; main.open_streams(); '
+    f"file = open('{tmp_path}/x', 'w'); os.write(1, b'text')"
+  )
+  command = f'exec "{sys.executable}" -c "$CODE" >&-'
+  env = os.environ | {'CODE': code, 'PYTHONPATH': str(ROOT)}
+  assert subprocess.run(['sh', '-c', command], env=env).returncode == 0
+  assert (tmp_path / 'x').read_bytes() == b''
+
+
 def test_ctrl_c_is_one_line(workdir):
   job = start('sample', f'--workdir={workdir}', '--num=100000')
   time.sleep(6)

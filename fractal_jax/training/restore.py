@@ -59,7 +59,7 @@ def steps(workdir: str) -> list[int]:
     return sorted(
       int(p.name)
       for p in folder.iterdir()
-      if re.fullmatch('[0-9]{1,18}', p.name)
+      if re.fullmatch('0|[1-9][0-9]{0,17}', p.name)
       and ocp.utils.is_checkpoint_finalized(p)
     )
 
