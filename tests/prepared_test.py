@@ -171,7 +171,7 @@ def test_a_data_set_in_a_bucket_is_read_there(
   'file, cut, match',
   [
     ('*-validation.*', 10, r'record 0 of .* cannot be read: .* 64KB'),
-    ('*-validation.*', 66_000, 'record 0 of .* cannot be read: it is empty'),
+    ('*-validation.*', 1 << 16, 'record 0 of .* cannot be read: it is empty'),
     ('*-train.*', None, r'record \d of .* cannot be read: .*No such file'),
     ('dataset_info.json', 0, 'imagenet2012 cannot be opened: .*JSON'),
     ('dataset_info.json', 500, 'imagenet2012 cannot be opened: .*JSON'),
