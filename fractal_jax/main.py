@@ -225,12 +225,28 @@ def open_streams() -> None:
       os.set_inheritable(found, True)
 
 
+def hush() -> None:
+  """Prints nothing of reads that end after what waited for them has failed.
+
+  Orbax begins to read all arrays of a checkpoint, and stops waiting at the
+  first that is damaged; the others would each print a traceback.
+  """
+  before = sys.unraisablehook
+
+  def hook(found):
+    if str(found.exc_value) != 'Event loop is closed':
+      before(found)
+
+  sys.unraisablehook = hook
+
+
 HELP = ('-h', '--help', '-help', '--helpshort', '--helpfull')
 
 
 def run() -> None:
   """The console script."""
   open_streams()
+  hush()
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:  # no character is worth a run
       stream.reconfigure(errors='replace')

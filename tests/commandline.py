@@ -65,6 +65,7 @@ def call(*arguments: str, code: int = 0) -> str:
     )
     # Signals stay pytest's, and pages as they are.
     stack.enter_context(mock.patch.object(main, 'listen'))
+    stack.enter_context(mock.patch.object(main, 'hush'))
     stack.enter_context(mock.patch.object(cpu, 'use_huge_pages'))
     try:
       main.run()

@@ -315,6 +315,15 @@ def test_what_is_written_to_closed_streams_is_in_no_file(tmp_path):
   assert (tmp_path / 'x').read_bytes() == b''
 
 
+def test_reads_that_nobody_waits_for_are_not_told(monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+  main.hush()
+  for text in ('Event loop is closed', 'another'):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+  assert [str(x.exc_value) for x in told] == ['another']
+
+
 def test_ctrl_c_is_one_line(workdir):
   job = start('sample', f'--workdir={workdir}', '--num=100000')
   time.sleep(6)
