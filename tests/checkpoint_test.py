@@ -326,6 +326,16 @@ def test_damaged_values_are_named_with_the_way_out(random_run, tmp_path):
   assert position == {'step': 1}
 
 
+def test_a_step_that_no_run_can_reach(run, tmp_path):
+  shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+  folder = tmp_path / 'checkpoints'
+  (folder / '10').rename(folder / '99999999999')
+  checkpoints = checkpoint.Checkpoints(tmp_path, config_lib.default())
+  with pytest.raises(CheckpointError, match='99999999999 is of no run'):
+    checkpoints.latest()
+  checkpoints.close()
+
+
 def test_sums_are_of_values_and_places_on_any_mesh():
   x = jax.random.normal(jax.random.key(0), (8, 6))
   one = checksums.sums({'x': x})

@@ -40,6 +40,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 RETRY_AFTER = (1, 10, 60)  # seconds between attempts to save the last one
+MOST_STEPS = np.iinfo(np.int32).max  # TrainState.step
 # Of config.json. 1, or none: sample.temperature multiplied the logits.
 VERSION = 2
 
@@ -196,7 +197,18 @@ class Checkpoints:
       self._manager = self._open()
 
   def latest(self) -> int | None:
-    return self._manager.latest_step()
+    """The step of the latest checkpoint.
+
+    Raises:
+      CheckpointError: no run can have come so far.
+    """
+    step = self._manager.latest_step()
+    if step is not None and step > MOST_STEPS:
+      raise CheckpointError(
+        f'{restore.directory(self.workdir) / str(step)} is of no run: there '
+        f'are at most {MOST_STEPS} steps. Move it away.'
+      )
+    return step
 
   def save(self, step: int, state: TrainState, position: dict, bits=None):
     """Starts to save the state, and the data's position, after `step` updates.
