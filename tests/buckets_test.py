@@ -116,7 +116,7 @@ def run(bucket, start):
 
   bucket.watch = kill
   try:
-    text, _ = job.communicate(timeout=120)
+    text, _ = job.communicate(timeout=600)
   finally:
     bucket.watch = lambda name: None
   assert job.returncode == -9, text
@@ -298,7 +298,7 @@ def test_two_processes(bucket, start):
     )
     for i in range(2)
   ]
-  texts = [job.communicate(timeout=120)[0] for job in jobs]
+  texts = [job.communicate(timeout=600)[0] for job in jobs]
   assert [job.returncode for job in jobs] == [0, 0], texts
   assert restore.steps(workdir) == [2]
   assert not (paths.path(workdir) / '.lock').exists()

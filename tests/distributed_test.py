@@ -23,6 +23,7 @@ import pytest
 from fractal_jax import api
 from fractal_jax.metrics import weights
 from fractal_jax.training import restore
+from fractal_jax.training import train as training
 from tests import commandline, ports, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -151,7 +152,7 @@ def output(job):
   return pathlib.Path(job.log.name).read_text()
 
 
-def finish(jobs, *codes, within=180):
+def finish(jobs, *codes, within=600):
   """Waits for processes; they must end with these codes. Their outputs."""
   until = time.monotonic() + within
   for job in jobs:
@@ -161,7 +162,7 @@ def finish(jobs, *codes, within=180):
   return texts
 
 
-def wait_for(condition, jobs, within=180):
+def wait_for(condition, jobs, within=600):
   until = time.monotonic() + within
   while not condition():
     text = '\n'.join(map(output, jobs))
@@ -433,6 +434,23 @@ def test_what_one_process_does_ends_both_by_name(
   assert re.search(words, text), text
   if what in ('stops', 'waits'):
     assert 'most recent call first' in text  # the stacks
+
+
+def test_processes_meet_before_the_first_step(config, tmp_path, monkeypatch):
+  """One of two may be later than Gloo waits when devices first meet, 30 s."""
+
+  class Met(Exception):
+    pass
+
+  def meet():
+    raise Met
+
+  monkeypatch.setattr(training.processes, 'meet', meet)
+  names = {}
+  exec(config.read_text(), names)
+  with pytest.raises(Met):
+    training.train(names['get_config'](), str(tmp_path))
+  assert not metrics(tmp_path)
 
 
 def test_processes_must_share_the_work_directory(start, tmp_path):

@@ -153,6 +153,15 @@ def together(job: Callable[[], object], error: type[Exception]):
 together.calls = 0
 
 
+def meet() -> None:
+  """Waits until all processes are here.
+
+  Before their devices first wait for each other: on CPUs (Gloo) that ends with
+  an error after 30 seconds, in which a busy host may not have compiled.
+  """
+  together(lambda: None, ProcessesError)
+
+
 def broadcast(text: str) -> str:
   """The text of process 0."""
   if count() == 1:

@@ -158,8 +158,12 @@ def step_folder(workdir: str, step: int | None = None) -> paths.Path:
   if not found:
     with reaching(workdir):
       there = paths.path(workdir).is_dir()
-    why = 'has no checkpoint yet' if there else 'does not exist'
-    raise CheckpointError(f'work directory {workdir} {why}.')
+    if not there:
+      raise CheckpointError(f'work directory {workdir} does not exist.')
+    raise CheckpointError(
+      f'work directory {workdir} has no checkpoint yet; if it is a release, '
+      f'it lacks its {weights.FILE}.'
+    )
   _check_step(workdir, step, found)
   return directory(workdir) / str(found[-1] if step is None else step)
 

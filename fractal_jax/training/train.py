@@ -86,6 +86,7 @@ def train(
         if step_fn is None:
           with chores.pause('compiling'):
             step_fn = compile_step(net, tx, state, config, batch, mesh=mesh)
+            processes.meet()
         chores.dog.at(step, 'waiting for the devices')
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = step_fn(state, batch)
