@@ -157,8 +157,7 @@ def leave(text: str, code: int) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone
       print(text, file=sys.stderr, flush=True)
   try:
-    if sys.stdout is not None:
-      sys.stdout.flush()
+    sys.stdout.flush()
   except OSError:  # what nobody takes, Python would try to print as it ends
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   processes = sys.modules.get('fractal_jax.training.processes')
@@ -217,12 +216,13 @@ def open_streams() -> None:
   Or the next files would get their numbers, a checkpoint say, and in it what
   libraries write to standard error.
   """
-  for number in range(3):
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
     try:
       os.fstat(number)
     except OSError:
       found = os.open(os.devnull, os.O_RDWR)  # the lowest number: this one
       os.set_inheritable(found, True)
+      setattr(sys, name, os.fdopen(found, 'w' if number else 'r'))
 
 
 def hush() -> None:
@@ -248,8 +248,7 @@ def run() -> None:
   open_streams()
   hush()
   for stream in (sys.stdout, sys.stderr):
-    if stream is not None:  # no character is worth a run
-      stream.reconfigure(errors='replace')
+    stream.reconfigure(errors='replace')  # no character is worth a run
   command, *given = sys.argv[1:] or ['help']
   if command in (*HELP, 'help'):
     tell(usage.overview(COMMANDS))
@@ -333,8 +332,7 @@ def run_job(command: str, job, argv: list[str]) -> None:
     report = report_compiling()
     job.run(*words)
     report()
-    if sys.stdout is not None:
-      sys.stdout.flush()  # a closed pipe shows here, not at Python's end
+    sys.stdout.flush()  # a closed pipe shows here, not at Python's end
   except (Exception, KeyboardInterrupt) as e:
     leave_after(command, e)
 

@@ -315,6 +315,12 @@ def test_what_is_written_to_closed_streams_is_in_no_file(tmp_path):
   assert (tmp_path / 'x').read_bytes() == b''
 
 
+def test_a_command_whose_streams_are_closed_ends_as_any_other():
+  command = f'exec "{sys.executable}" -m fractal_jax.main cost >&- 2>&-'
+  env = os.environ | {'PYTHONPATH': str(ROOT)}
+  assert subprocess.run(['sh', '-c', command], env=env).returncode == 2
+
+
 def test_reads_that_nobody_waits_for_are_not_told(monkeypatch):
   told = []
   monkeypatch.setattr(sys, 'unraisablehook', told.append)
