@@ -228,7 +228,7 @@ def command_lines(draw):
   return command, said, given
 
 
-@fuzz(600, line=command_lines())
+@fuzz(500, line=command_lines())
 def test_flags(line):
   """Whatever is wrong with them, or the run without checkpoints, is told."""
   command, said, given = line
@@ -377,7 +377,8 @@ def read_series(name):
   if result(table.read, name) is not None:
     config = make_config('series', values=16, dir=name)
     config.model.update(sizes=(2, 1), rank=1, channels=2, unknown=True)
-    result(read_all, config)
+    with np.errstate(invalid='raise'):  # where bins can't be counted
+      result(read_all, config)
 
 
 @fuzz(200, data=archives(SERIES) | st.binary(max_size=40))

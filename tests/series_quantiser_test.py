@@ -64,6 +64,13 @@ def test_a_channel_without_numbers_is_an_error():
     quantiser.fit([np.full((5, 1), np.nan)], 256, channels=['pressure'])
 
 
+@pytest.mark.parametrize('kind', quantiser.KINDS)
+@pytest.mark.parametrize('values', [(-1.7e308, 1.7e308), (0.0, 5e-324, 5e-324)])
+def test_numbers_too_large_or_small_for_bins_are_an_error(values, kind):
+  with pytest.raises(quantiser.QuantiserError, match="'0' has numbers from"):
+    quantiser.fit([np.array(values)[:, None]], 256, kind=kind)
+
+
 def test_a_work_directory_keeps_it(values, tmp_path):
   q = quantiser.fit([values, values * 2], 256, channels=['a', 'b'])
   assert quantiser.load(tmp_path) is None

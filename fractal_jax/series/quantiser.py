@@ -110,7 +110,7 @@ def fit(
     channels: [C] names; numbers where empty.
 
   Raises:
-    QuantiserError: a channel has no number at all.
+    QuantiserError: a channel has no number at all, or too large or small ones.
   """
   names = tuple(channels) or tuple(str(c) for c in range(series[0].shape[1]))
   low, width, median = [], [], []
@@ -122,21 +122,35 @@ def fit(
         f"channel '{name}' has no number in the training part: leave the "
         'column out, or let the training part be longer'
       )
-    middle = np.nanmedian(values, 0)
-    if kind == 'scaled':
-      reach = SCALES * np.nanmean(np.abs(values - middle), 0)
-      least, most = middle - reach, middle + reach
-    else:
-      least, most = np.nanmin(values, 0), np.nanmax(values, 0)
-    # A constant channel: bins as wide as its number is large, or 1.
-    size = np.where(middle == 0, 1.0, np.abs(middle))
-    span = np.where(most - least > 1e-9 * size, most - least, size)
-    centre = (least + most) / 2
-    whole = span * (1 + 2 * margin)
-    low.append(tuple((centre - whole / 2).tolist()))
-    width.append(tuple((whole / bins).tolist()))
+    with np.errstate(over='ignore', invalid='ignore'):
+      least, wide, middle = _scale(values, bins, kind, margin)
+    bad = ~(np.isfinite(least) & np.isfinite(wide) & (wide > 0))
+    if bad.any():
+      i = int(bad.argmax())
+      raise QuantiserError(
+        f"channel '{names[i]}' has numbers from {np.nanmin(values[:, i]):g} to "
+        f'{np.nanmax(values[:, i]):g}: bins of them are beyond what a computer '
+        'can count with; give it in another unit'
+      )
+    low.append(tuple(least.tolist()))
+    width.append(tuple(wide.tolist()))
     median.append(tuple(middle.tolist()))
   return Quantiser(bins, tuple(low), tuple(width), tuple(median), names)
+
+
+def _scale(values: np.ndarray, bins: int, kind: str, margin: float):
+  """The lowest edge, the width of a bin, and the median, [C] each."""
+  middle = np.nanmedian(values, 0)
+  if kind == 'scaled':
+    reach = SCALES * np.nanmean(np.abs(values - middle), 0)
+    least, most = middle - reach, middle + reach
+  else:
+    least, most = np.nanmin(values, 0), np.nanmax(values, 0)
+  # A constant channel: bins as wide as its number is large, or 1.
+  size = np.where(middle == 0, 1.0, np.abs(middle))
+  span = np.where(most - least > 1e-9 * size, most - least, size)
+  whole = span * (1 + 2 * margin)
+  return (least + most) / 2 - whole / 2, whole / bins, middle
 
 
 def save(workdir, quantiser: Quantiser) -> None:
