@@ -41,6 +41,8 @@ SMOOTH = 200
 VARIANTS = {
   'ar': {},
   'batch128': {'batch': 128},  # and a peak of 2e-3, as first set
+  'balanced': {'balanced': True},  # as many windows of each series
+  'balanced128': {'balanced': True, 'batch': 128, 'peak': 3e-3},
   'flat': {'levels': 2},  # one level of 64 values, no patches
   'mar': {'kind': 'mar'},
   'window128': {'window': 128},
@@ -103,6 +105,7 @@ def config_of(arguments, tables):
 
   changes = dict(VARIANTS[arguments.variant])
   digits, batch = changes.pop('digits', False), changes.pop('batch', None)
+  balanced, peak = changes.pop('balanced', False), changes.pop('peak', 2e-3)
   config = settings.settings(
     sum(one.train for one in tables),
     2 if digits else 1,
@@ -113,11 +116,11 @@ def config_of(arguments, tables):
     **changes,
   )
   if batch:
-    config.optim.batch, config.optim.lr = batch, 2e-3 * 256 / batch
+    config.optim.batch, config.optim.lr = batch, peak * 256 / batch
   config.optim.save_every = 10_000  # at the end, and where it is stopped
   config.eval.every = 0
   config.data.dir = f'{arguments.data}/*.npz'
-  config.data.held_out = 0.0
+  config.data.held_out, config.data.balanced = 0.0, balanced
   return config
 
 

@@ -279,6 +279,13 @@ DATA = {
     'class each',
     'sensors have ranges of their own',
   ),
+  'balanced': Key(
+    False,
+    Flag(),
+    'whether training shows as many windows of each class of series, however '
+    'short it is',
+    'all windows count alike, as they do in the likelihood',
+  ),
   'bins': Key(
     'uniform',
     Choice(quantiser.KINDS),

@@ -90,6 +90,26 @@ def test_windows_splits_and_classes(tmp_path):
   assert pipeline.open_split(c, 'train').class_names == ('series',)
 
 
+def test_classes_count_alike_however_short(tmp_path):
+  for i, rows in enumerate((100, 50)):
+    np.savez(tmp_path / f's{i}.npz', values=sine(rows, i))
+  c = small_config(100, classes=2)
+  c.data.dir, c.data.held_out = str(tmp_path), 0.0
+  shown = lambda split: [
+    (int(label), window.tobytes())
+    for source in [pipeline.open_split(c, split)]
+    for window, label in map(source.read, range(source.size))
+  ]
+  c.data.balanced = True
+  longest, shortest = 100 - 32 + 1, 50 - 32 + 1
+  train = shown('train')
+  assert [label for label, _ in train].count(1) == len(train) / 2 == longest
+  assert len(set(train)) == longest + shortest == len(shown('validation'))
+  for change in ({'one_class': True}, {'balanced': False, 'one_class': False}):
+    c.data.update(change)
+    assert len(shown('train')) == longest + shortest
+
+
 def test_a_run_goes_on_with_its_own_bins_alone(tmp_path):
   np.savez(tmp_path / 's.npz', values=sine(400))
   c = small_config(400)

@@ -66,7 +66,7 @@ def source(
   skipped = ''
   if left_out:
     skipped = f'{left_out} windows of {split} are left out: too little is known'
-  if not len(starts):
+  if not any(map(len, starts)):
     short = min(len(x) for x in parts)
     raise DataError(
       f'no window of {m.sizes[0]} rows is in split {split}, whose shortest '
@@ -74,12 +74,19 @@ def source(
       '(data.held_out), or set a smaller model.sizes[0]'
     )
 
+  # Where classes count alike they take turns, and the windows of a short series
+  # come again until the longest one is through.
+  turns = [np.concatenate(starts)]
+  if d.balanced and split == 'train' and not d.one_class:
+    turns = [x for x in starts if len(x)]
+
   def window(i: int) -> tuple[np.ndarray, int]:
-    which, start = starts[i]
+    round_, turn = divmod(i, len(turns))
+    which, start = turns[turn][round_ % len(turns[turn])]
     return read[which][start : start + m.sizes[0]], labels[which]
 
   return Source(
-    size=len(starts),
+    size=len(turns) * max(map(len, turns)),
     read=window,
     class_names=names,
     values=fitted.bins,
@@ -113,7 +120,7 @@ def part(config, one: Table, split: str) -> np.ndarray:
 
 
 def _starts(read: list[np.ndarray], side: int, stride: int):
-  """(which series, first row) of each window [n, 2]; how many are left out."""
+  """For each series (which it is, first row) [n, 2]; how many are left out."""
   found, left_out = [], 0
   for which, bins in enumerate(read):
     starts = np.arange(0, len(bins) - side + 1, stride)
@@ -122,7 +129,7 @@ def _starts(read: list[np.ndarray], side: int, stride: int):
     keep = share <= MOST_UNKNOWN
     left_out += int((~keep).sum())
     found.append(np.stack([np.full(keep.sum(), which), starts[keep]], 1))
-  return np.concatenate(found), left_out
+  return found, left_out
 
 
 def in_memory(config, values: np.ndarray, split: str, **how) -> Source:
