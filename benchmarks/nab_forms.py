@@ -23,23 +23,26 @@ from fractal_jax import api, cpu  # noqa: E402
 from fractal_jax.inference.progress import result_of  # noqa: E402
 from fractal_jax.series import ranking, scores  # noqa: E402
 
-# form: (r2, v, mean, normal) -> scores. `mean` averages over 200 rows, `normal`
-# is the mean of r2 over normal rows.
+# form: (r2, v, mean, fitted) -> scores. `mean` averages over 200 rows, `fitted`
+# is True for the rows that the model was fitted to, said to be normal.
 FORMS = {
-  'mean of r2 / v (z2)': lambda r2, v, mean, normal: mean(r2 / v),
-  'of min(r2 / v, 100)': lambda r2, v, mean, normal: mean(
+  'mean of r2 / v (z2)': lambda r2, v, mean, fitted: mean(r2 / v),
+  'of min(r2 / v, 100)': lambda r2, v, mean, fitted: mean(
     np.minimum(r2 / v, 100)
   ),
-  'of min(r2 / v, 25)': lambda r2, v, mean, normal: mean(
+  'of min(r2 / v, 25)': lambda r2, v, mean, fitted: mean(
     np.minimum(r2 / v, 25)
   ),
-  'of |r| / sqrt(v)': lambda r2, v, mean, normal: mean(np.sqrt(r2 / v)),
-  'of log(1 + r2 / v)': lambda r2, v, mean, normal: mean(np.log1p(r2 / v)),
-  'of r2 / (v + normal r2)': lambda r2, v, mean, normal: mean(
-    r2 / (v + normal)
+  'of min(r2 / v, 5) in rows fitted to': lambda r2, v, mean, fitted: mean(
+    np.minimum(r2 / v, np.where(fitted, 5, np.inf))
   ),
-  'of r2': lambda r2, v, mean, normal: mean(r2),
-  'mean of r2 / mean of v': lambda r2, v, mean, normal: mean(r2) / mean(v),
+  'of |r| / sqrt(v)': lambda r2, v, mean, fitted: mean(np.sqrt(r2 / v)),
+  'of log(1 + r2 / v)': lambda r2, v, mean, fitted: mean(np.log1p(r2 / v)),
+  'of r2 / (v + normal r2)': lambda r2, v, mean, fitted: mean(
+    r2 / (v + r2[fitted].mean())
+  ),
+  'of r2': lambda r2, v, mean, fitted: mean(r2),
+  'mean of r2 / mean of v': lambda r2, v, mean, fitted: mean(r2) / mean(v),
 }
 
 
@@ -70,12 +73,13 @@ def main() -> None:
     _, width = model.quantiser.of(label)
     v = (points.deviation / width)[:, 0] ** 2
     r2 = points.z2[:, 0] * v
-    normal, window = r2[: one.train].mean(), ranking.period(one.values[:, 0])
+    fitted = np.arange(len(r2)) < one.train
+    window = ranking.period(one.values[:, 0])
     for name, form in FORMS.items():
       of = []
       for causal in (False, True):
         mean = lambda x, c=causal: scores.smoothed(x, nab.SMOOTH, c)
-        x = form(r2, v, mean, normal)
+        x = form(r2, v, mean, fitted)
         of.append(ranking.vus_pr(x, one.labels, window))
       found[name].append(of)
   number = len(next(iter(found.values())))

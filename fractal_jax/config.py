@@ -284,7 +284,7 @@ DATA = {
     Flag(),
     'whether training shows as many windows of each class of series, however '
     'short it is',
-    'all windows count alike, as they do in the likelihood',
+    'all windows count alike, as in the likelihood; configs/series.py has it',
   ),
   'bins': Key(
     'uniform',

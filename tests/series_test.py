@@ -100,7 +100,6 @@ def test_classes_count_alike_however_short(tmp_path):
     for source in [pipeline.open_split(c, split)]
     for window, label in map(source.read, range(source.size))
   ]
-  c.data.balanced = True
   longest, shortest = 100 - 32 + 1, 50 - 32 + 1
   train = shown('train')
   assert [label for label, _ in train].count(1) == len(train) / 2 == longest

@@ -53,10 +53,11 @@ def settings(
   c.data.name = 'series'
   c.data.flip = False
   c.data.noise = 2.0 * bins / 256
+  c.data.balanced = True  # each series is scored by itself
   c.data.threads = 2  # windows lie in memory
-  c.optim.batch = 32
+  c.optim.batch = 32 * min(classes, 4)  # several series take longer to learn
   c.optim.steps = steps or min(max(500, rows // 10), 1500)
-  c.optim.lr = 2.4e-2  # a peak of 3e-3 at this batch, as for the digits
+  c.optim.lr = 3e-3 * 256 / c.optim.batch  # this peak, as for the digits
   c.optim.save_every = c.optim.steps
   c.eval.every = c.optim.steps
   c.sample.every = 0
