@@ -44,7 +44,8 @@ class Fake:
   fingerprint = 'fake'
   host, hosts = 0, 1
 
-  def __init__(self, *_):
+  def __init__(self, *_, mesh):
+    del mesh
     self.batch = 10
 
   def __call__(self, pictures):
