@@ -261,11 +261,12 @@ class Page:
       finished: the result to such updates, at the end.
     """
     go, stop, status = buttons
-    yield {
+    # In every update, since gradio may drop one that the next one overtakes.
+    running = {
       go: gr.update(interactive=False),
       stop: gr.update(interactive=True),
-      status: views.status('Starting ...', 0),
     }
+    yield running | {status: views.status('Starting ...', 0)}
     end = {
       go: gr.update(interactive=True),
       stop: gr.update(interactive=False),
@@ -277,7 +278,7 @@ class Page:
           yield end | done
           continue
         seen = shown(progress)
-        yield {status: self._status(progress)} | seen
+        yield running | {status: self._status(progress)} | seen
         if seen:
           time.sleep(PACE)
     except jobs.Cancelled:
