@@ -90,6 +90,19 @@ def test_what_does_not_fit_says_why(level, change, words):
     modules.mixed_config(configure(), configure(**change), level)
 
 
+def test_a_level_that_was_told_more_does_not_fit():
+  a, b = configure(), configure()
+  for c, kind in ((a, 'ar'), (b, 'mar')):
+    c.model = tiny.model(
+      (kind, 'mar', 'pixel'), (8, 2, 1),
+      **(SMALL | dict(widths=(16, 16, 8), depths=(1, 1, 1))),
+    )  # fmt: skip
+  modules.check_conditions(modules.mixed_config(a, b, 2), b, 2)
+  words = 'level 1 takes 5 conditions in b, 1 in a.*model.kinds'
+  with pytest.raises(modules.ModuleError, match=words):
+    modules.check_conditions(modules.mixed_config(a, b, 1), b, 1)
+
+
 def test_a_deeper_level_fits():
   mixed = modules.mixed_config(configure(), configure(depths=(3, 2)), 1)
   assert tuple(mixed.model.depths) == (1, 2)

@@ -107,6 +107,27 @@ def mixed_config(a, b, level: int):
   return mixed.lock()
 
 
+def check_conditions(mixed, b, level: int) -> None:
+  """Raises ModuleError where b's level was trained with other conditions.
+
+  How many it takes and gives follows from the kinds of the levels beside it.
+  """
+  ours, theirs = (fractal.from_config(c.model).specs[level] for c in (mixed, b))
+  lines = [
+    f'level {level} {word} {there} conditions in b, {here} in a'
+    for word, there, here in (
+      ('takes', theirs.num_conds, ours.num_conds),
+      ('gives', theirs.out_conds, ours.out_conds),
+    )
+    if there != here
+  ]
+  if lines:
+    raise ModuleError(
+      f'{"; ".join(lines)}: the levels beside it are of another kind '
+      '(model.kinds). Name a config as b, by which it is trained in a'
+    )
+
+
 def check_meaning(a: str, b: str) -> None:
   """Raises ModuleError where values or classes mean something else in b."""
   first, second = classes.load(a), classes.load(b)
@@ -158,7 +179,9 @@ def compare(
     CheckpointError: a run that can't be read.
   """
   config = checkpoint.load_config(a)
-  mixed = mixed_config(config, checkpoint.load_config(b), level)
+  other = checkpoint.load_config(b)
+  mixed = mixed_config(config, other, level)
+  check_conditions(mixed, other, level)
   check_meaning(a, b)
   own, theirs = restore.restore_params(a), restore.restore_params(b)
   new = {**own, **{n: theirs[n] for n in names.of_level(level)}}
