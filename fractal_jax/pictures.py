@@ -222,7 +222,7 @@ def movie(
   begun on the patch that it lies in.
 
   Args:
-    drawn: what `sample.generate` gave with `record`.
+    drawn: what `sample.draw` gave with `record`.
     model: the config's section `model`.
     columns: of the grid.
     frames: at most.
