@@ -44,8 +44,7 @@ class Fake:
   fingerprint = 'fake'
   host, hosts = 0, 1
 
-  def __init__(self, *_, mesh):
-    del mesh
+  def __init__(self, *_, **__):
     self.batch = 10
 
   def __call__(self, pictures):
