@@ -66,7 +66,7 @@ BEGIN = 'from fractal_jax import config\ndef get_config(option=None):\n  '
     ),
     (
       BEGIN + 'c = config.default().unlock(); del c["data"]; return c',
-      'lacks data.bins',
+      'lacks data.balanced, data.bins',
     ),
   ],
 )
