@@ -162,7 +162,7 @@ class ImagePilot(Pilot):
 
   def config(self, side: int, levels: int, steps: int | None):
     """As configs/digits.py, without classes."""
-    c, whole = config_lib.default(), side == self.side
+    c = config_lib.default()
     m = c.model
     m.sizes = (side, 1) if levels == 2 else planning.levels(side)
     above = len(m.sizes) - 1
@@ -179,8 +179,9 @@ class ImagePilot(Pilot):
     m.std = rounded(np.maximum(shades.std((0, 1, 2)), 0.01))
     m.channel_weights = (1.0,) * m.channels
     m.classes, m.remat, m.unroll = 1, 'none', 3
-    c.data.name, c.data.flip = 'npz', False
-    c.data.shift = max(1, side // 16) if whole else 0
+    # As they are: simple models see no moved or mirrored copies either, and
+    # drawn images are compared with real ones where those lie.
+    c.data.name, c.data.flip, c.data.shift = 'npz', False, 0
     c.data.threads = 2  # images lie in memory
     c.optim.batch = min(64, 2 ** int(np.log2(max(self.learnt, 2))))
     c.optim.lr = 1.2e-2 * 64 / c.optim.batch  # a peak of 3e-3
