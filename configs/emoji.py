@@ -77,10 +77,12 @@ def small(c, kind):
   m.remat = 'none'
   m.unroll = 4
 
-  c.data.shift = 2
+  # Not moved: images seen some forty times are not learnt by heart, and a model
+  # of moved images draws moved ones, which look broken the sooner.
+  m.dropout = 0.1
 
   c.optim.batch = 32
-  c.optim.steps = 3000
+  c.optim.steps = 2200
   c.optim.lr = 6e-3  # a peak of 7.5e-4 at this batch
   c.optim.save_every = 500
 
