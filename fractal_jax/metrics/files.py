@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import hashlib
-import os
 import zipfile
 
 import numpy as np
@@ -225,20 +224,20 @@ class Samples:
   def _find_files(self):
     try:
       names = folder.subfolders(self._path)
-      self._files, others = _images_in(self._path)
-      found = [_images_in(self._path / name) for name in names]
+      self._files, others, _ = folder.inside(self._path)
+      found = [folder.inside(self._path / name) for name in names]
     except OSError as e:
       raise MetricsError(f'{self._path} cannot be read: {e}.') from e
     if self._files and names:
       raise MetricsError(
         f'{self._path} holds images and folders: make it one or the other.'
       )
-    others = sorted({*others} - {str(self._path / name) for name in names})
     if names:
-      files = [images for images, _ in found]
+      files = [images for images, _, _ in found]
       self._files, self.folders = sum(files, []), names
       self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
-      others += sum((rest for _, rest in found), [])
+      for _, rest, deeper in found:
+        others += sorted(rest + deeper)
     self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
@@ -263,17 +262,6 @@ class Samples:
       self.labels = checked_labels(
         self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
-
-
-def _images_in(path: paths.Path) -> tuple[list[str], list[str]]:
-  """The image files in a folder, by their endings, and what else is there."""
-  inside = paths.entries(path)
-  images = [
-    file
-    for file, is_file in inside
-    if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
-  ]
-  return images, sorted({file for file, _ in inside} - {*images})
 
 
 def _cropped(picture: np.ndarray, side: int) -> np.ndarray:
