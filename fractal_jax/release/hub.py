@@ -60,20 +60,14 @@ def folder(
   return _download(
     name,
     repo,
+    token,
     revision=asked or revision,
     cache_dir=cache_dir,
     local_files_only=local_files_only,
-    token=token,
   )
 
 
-def pull(
-  name: str,
-  out: str | None,
-  *,
-  revision: str | None = None,
-  token: str | None = None,
-) -> str:
+def pull(name: str, out: str | None, *, revision: str | None = None) -> str:
   """Downloads a repository of the Hub to a folder, or to the cache.
 
   Files that an earlier attempt has brought are not downloaded again.
@@ -90,9 +84,7 @@ def pull(
       f"'{name}' is no name of a repository: give user/name, or user/name@tag."
     )
   out = None if out is None else paths.absolute(out)
-  return _download(
-    name, repo, revision=asked or revision, token=token, local_dir=out
-  )
+  return _download(name, repo, revision=asked or revision, local_dir=out)
 
 
 def push(
@@ -161,9 +153,8 @@ def _split(name: str) -> tuple[str | None, str | None]:
   return found.groups() if found else (None, None)
 
 
-def _download(name: str, repo: str, **how) -> str:
+def _download(name: str, repo: str, token: str | None = None, **how) -> str:
   with _asking(name):
-    token = how.pop('token')
     return _api(token).snapshot_download(
       repo, allow_patterns=list(FILES), **how
     )
@@ -209,9 +200,9 @@ def _explain(name: str, error: Exception) -> str:
   response = getattr(error, 'response', None)
   status = getattr(response, 'status_code', None)
   who = 'the Hugging Face Hub'
-  local = (
-    f' (and there is no local folder {name})' if _maybe_local(name) else ''
-  )
+  local = ''
+  if '@' not in name and '://' not in name:
+    local = f' (and there is no local folder {name})'
   if isinstance(error, errors.GatedRepoError):
     return (
       f'{name}: its owners give access on request: ask for it on its page, '
@@ -248,10 +239,6 @@ def _explain(name: str, error: Exception) -> str:
     f'{name}: {who} cannot be used ({_short(error)}): see whether there is a '
     'network, or try again later.'
   )
-
-
-def _maybe_local(name: str) -> bool:
-  return '@' not in name and '://' not in name
 
 
 def _short(error: BaseException) -> str:

@@ -110,9 +110,9 @@ def restore_like(workdir: str, step: int | None, like: dict) -> dict:
     return read(like)
 
 
-def check_params(workdir: str, like: dict, step: int | None = None) -> None:
+def check_params(workdir: str, like: dict) -> None:
   """Raises CheckpointError unless parameters are there, of these shapes."""
-  with _opened(workdir, step) as (where, stored, _):
+  with _opened(workdir) as (where, stored, _):
     check_fit(stored, like, where)
 
 
