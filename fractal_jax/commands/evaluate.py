@@ -3,6 +3,7 @@
 fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
 """
 
+import contextlib
 import os
 
 from absl import flags
@@ -227,15 +228,10 @@ def the_reference(config, extractor):
   return found
 
 
+@contextlib.contextmanager
 def bar(num):
   """A progress bar, as a function of the images that are done."""
-  import contextlib
-
   import tqdm
 
-  @contextlib.contextmanager
-  def shown():
-    with tqdm.tqdm(total=num, unit='image', disable=None) as found:
-      yield lambda done: found.update(done - found.n)
-
-  return shown()
+  with tqdm.tqdm(total=num, unit='image', disable=None) as found:
+    yield lambda done: found.update(done - found.n)

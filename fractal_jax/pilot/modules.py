@@ -300,12 +300,10 @@ def _others(own: dict, theirs: dict, level: int, levels: int) -> tuple:
 def recommendation(found: Comparison) -> str:
   """What to do, in a sentence."""
   d = found.difference
+  price = found.b.training / found.a.training
   if d.better is None:
-    return (
-      'No difference is shown: keep a'
-      + (', or take b since it is cheaper' if _cheaper(found) else '')
-      + '.'
-    )
+    cheap = ', or take b since it is cheaper' if price < 0.95 else ''
+    return f'No difference is shown: keep a{cheap}.'
   if not d.agree:
     return (
       f'The mean speaks for {d.better}, the sign test does not: a few images '
@@ -318,13 +316,8 @@ def recommendation(found: Comparison) -> str:
     )
   if d.better == 'a':
     return f'Keep a: level {found.level} of b is worse.'
-  price = found.b.training / found.a.training
   more = f', for {price:.1f} times the training FLOPs' if price > 1.1 else ''
   return f'Take level {found.level} of b{more}.'
-
-
-def _cheaper(found: Comparison) -> bool:
-  return found.b.training < 0.95 * found.a.training
 
 
 def text(found: Comparison) -> str:

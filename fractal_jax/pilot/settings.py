@@ -117,18 +117,11 @@ def text(sections: dict[str, dict], tables) -> str:
   for section, keys in tables.items():
     lines += ['', f'[{section}]']
     for name, key in keys.items():
-      lines += [f'# {line}' for line in _wrapped(key.doc)]
-      lines.append(f'{name} = {_toml(sections[section][name])}')
+      lines += [f'# {line}' for line in textwrap.wrap(key.doc + '.', 76)]
+      # JSON's texts, numbers and lists are TOML's.
+      value = json.dumps(sections[section][name], ensure_ascii=False)
+      lines.append(f'{name} = {value}')
   return '\n'.join(lines) + '\n'
-
-
-def _wrapped(words: str) -> list[str]:
-  return textwrap.wrap(words + '.', 76)
-
-
-def _toml(value) -> str:
-  """A value as TOML writes it: JSON's texts, numbers and lists are TOML's."""
-  return json.dumps(value, ensure_ascii=False)
 
 
 def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:

@@ -37,11 +37,6 @@ def alarm_gates(
   }
 
 
-def few(x: np.ndarray, most: int = 3000) -> np.ndarray:
-  """Every so many rows, for a picture."""
-  return x[:: max(len(x) // most, 1)]
-
-
 # Module.
 
 

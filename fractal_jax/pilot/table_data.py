@@ -4,12 +4,13 @@ import numpy as np
 
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates
-from fractal_jax.pilot.stages import few, gate
+from fractal_jax.pilot.stages import gate
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import linear
 from fractal_jax.series.detector import alarms
 
 LEAK = 16  # rows that are the same, number by number, in two places
+SHOWN = 3000  # rows that are drawn, about
 
 
 def data(pilot: Pilot) -> Job:
@@ -51,7 +52,8 @@ def data(pilot: Pilot) -> Job:
   }
   if windows >= 2:
     facts['explained'] = _explained(pilot)
-  return Found(found, facts, {'values': few(values)})
+  shown = values[:: max(len(values) // SHOWN, 1)]
+  return Found(found, facts, {'values': shown})
 
 
 def leak(values: np.ndarray, train: int) -> float:

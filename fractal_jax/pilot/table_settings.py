@@ -152,11 +152,6 @@ def propose(file: str, columns=()) -> dict[str, dict]:
   return out
 
 
-def open_table(settings: Settings) -> Table:
-  """The data."""
-  return read(settings.data['file'], settings.data['columns'])
-
-
 def parts(settings: Settings, rows: int) -> tuple[slice, slice, slice]:
   """The rows to learn from, those of `full`, and those of `shadow`."""
   train, shadow = settings.data['train_rows'], settings.data['shadow_rows']

@@ -18,10 +18,9 @@ from fractal_jax.pilot import (
 )
 from fractal_jax.pilot.table_settings import parts
 from fractal_jax.pilot.work import Pilot, Stage
-from fractal_jax.series import quantiser, runs, settings
+from fractal_jax.series import quantiser, runs, settings, table
 from fractal_jax.series.detector import FractalDetector
 from fractal_jax.series.scores import mean_over
-from fractal_jax.series.table import Table
 from fractal_jax.training import restore
 
 
@@ -66,15 +65,15 @@ class TablePilot(Pilot):
     'shadow': Stage(detection.shadow),
   }
 
-  data: Table
+  data: table.Table
 
   @staticmethod
   def models_of() -> Models:
     return Models()
 
   @staticmethod
-  def open(settings) -> Table:
-    return table_settings.open_table(settings)
+  def open(settings) -> table.Table:
+    return table.read(settings.data['file'], settings.data['columns'])
 
   def problems(self) -> list[str]:
     return table_settings.problems(self.settings, self.data)

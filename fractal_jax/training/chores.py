@@ -78,7 +78,7 @@ class Chores:
     )
     stack.callback(logs.stop_profile)
     self.dog = stack.enter_context(
-      processes.watchdog().limit(config.optim.hang_after)
+      processes.watchdog.limit(config.optim.hang_after)
     )
     self._progress = logs.Progress(start, total, config.optim.batch)
     self._monitor = monitor.Monitor(
