@@ -26,7 +26,7 @@ from fractal_jax.data.common import DataError, Source
 # looked up among the TensorFlow datasets.
 SOURCES = {
   'digits': arrays.digits,
-  'emoji': prepared.emoji,
+  'emoji': prepared.data_set,
   'folder': folder.folder,
   'imagenet2012': prepared.imagenet2012,
   'npz': arrays.npz,
@@ -39,7 +39,6 @@ class Info:
   """What a config's data set holds.
 
   Attributes:
-    shape: of one example: (S, S, C), or (S, C) for series.
     classes: number of classes.
     class_names: their names, in the order of the labels.
     num_train: examples of data.train_split.
@@ -48,7 +47,6 @@ class Info:
     files: texts by name that a run keeps in its work directory.
   """
 
-  shape: tuple[int, ...]
   classes: int
   class_names: tuple[str, ...]
   num_train: int
@@ -69,9 +67,7 @@ def info(config) -> Info:
   )
   for source in (train, val):
     source.check()
-  m = config.model
   return Info(
-    shape=(m.sizes[0],) * m.rank + (m.channels,),
     classes=len(train.class_names),
     class_names=train.class_names,
     num_train=train.size,
@@ -113,7 +109,7 @@ def open_split(config, split: str) -> Source:
       f'{", ".join(SOURCES)}, or to a TensorFlow data set of images (this '
       f'needs {prepared.EXTRA}).'
     )
-  source = SOURCES.get(name, prepared.other)(config, split)
+  source = SOURCES.get(name, prepared.data_set)(config, split)
   if source.size == 0:
     raise DataError(f"split '{split}' of data set '{name}' is empty.")
   if source.values > m.num_values:
