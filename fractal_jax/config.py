@@ -577,6 +577,17 @@ def default() -> ml_collections.ConfigDict:
   return config.lock()
 
 
+def flat(config) -> dict:
+  """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
+  found = {}
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      found |= {f'{name}.{key}': v for key, v in value.items()}
+    else:
+      found[name] = value
+  return found
+
+
 def split_names(config) -> None:
   """Cuts names at commas: `--config.model.kinds=mar,ar,pixel`.
 

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fractal_jax import config as config_lib
 from fractal_jax import paths
 from fractal_jax.data import classes
 from fractal_jax.models import fractal
@@ -18,7 +19,6 @@ from fractal_jax.training import (
   logs,
   monitor,
   processes,
-  resume,
 )
 from fractal_jax.training.train_state import TrainState
 
@@ -72,7 +72,7 @@ class Chores:
     self.stop = stack.enter_context(processes.stop_requests())
     self._writer = logs.metric_writer(workdir, start)
     stack.callback(self._writer.close)
-    self._writer.write_hparams(resume.flat(config))
+    self._writer.write_hparams(config_lib.flat(config))
     self._actions = logs.periodic_actions(
       workdir, start, total, self._writer, profile
     )

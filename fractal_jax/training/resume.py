@@ -7,6 +7,7 @@ these is refused. Any other change is said, one line per key.
 
 import os
 
+from fractal_jax import config as config_lib
 from fractal_jax.errors import UserError
 from fractal_jax.training import checkpoint, logs
 
@@ -31,8 +32,8 @@ def check(config, workdir: str) -> None:
     ResumeError: a key differs without which the run's place in the data would
       be another one; the message says what to set.
   """
-  before = flat(checkpoint.load_config(workdir))
-  now = flat(config)
+  before = config_lib.flat(checkpoint.load_config(workdir))
+  now = config_lib.flat(config)
   place = changed_place(before, now)
   if place:
     lines = [f'  {k}: {before[k]!r} before, {now[k]!r} now' for k in place]
@@ -63,17 +64,6 @@ def changed_place(before: dict, now: dict) -> list[str]:
   if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
     place.append('data.dir')
   return place
-
-
-def flat(config) -> dict:
-  """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
-  found = {}
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      found |= {f'{name}.{key}': v for key, v in value.items()}
-    else:
-      found[name] = value
-  return found
 
 
 def path_of(keys: dict) -> str:
