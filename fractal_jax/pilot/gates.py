@@ -7,6 +7,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from fractal_jax.series.scores import mean_over
+
 GO, NO_GO, MORE_DATA = 'GO', 'NO-GO', 'MORE DATA'
 EXIT = {GO: 0, NO_GO: 1, MORE_DATA: 2}
 LEVEL = 0.95  # of all intervals
@@ -157,8 +159,4 @@ def average(values: np.ndarray) -> Interval | None:
 def blocks(rows: np.ndarray, size: int) -> np.ndarray:
   """Means of rows [..., T] over stretches of `size`; a rest is left out."""
   n = rows.shape[-1] // size
-  cut = rows[..., : n * size].reshape(*rows.shape[:-1], n, size)
-  known = ~np.isnan(cut)
-  total = np.where(known, cut, 0).sum(-1)
-  count = known.sum(-1)
-  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+  return mean_over(rows[..., : n * size].reshape(*rows.shape[:-1], n, size))
