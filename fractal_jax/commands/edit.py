@@ -70,14 +70,11 @@ def run():
   mask = inputs.check_mask(the_mask(config.model), image[None])
   guide = sampling.load_guide(config)
   model = common.load_model(config)
-  job = edit.edit(
-    model.net,
-    model.params,
-    config,
+  job = model.start(
+    edit.edit,
     image[None],
     mask,
     label,
-    mesh=model.mesh,
     num=FLAGS.num,
     candidates=FLAGS.candidates,
     seed=FLAGS.seed,

@@ -60,12 +60,9 @@ def run():
   common.use_cores(min(num, batch))
   guide = sampling.load_guide(config)
   model = common.load_model(config)
-  job = sample.kept(
-    model.net,
-    model.params,
-    config,
+  job = model.start(
+    sample.kept,
     sample.round_robin(num, labels),
-    mesh=model.mesh,
     guide=guide,
     seed=FLAGS.seed,
     batch=batch,

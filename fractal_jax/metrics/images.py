@@ -168,16 +168,13 @@ def of_run(
     if kept.covering(first):
       values = kept.read(first)['values']
     else:
-      job = sample.kept(
-        model.net,
-        model.params,
-        model.config,
+      job = model.start(
+        sample.kept,
         label(np.arange(first, first + chunk)),
         guide=guide,
         seed=seed,
         first=first,
         batch=batch,
-        mesh=model.mesh,
         **settings,
       )
       values = progress.result_of(job)[0].values
