@@ -14,7 +14,7 @@ import traceback
 import ml_collections
 
 from fractal_jax import paths
-from fractal_jax.errors import UserError
+from fractal_jax.errors import UserError, nearest
 
 FOLDER = pathlib.Path(__file__).parent / 'configs'
 
@@ -46,8 +46,6 @@ def find(name: str) -> tuple[paths.Path, str | None]:
     return paths.path(text), option
   if bare in names():
     return FOLDER / f'{bare}.py', option
-  from fractal_jax.data.common import nearest  # not for `fractal-jax` alone
-
   raise ConfigFileError(
     f"there is no config '{text}'.{nearest(bare, names())} Give the path of "
     f'a .py file, or one of {", ".join(names())}.'

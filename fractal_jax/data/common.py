@@ -7,7 +7,6 @@ A source is one split of one data set, read at random:
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 
 import numpy as np
 from PIL import Image
@@ -51,12 +50,6 @@ class Source:
   check: Callable[[], None] = lambda: None
   skipped: str = ''
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def nearest(name: str, names) -> str:
-  """' Did you mean X?', or nothing when no name is near."""
-  close = difflib.get_close_matches(name, list(names), n=1)
-  return f" Did you mean '{close[0]}'?" if close else ''
 
 
 def check_split(config, split: str, splits) -> None:

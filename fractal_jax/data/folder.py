@@ -7,6 +7,7 @@ import os
 from fractal_jax import paths
 from fractal_jax.data import classes, common, decode, listing
 from fractal_jax.data.common import DataError, Source
+from fractal_jax.errors import nearest
 
 MAX_CHECKED = 20_000  # images whose headers are read before the run starts
 KEPT = 2**30  # bytes of cropped images: photographs take long to decode
@@ -225,7 +226,7 @@ def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
     if name not in names:
       raise DataError(
         f'{path} is a class that the training split does not have:'
-        f'{common.nearest(name, names)} Remove or rename it.'
+        f'{nearest(name, names)} Remove or rename it.'
       )
     some, rest, deeper = inside(path)
     if not some:

@@ -21,6 +21,7 @@ import numpy as np
 from fractal_jax import paths
 from fractal_jax.data import arrays, common, folder, prepared, series
 from fractal_jax.data.common import DataError, Source
+from fractal_jax.errors import nearest
 
 # How each data set is opened: (config, split) -> Source. Any other name is
 # looked up among the TensorFlow datasets.
@@ -103,7 +104,7 @@ def open_split(config, split: str) -> Source:
   """
   name, m = config.data.name, config.model
   if name not in SOURCES and not prepared.exists(config):
-    near = common.nearest(name, [*SOURCES, *prepared.names()])
+    near = nearest(name, [*SOURCES, *prepared.names()])
     raise DataError(
       f"there is no data set '{name}'.{near} Set data.name to one of "
       f'{", ".join(SOURCES)}, or to a TensorFlow data set of images (this '

@@ -15,6 +15,7 @@ import pathlib
 import re
 
 from fractal_jax import paths
+from fractal_jax.errors import short
 from fractal_jax.release import ReleaseError, card, weights
 from fractal_jax.release.folder import FILES
 
@@ -221,7 +222,7 @@ def _explain(name: str, error: Exception) -> str:
       'the right to do this, and log in with `hf auth login` or set $HF_TOKEN.'
     )
   if isinstance(error, errors.HFValidationError):
-    return f'{name} is no name that a repository may have: {_short(error)}'
+    return f'{name} is no name that a repository may have: {short(error)}'
   if isinstance(error, errors.IncompleteSnapshotError):
     return (
       f'{name} was downloaded in part, and {who} cannot be asked for the rest: '
@@ -231,16 +232,11 @@ def _explain(name: str, error: Exception) -> str:
     return (
       f'{name} is not in the cache, and {who} cannot be asked{local}: get a '
       'network, unset $HF_HUB_OFFLINE, or give a local folder '
-      f'({_short(error.__cause__ or error)}).'
+      f'({short(error.__cause__ or error)}).'
     )
   if isinstance(error, OSError) and error.errno and response is None:
     return f'{name} cannot be kept here: {error}.'
   return (
-    f'{name}: {who} cannot be used ({_short(error)}): see whether there is a '
+    f'{name}: {who} cannot be used ({short(error)}): see whether there is a '
     'network, or try again later.'
   )
-
-
-def _short(error: BaseException) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if len(text) < 300 else f'{text[:300]} ...'
