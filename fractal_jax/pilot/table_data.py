@@ -7,7 +7,7 @@ from fractal_jax.pilot import gates
 from fractal_jax.pilot.stages import gate
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import linear
-from fractal_jax.series.detector import alarms
+from fractal_jax.series.ranking import runs_of
 
 LEAK = 16  # rows that are the same, number by number, in two places
 SHOWN = 3000  # rows that are drawn, about
@@ -19,7 +19,7 @@ def data(pilot: Pilot) -> Job:
   values, train = pilot.data.values, pilot.train
   known = ~np.isnan(values)
   labels = pilot.data.labels
-  incidents = [] if labels is None else alarms(labels[train:] * 1.0, 0.5)
+  incidents = [] if labels is None else runs_of(labels[train:])
   normal = np.ones(len(values), bool) if labels is None else ~labels
   later = values[train:][normal[train:]]
   drift = _drift(values[:train], later)
