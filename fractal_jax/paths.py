@@ -197,13 +197,18 @@ def whole(name: str | os.PathLike):
       shutil.copyfileobj(file, upload, 1 << 24)
 
 
+def write_bytes(name: str | os.PathLike, data: bytes) -> None:
+  """Writes a file as a whole; see `whole`."""
+  with whole(name) as file:
+    file.write(data)
+
+
 def write_text(name: str | os.PathLike, text: str) -> None:
   """Writes a text file as a whole; see `whole`.
 
   Names of files in it that are not UTF-8 stay as they are.
   """
-  with whole(name) as file:
-    file.write(text.encode(errors='surrogateescape'))
+  write_bytes(name, text.encode(errors='surrogateescape'))
 
 
 @contextlib.contextmanager
@@ -247,8 +252,7 @@ def growing(
     old = part.read_bytes()
     new = b''.join(filter(keep, old.splitlines(keepends=True)))
     if new != old:
-      with whole(part) as file:
-        file.write(new)
+      write_bytes(part, new)
   if isinstance(found, pathlib.Path):
     found.parent.mkdir(parents=True, exist_ok=True)
     return open(found, 'ab')

@@ -66,8 +66,7 @@ def run():
   shot = plots.drawn(
     shown, len(shown), found, one.channels, len(one.values) - len(shown)
   )
-  with paths.whole(paths.path(FLAGS.out) / 'forecast.png') as file:
-    file.write(shot)
+  paths.write_bytes(paths.path(FLAGS.out) / 'forecast.png', shot)
   common.say(f'{FLAGS.horizon} rows: {paths.absolute(FLAGS.out)}/forecast.csv')
 
 

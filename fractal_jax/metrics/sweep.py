@@ -70,8 +70,7 @@ def write_csv(rows: list[dict], path: str) -> None:
   writer = csv.DictWriter(text, rows[0], lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  with paths.whole(path) as file:
-    file.write(text.getvalue().encode())
+  paths.write_text(path, text.getvalue())
 
 
 def over_seeds(rows: list[dict]) -> list[dict]:

@@ -90,8 +90,7 @@ def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
   """All of a release but its weights."""
   if about.samples:
     samples = paths.path(about.samples).read_bytes()
-    with paths.whole(found / card.SAMPLES) as out:
-      out.write(samples)
+    paths.write_bytes(found / card.SAMPLES, samples)
   else:
     (found / card.SAMPLES).unlink(missing_ok=True)
   if about.class_names:
