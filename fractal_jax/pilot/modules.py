@@ -193,9 +193,7 @@ def compare(
   nats, sides, exact = [], [], []
   for c, params, run in ((config, own, a), (mixed, new, b)):
     net = fractal.from_config(c.model)
-    restore.check_fit(
-      params, sharding.unbox(train_state.boxed_params(net)), run
-    )
+    restore.check_fit(params, train_state.param_shapes(net), run)
     found, seconds = yield from timed(net, params, c, images, labels, **how)
     nats.append(found)
     exact.append(net.exact)

@@ -189,8 +189,7 @@ def share_of_tensor(mesh) -> float:
 
 def shapes(config):
   """Of the parameters."""
-  net = fractal.from_config(config.model)
-  return sharding.unbox(train_state.boxed_params(net))
+  return train_state.param_shapes(fractal.from_config(config.model))
 
 
 def kept_bytes(config, params) -> float:

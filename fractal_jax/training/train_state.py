@@ -34,6 +34,11 @@ def boxed_params(net: fractal.Fractal) -> dict:
   return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
 
 
+def param_shapes(net: fractal.Fractal) -> dict:
+  """Shapes of the parameters by level: a tree of ShapeDtypeStruct."""
+  return sharding.unbox(boxed_params(net))
+
+
 def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """Where each parameter lies: a tree of NamedSharding."""
   return sharding.param_shardings(boxed_params(net), mesh)
@@ -41,11 +46,8 @@ def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
 
 def abstract_params(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """The parameters' shapes, types and shardings: a tree of ShapeDtypeStruct."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    sharding.unbox(boxed_params(net)),
-    param_shardings(net, mesh=mesh),
-  )
+  where = param_shardings(net, mesh=mesh)
+  return sharding.shaped(param_shapes(net), where)
 
 
 def abstract(
@@ -65,11 +67,7 @@ def abstract(
     opt_state=_like_params(shapes.opt_state, params, mesh=mesh),
     guard=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.guard),
   )
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    where,
-  )
+  return sharding.shaped(shapes, where)
 
 
 def create(
