@@ -183,8 +183,7 @@ def _texts(path, name, array, length: int | None = None) -> tuple[str, ...]:
 
 def _fit(path, key, images, m) -> np.ndarray:
   """The arrays in the shape of the model, cropped if need be."""
-  side = m.sizes[0]
-  shape = (side,) * m.rank + (m.channels,)
+  side, shape = m.sizes[0], common.image_shape(m)
   if images.shape[1:] == shape:
     return images
   *sides, channels = images.shape[1:]

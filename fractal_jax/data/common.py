@@ -28,6 +28,11 @@ def image_dtype(model) -> type:
   return np.uint8 if small else np.int32
 
 
+def image_shape(model) -> tuple[int, ...]:
+  """The shape of one image, (S, (S,) C)."""
+  return (model.sizes[0],) * model.rank + (model.channels,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """One split of a data set.

@@ -266,7 +266,6 @@ def eval_batches(
   Raises:
     DataError: see `info`; or the batch does not divide by the hosts.
   """
-  m = config.model
   _rows('batch', batch, process_count)
   source = open_split(config, split)
   records = np.arange(source.size)
@@ -276,7 +275,7 @@ def eval_batches(
   batch = min(batch, -(-len(records) // parts) * parts)
   rows = batch // process_count
   num_batches = -(-len(records) // batch)
-  blank = np.zeros((m.sizes[0],) * m.rank + (m.channels,), np.uint8)
+  blank = np.zeros(common.image_shape(config.model), np.uint8)
 
   def example(row: int) -> tuple:
     step, position = divmod(row, rows)

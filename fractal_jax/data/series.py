@@ -7,7 +7,6 @@ quantiser is fitted to the training split, and goes into the work directory.
 """
 
 from collections.abc import Sequence
-import dataclasses
 
 import numpy as np
 
@@ -130,9 +129,3 @@ def _starts(read: list[np.ndarray], side: int, stride: int):
     left_out += int((~keep).sum())
     found.append(np.stack([np.full(keep.sum(), which), starts[keep]], 1))
   return found, left_out
-
-
-def in_memory(config, values: np.ndarray, split: str, **how) -> Source:
-  """`source` of one array [T, C]."""
-  one = dataclasses.replace(table.from_array(values), train=None)
-  return source(config, [one], split, **how)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fractal_jax import pictures, report
 from fractal_jax.data import pipeline
-from fractal_jax.data.common import image_dtype
+from fractal_jax.data.common import image_dtype, image_shape
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs, sample
@@ -366,7 +366,7 @@ class Page:
   def ready_mask(self, mode, canvas):
     """Puts a mask that is made, or none, onto the canvas."""
     model = self.model.config.model
-    mask = np.zeros(inputs.shape(model), bool)
+    mask = np.zeros(image_shape(model), bool)
     if mode is not None:
       mask |= inputs.make_mask(mode, model)[..., None]
     return canvas | {'mask': self._digits(mask)}
@@ -430,7 +430,7 @@ class Page:
 
   def _canvas(self, picture) -> dict:
     """What the painter shows: see painter.js."""
-    shape = inputs.shape(self.model.config.model)
+    shape = image_shape(self.model.config.model)
     if len(shape) == 2:  # a series: nothing can be painted on
       shape, picture = (1, 1, 1), None
     return {
@@ -446,7 +446,7 @@ class Page:
 
   def _mask(self, canvas) -> np.ndarray:
     """The inverse of `_digits`, of what a browser sent."""
-    side, _, channels = shape = inputs.shape(self.model.config.model)
+    side, _, channels = shape = image_shape(self.model.config.model)
     text = canvas.get('mask') if isinstance(canvas, dict) else None
     digits = [str(i) for i in range(2**channels)]
     if (

@@ -26,7 +26,7 @@ import numpy as np
 from fractal_jax import checks, paths, sharding
 from fractal_jax.config import default
 from fractal_jax.data import classes as classes_lib
-from fractal_jax.data.common import DataError
+from fractal_jax.data.common import DataError, image_shape
 from fractal_jax.inference import progress, sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
@@ -216,8 +216,8 @@ def _kept(workdir: str, what: dict, model) -> tuple[paths.Path, Chunks]:
   folder = paths.path(workdir) / FOLDER / key(what)
   if jax.process_index() == 0:
     paths.write_text(folder / 'settings.json', json.dumps(what, indent=2))
-  shape = (model.sizes[0],) * model.rank + (model.channels,)
-  return folder, Chunks(folder / 'images', values=('iu', shape))
+  values = 'iu', image_shape(model)
+  return folder, Chunks(folder / 'images', values=values)
 
 
 def _check(num: int, classes: int, seed: int) -> None:

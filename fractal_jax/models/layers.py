@@ -333,6 +333,11 @@ def swiglu_width(width: int) -> int:
   return -(-int(8 * width / 3) // 256) * 256
 
 
+def vit_flops(width: int, tokens: int) -> float:
+  """FLOPs of a ViTBlock on a sequence, 2 per multiply-add."""
+  return 24 * width * width * tokens + 4 * tokens * tokens * width
+
+
 def stack(
   block: type, fields: dict, depth: int, remat: str, unroll: bool
 ) -> nn.Module:

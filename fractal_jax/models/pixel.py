@@ -185,7 +185,7 @@ class PixelLevel(nn.Module):
     """
     s = self.spec
     d, t = s.width, s.channels
-    blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
+    blocks = s.depth * layers.vit_flops(d, t)
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
 
 
