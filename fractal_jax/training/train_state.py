@@ -60,12 +60,20 @@ def abstract(
   """The state's shapes, types and shardings: a tree of ShapeDtypeStruct."""
   init = lambda: _init(net, tx, config)
   shapes = jax.eval_shape(init)
-  params = param_shardings(net, mesh=mesh)
+  params, whole = param_shardings(net, mesh=mesh), sharding.replicated(mesh)
+  trained, _ = optimizer.split(params, config)
   where = TrainState(
-    step=sharding.replicated(mesh),
+    step=whole,
     params=params,
-    opt_state=_like_params(shapes.opt_state, params, mesh=mesh),
-    guard=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.guard),
+    # Each moment lies where its parameter does.
+    opt_state=optax.tree_map_params(
+      tx,
+      lambda _, sharding: sharding,
+      shapes.opt_state,
+      trained,
+      transform_non_params=lambda _: whole,
+    ),
+    guard=jax.tree.map(lambda _: whole, shapes.guard),
   )
   return sharding.shaped(shapes, where)
 
@@ -89,20 +97,3 @@ def _init(net, tx, config: ConfigDict) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
   trained, _ = optimizer.split(params, config)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
-
-
-def _like_params(opt_state, where: dict, *, mesh: Mesh):
-  """Shardings of optimizer state: each moment lies where its parameter does.
-
-  A leaf belongs to a parameter when its path ends in the parameter's.
-  """
-
-  def keys(path):
-    return tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-
-  leaves = jax.tree_util.tree_leaves_with_path(where)
-  by_path = {keys(path): leaf for path, leaf in leaves}
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: by_path.get(keys(path), sharding.replicated(mesh)),
-    opt_state,
-  )
