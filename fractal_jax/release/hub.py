@@ -33,9 +33,7 @@ def folder(
   name: str,
   *,
   revision: str | None = None,
-  cache_dir: str | None = None,
-  local_files_only: bool = False,
-  token: str | None = None,
+  **how,
 ) -> str:
   """The folder of a run or release that a user names.
 
@@ -44,10 +42,8 @@ def folder(
 
   Args:
     name: see the top of this file; or a local folder, or one in a bucket.
-    revision: of a repository: a branch, tag or commit.
-    cache_dir: in place of huggingface_hub's.
-    local_files_only: whether to use what is in the cache, without asking.
-    token: of the Hub; the one of `hf auth login` or $HF_TOKEN where None.
+    revision, **how: as `api.Model.from_pretrained` takes them: cache_dir,
+      local_files_only and token.
 
   Raises:
     ReleaseError: the repository can't be downloaded, and is not in the cache.
@@ -58,14 +54,7 @@ def folder(
   repo, asked = _repository(name)
   if repo is None:
     return name
-  return _download(
-    name,
-    repo,
-    token,
-    revision=asked or revision,
-    cache_dir=cache_dir,
-    local_files_only=local_files_only,
-  )
+  return _download(name, repo, revision=asked or revision, **how)
 
 
 def pull(name: str, out: str | None, *, revision: str | None = None) -> str:
@@ -102,10 +91,7 @@ def push(
   Args:
     release: its local folder.
     repo: user/name.
-    private: of a new repository: whether others can't see it.
-    revision: a branch, made if it is not there; main where None.
-    token: of the Hub; the one of `hf auth login` or $HF_TOKEN where None.
-    message: of the commit.
+    private, revision, token, message: as in `api.Model.push_to_hub`.
 
   Returns:
     The address of the commit.
