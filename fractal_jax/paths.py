@@ -6,11 +6,13 @@ methods over gcsfs. What a bucket lacks is here too: nothing can be renamed in
 one step, appended to, or written without being committed on closing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 import contextlib
+import csv
 import errno
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -209,6 +211,13 @@ def write_text(name: str | os.PathLike, text: str) -> None:
   Names of files in it that are not UTF-8 stay as they are.
   """
   write_bytes(name, text.encode(errors='surrogateescape'))
+
+
+def csv_text(rows: Iterable[Sequence]) -> str:
+  """Rows as CSV, the heads of the columns first."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
 
 
 @contextlib.contextmanager

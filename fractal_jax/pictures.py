@@ -7,6 +7,7 @@ V - 1). `model` is always a config's section `model`.
 from collections.abc import Iterator, Sequence
 import functools
 import importlib.util
+import io
 import math
 import os
 
@@ -193,6 +194,15 @@ def _written(text: str, width: int) -> np.ndarray:
     middle = LETTERS / 2 + (i - (len(lines) - 1) / 2) * 12
     draw.text((width / 2, middle), line, 'black', font, anchor='mm')
   return np.asarray(image)
+
+
+def png(picture: np.ndarray) -> bytes:
+  """A picture as the bytes of a PNG."""
+  from PIL import Image
+
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, 'png')
+  return file.getvalue()
 
 
 def save(picture: np.ndarray, path: str) -> None:

@@ -1,9 +1,6 @@
 """The pictures of a report on images, PNGs without words."""
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from fractal_jax import pictures as shots
 from fractal_jax.pilot.pictures import learning
@@ -36,10 +33,7 @@ def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
 
 def grid(images: np.ndarray, model) -> bytes:
   """Images in rows."""
-  picture = shots.grid(shots.from_values(images, model), COLUMNS)
-  file = io.BytesIO()
-  Image.fromarray(picture).save(file, format='png')
-  return file.getvalue()
+  return shots.png(shots.grid(shots.from_values(images, model), COLUMNS))
 
 
 def bars(counts: np.ndarray) -> bytes:

@@ -1,8 +1,6 @@
 """An analysis as scores.csv and one HTML page that needs no other file."""
 
-import csv
 import html
-import io
 
 import numpy as np
 
@@ -25,12 +23,8 @@ def write(found: Analysis, folder: str) -> str:
 def scores_csv(found: Analysis) -> str:
   """A line for each row of the file: score, alarm, and z2 by channel."""
   names = found.table.channels
-  file = io.StringIO()
-  out = csv.writer(file, lineterminator='\n')
   head = ['row', 'time'] if found.table.times is not None else ['row']
-  out.writerow(
-    [*head, 'score', 'alarm', 'bits', *(f'z2_{name}' for name in names)]
-  )
+  out = [[*head, 'score', 'alarm', 'bits', *(f'z2_{name}' for name in names)]]
   bits = np.nansum(found.points.bits, 1)
   shown = lambda x: '' if np.isnan(x) else f'{x:.6g}'
   for number, row in enumerate(found.table.row):
@@ -39,8 +33,8 @@ def scores_csv(found: Analysis) -> str:
       line.append(str(found.table.times[row]))
     line += [shown(found.rows[row]), int(found.rows[row] > found.threshold)]
     line += [shown(bits[row]), *map(shown, found.points.z2[row])]
-    out.writerow(line)
-  return file.getvalue()
+    out.append(line)
+  return paths.csv_text(out)
 
 
 def summary(found: Analysis) -> str:
