@@ -532,7 +532,8 @@ SAMPLE = {
     'cosine',
     Choice(masking.STEP_SIZES),
     "how mar levels divide their patches over the steps: 'cosine', ever more "
-    "a step, or 'two-stage', a quarter of them in three quarters of the steps",
+    "per step, or 'two-stage', a quarter of them in three quarters of the "
+    'steps',
     'published',
   ),
   'candidates': Key(

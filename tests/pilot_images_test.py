@@ -351,7 +351,7 @@ def test_problems_in_words(tmp_path):
     make(tmp_path, waves(100), anomalous=['a', 'b'])
   with pytest.raises(settings.PilotError, match='images_per_week is not'):
     make(tmp_path, waves(100), kind='anomalies', images_per_week=-1.0)
-  with pytest.raises(settings.PilotError, match='20 false alarms a week.*7'):
+  with pytest.raises(settings.PilotError, match='20 false alarms per week.*7'):
     make(tmp_path, waves(100), kind='anomalies', images_per_week=1000.0)
 
 

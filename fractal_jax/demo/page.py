@@ -441,7 +441,7 @@ class Page:
     }
 
   def _digits(self, mask: np.ndarray) -> str:
-    """A mask [S, S, C] as a digit a pixel, a bit a channel."""
+    """A mask [S, S, C] as a digit per pixel, a bit per channel."""
     return ''.join(map(str, (mask << np.arange(mask.shape[-1])).sum(-1).flat))
 
   def _mask(self, canvas) -> np.ndarray:

@@ -118,7 +118,7 @@ def more(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 
 def rate(number: int, weeks: float) -> Interval:
-  """Events a week, by the exact Poisson interval."""
+  """Events per week, by the exact Poisson interval."""
   tail = (1 - LEVEL) / 2
   low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
   high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2

@@ -45,7 +45,7 @@ def bars(counts: np.ndarray) -> bytes:
 
 
 def histograms(curves: dict) -> bytes:
-  """Bits a value: of images learnt from, held out, drawn or anomalous."""
+  """Bits per value: of images learnt from, held out, drawn or anomalous."""
   parts = [
     ('bits_train', GREY), ('bits_held', BLUE), ('bits_drawn', INK),
     ('bits_anomalies', ALARM),
@@ -60,7 +60,7 @@ def histograms(curves: dict) -> bytes:
 
 
 def replay(curves: dict) -> bytes:
-  """Bits a value of the images in order, and the threshold if there is one."""
+  """Bits per value of the images in order, and the threshold, if any."""
   figure, (axis,) = plots.new_axes(1, 1.8)
   line = curves['line']
   axis.plot(np.arange(len(line)) + 1, line, '.-', color=BLUE, linewidth=0.6)

@@ -73,7 +73,7 @@ def full_model(pilot: Pilot) -> Job:
 
 
 def scored(pilot: Pilot) -> Job:
-  """A job: bits a value of the images that both last stages look at."""
+  """A job: bits per value of the images that both last stages look at."""
 
   def make() -> Job:
     model = yield from full_model(pilot)
@@ -192,12 +192,12 @@ def anomalies(pilot: Pilot, bits: dict) -> Job:
 
 
 def threshold(pilot: Pilot, bits: np.ndarray) -> float:
-  """The bits a value that few of the normal images exceed."""
+  """The bits per value that few of the normal images exceed."""
   return float(np.quantile(bits, 1 - pilot.settings.task['false_alarms']))
 
 
 def alarms(pilot, prefix: str, odd, limit: float, false: int, normal: int):
-  """Gates and facts of anomalies found, and of false alarms a week."""
+  """Gates and facts of anomalies found, and of false alarms per week."""
   found = int((odd > limit).sum())
   weeks = normal / pilot.settings.data['images_per_week']
   return alarm_gates(pilot, prefix, found, len(odd), false, weeks)

@@ -25,7 +25,7 @@ from fractal_jax.planning import cost
 from fractal_jax.series import quantiser
 from fractal_jax.training import checkpoint, restore, train_state
 
-OWN = ('kinds', 'widths', 'depths', 'heads')  # keys with an entry a level
+OWN = ('kinds', 'widths', 'depths', 'heads')  # keys with an entry per level
 # Keys that change how a level is trained or computed, not what it means.
 FREE = (
   *checkpoint.MAY_CHANGE, *OWN, 'dropout', 'label_dropout', 'mask_law',
@@ -41,9 +41,9 @@ class ModuleError(UserError, ValueError):
 class Side:
   """What one of the two costs."""
 
-  bits: float  # a dimension
+  bits: float  # per dimension
   params: int  # of the level
-  training: float  # FLOPs of the level in a training step, an image
+  training: float  # FLOPs of the level in a training step, per image
   sampling: float  # FLOPs of the level to generate an image
   seconds: float  # measured, to score an image with the whole model
 
@@ -53,7 +53,7 @@ class Comparison:
   """Level `level` of B in A, beside A's own."""
 
   level: int
-  difference: Paired  # bits an image
+  difference: Paired  # bits per image
   a: Side
   b: Side
   exact: bool
@@ -165,7 +165,7 @@ def compare(
     split: of a's data; its validation split where None.
     num: images; 0: all.
     batch: images at a time; config.eval.batch where None.
-    passes: random masks an image, for masked levels; as the config where None.
+    passes: random masks per image, for masked levels; as the config where None.
     conditional: give the labels.
 
   Yields:
@@ -339,8 +339,8 @@ def text(found: Comparison) -> str:
   ]  # fmt: skip
   lines = cost.aligned(rows)
   lines += [
-    'GFLOPs an image of that level; the time is of the whole model.',
-    f'b less a: {d.mean:+.3f} bits an image, 95% interval {d.low:+.3f} to '
+    'GFLOPs per image of that level; the time is of the whole model.',
+    f'b less a: {d.mean:+.3f} bits per image, 95% interval {d.low:+.3f} to '
     f'{d.high:+.3f} ({d.images} images'
     + (')' if found.exact else ', estimated from random masks)'),
     f'sign test: b is better on {d.wins}, worse on {d.losses}, p = {d.p:.2g}',

@@ -40,7 +40,7 @@ def learning(curves: dict) -> dict[str, bytes]:
 
 
 def gradients(curves: dict) -> bytes:
-  """Norms of gradients against steps: a picture a level, a line a seed."""
+  """Norms of gradients against steps: a picture per level, a line per seed."""
   norms = [v for k, v in sorted(curves.items()) if k.startswith('gradient_')]
   figure, axes = plots.new_axes(len(norms), 1.5 * len(norms) + 0.5)
   for axis, seeds in zip(axes, norms):

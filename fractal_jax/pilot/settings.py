@@ -35,12 +35,14 @@ SEEDS = {
 LEARNING = {
   'module_bits': Key(
     0.02, Number(),
-    'module: bits a value that each level saves against a model without memory',
+    'module: bits per value that each level saves against a model without '
+    'memory',
   ),
   'composition_bits': Key(
     0.0, Number(),
-    'composition: bits a value that the levels together save against the best '
-    'simple model (last value, linear, polynomial; of images, random forest)',
+    'composition: bits per value that the levels together save against the '
+    'best simple model (last value, linear, polynomial; of images, random '
+    'forest)',
   ),
   'flat_bits': Key(
     -0.1, Number(),
@@ -58,9 +60,9 @@ COSTS = {
   'false_alarm': Key(UNSET, MONEY, 'what looking into a false alarm costs'),
   'hour_of_work': Key(UNSET, MONEY, 'of an engineer'),
   'setup_hours': Key(160.0, MONEY, 'of work until it is in production'),
-  'upkeep_hours': Key(80.0, MONEY, 'of work a year after that'),
+  'upkeep_hours': Key(80.0, MONEY, 'of work per year after that'),
   'hour_of_hardware': Key(UNSET, MONEY, 'of a machine such as this one'),
-  'hardware_hours': Key(8760.0, MONEY, 'of it a year; 8760: it never stops'),
+  'hardware_hours': Key(8760.0, MONEY, 'of it per year; 8760: it never stops'),
 }  # fmt: skip
 BUDGET = {
   'minutes': Key(60.0, Number(above=0), 'of this machine, for all stages'),
@@ -87,7 +89,7 @@ class PilotError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What pilot.toml says, a dict a section."""
+  """What pilot.toml says, a dict per section."""
 
   question: dict
   data: dict

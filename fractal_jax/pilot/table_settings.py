@@ -101,7 +101,7 @@ GATES = {
     0.5, SHARE, 'full: share of the incidents that are found'
   ),
   'weekly_false_alarms': Key(
-    7.0, Number(above=0), 'full: false alarms a week that people accept'
+    7.0, Number(above=0), 'full: false alarms per week that people accept'
   ),
   'most_z2': Key(
     2.0, Number(above=1),
@@ -112,7 +112,7 @@ GATES = {
     0.5, SHARE, 'shadow: share of the incidents that are found'
   ),
   'shadow_weekly_false_alarms': Key(
-    7.0, Number(above=0), 'shadow: false alarms a week'
+    7.0, Number(above=0), 'shadow: false alarms per week'
   ),
   'most_delay': Key(
     100.0, Number(least=0),

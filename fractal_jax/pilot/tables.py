@@ -145,7 +145,7 @@ class TablePilot(Pilot):
     return self.data.values[: self.train], self.learnt, self.bins()
 
   def _of_held(self, bits: np.ndarray) -> np.ndarray:
-    """Mean bits a value [t] of the rows held out, from those of all rows."""
+    """Mean bits per value [t] of the rows held out, from those of all rows."""
     return mean_over(bits[self.learnt :])
 
   def fitting(self, side, levels, steps, seed, share) -> Job:

@@ -144,7 +144,7 @@ class Pilot(abc.ABC):
     """A job: a model fitted to a share of what is learnt from.
 
     Returns:
-      The model; its bits a value [units] of the units held out; of each level
+      The model; its bits per value [units] of the units held out; of each level
       by its name, norms [steps] of its gradient.
     """
 
@@ -158,11 +158,11 @@ class Pilot(abc.ABC):
 
   @abc.abstractmethod
   def histogram(self) -> np.ndarray:
-    """Bits a value [units] of a model without memory."""
+    """Bits per value [units] of a model without memory."""
 
   @abc.abstractmethod
   def simple(self) -> dict[str, np.ndarray]:
-    """Bits a value [units] of all simple models, by name."""
+    """Bits per value [units] of all simple models, by name."""
 
   @abc.abstractmethod
   def blocks(self, bits: np.ndarray) -> np.ndarray:
@@ -220,7 +220,7 @@ def keep_folder(folder: str, write: Callable[[str], Any]) -> None:
 
 
 def worth(model, images: np.ndarray) -> np.ndarray:
-  """What each level tells the next one, in bits a value [levels - 1].
+  """What each level tells the next one, in bits per value [levels - 1].
 
   Bits that the images cost more where a level's conditions are zeros: which
   level carries the loss. The model was not trained to do without them.

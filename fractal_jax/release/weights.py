@@ -28,7 +28,7 @@ FILE = 'model.safetensors'
 INDEX = f'{FILE}.index.json'
 PART = r'model-\d{5}-of-\d{5}\.safetensors'
 PART_BYTES = 5_000_000_000
-# How parameters may be written, in bytes a value, and what is read; all are
+# How parameters may be written, in bytes per value, and what is read; all are
 # float32 once they are read.
 DTYPES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
 STORED = ('F32', 'BF16', 'F16')

@@ -38,7 +38,7 @@ def scores_csv(found: Analysis) -> str:
 
 
 def summary(found: Analysis) -> str:
-  """What was found, a few words a line."""
+  """What was found, a few words per line."""
   flagged = int((found.rows > found.threshold).sum())
   lines = [
     f'{len(found.alarms)} alarms, {flagged} of {len(found.rows)} rows above '
@@ -47,7 +47,7 @@ def summary(found: Analysis) -> str:
   if found.weekly is not None:
     number, low, high = found.weekly
     lines.append(
-      f'expected false alarms a week: {number:.2g} ({low:.2g} to {high:.2g})'
+      f'expected false alarms per week: {number:.2g} ({low:.2g} to {high:.2g})'
     )
   labels = found.table.labels
   if labels is not None and labels.any():
@@ -59,7 +59,7 @@ def summary(found: Analysis) -> str:
     )
   if found.learnt is not None:
     lines.append(
-      f'bits a value on rows held out: {found.learnt.bits:.3f}, of a linear '
+      f'bits per value on rows held out: {found.learnt.bits:.3f}, of a linear '
       f'autoregression {found.learnt.linear_bits:.3f}'
     )
   return '\n'.join(lines)
@@ -85,7 +85,7 @@ def page(found: Analysis) -> str:
 {
     figure(
       plots.levels(found),
-      'Bits a value, by the patches that each level of '
+      'Bits per value, by the patches that each level of '
       'the model cuts: a burst shows in the wide ones, a spike in the narrow.',
     )
   }
@@ -155,7 +155,7 @@ def _learnt(found: Analysis) -> str:
   learnt = found.learnt
   first, end = learnt.rows
   rows = [
-    ('bits a value', f'{learnt.bits:.3f}'),
+    ('bits per value', f'{learnt.bits:.3f}'),
     (
       f'of a linear autoregression on {found.detector.window} rows',
       f'{learnt.linear_bits:.3f}',

@@ -148,7 +148,7 @@ def score(
       and not scored.
     label: the class.
     causal: refuse a model whose scores depend on later rows.
-    passes: random masks a window, for masked levels.
+    passes: random masks per window, for masked levels.
     seed: of the masks.
     batch: windows at a time.
     mesh: the mesh; one of the first device where None.
