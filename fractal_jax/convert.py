@@ -236,7 +236,7 @@ def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
   """
   torch = import_torch()
   tensors = {k: torch.tensor(v) for k, v in state.items()}
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     torch.save({'model': tensors}, file)
 
 

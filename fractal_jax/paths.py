@@ -164,7 +164,7 @@ STATUSES = (
 
 
 @contextlib.contextmanager
-def whole(name: str | os.PathLike):
+def atomic_write(name: str | os.PathLike):
   """Yields a binary file that takes its name once all of it is written.
 
   It is written beside its place and renamed, or, for a bucket, written to a
@@ -200,13 +200,13 @@ def whole(name: str | os.PathLike):
 
 
 def write_bytes(name: str | os.PathLike, data: bytes) -> None:
-  """Writes a file as a whole; see `whole`."""
-  with whole(name) as file:
+  """Writes a file as a whole; see `atomic_write`."""
+  with atomic_write(name) as file:
     file.write(data)
 
 
 def write_text(name: str | os.PathLike, text: str) -> None:
-  """Writes a text file as a whole; see `whole`.
+  """Writes a text file as a whole; see `atomic_write`.
 
   Names of files in it that are not UTF-8 stay as they are.
   """

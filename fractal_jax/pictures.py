@@ -210,7 +210,7 @@ def save(picture: np.ndarray, path: str) -> None:
   from PIL import Image
 
   ending = os.path.splitext(path)[1].lower()
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     Image.fromarray(picture).save(file, Image.registered_extensions()[ending])
 
 
@@ -308,7 +308,7 @@ def save_movie(
   check_movie(path)
   shots = movie(drawn, model, columns=columns, frames=frames, names=names)
   save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     save_shots(shots, file)
 
 

@@ -107,7 +107,7 @@ def write(image, mask, drawn, model):
   from fractal_jax import pictures
 
   if FLAGS.out.endswith('.npy'):
-    with paths.whole(FLAGS.out) as file:
+    with paths.atomic_write(FLAGS.out) as file:
       np.save(file, drawn)
   elif len(drawn) == 1:
     pictures.save(pictures.from_values(drawn, model)[0], FLAGS.out)

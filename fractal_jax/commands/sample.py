@@ -91,7 +91,7 @@ def write(drawn, labels, model):
   each = sample.round_robin(num, labels)
   names = common.names_of(each)
   if FLAGS.out.endswith('.npz'):
-    with paths.whole(FLAGS.out) as file:
+    with paths.atomic_write(FLAGS.out) as file:
       np.savez_compressed(file, images=drawn.values, labels=each)
   else:
     shown = pictures.from_values(drawn.values, model)

@@ -15,7 +15,7 @@ from fractal_jax.metrics.features import check_pictures
 
 def save_npz(path, **arrays) -> None:
   """Writes arrays by name, whole or not at all."""
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     np.savez(file, **arrays)
 
 
@@ -123,7 +123,7 @@ def save_samples(path, num: int, shape: tuple, chunks, labels=None) -> None:
     chunks: their pictures, in order, some at a time.
     labels: [num] or None.
   """
-  with paths.whole(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with paths.atomic_write(path) as file, zipfile.ZipFile(file, 'w') as archive:
     with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
       header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.uint8))
       header['shape'] = (num, *shape)

@@ -130,7 +130,7 @@ def plot(rows: list[dict], path: str) -> None:
     'errors'
   )
   figure.tight_layout()
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     figure.savefig(file.name, dpi=120)
   plt.close(figure)
 

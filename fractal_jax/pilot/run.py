@@ -149,7 +149,7 @@ def run_stage(
   )
   folder = pilot.path('stages')
   folder.mkdir(parents=True, exist_ok=True)
-  with paths.whole(folder / f'{name}.npz') as file:
+  with paths.atomic_write(folder / f'{name}.npz') as file:
     np.savez(file, **found.curves)
   # Last, since the stage is done where this file is.
   kept = json.dumps(dataclasses.asdict(done), indent=1)

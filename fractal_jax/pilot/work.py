@@ -184,7 +184,7 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
     return arrays(path)
   found = yield from make()
   path.parent.mkdir(parents=True, exist_ok=True)
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     np.savez(file, **found)
   return found
 
