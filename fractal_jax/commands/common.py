@@ -159,10 +159,10 @@ class ConfigParser(flags.ArgumentParser):
     return self._files.flag_type()
 
   def parse(self, argument: str):
-    from fractal_jax import config_files
+    from fractal_jax import config, config_files
 
     if argument == DEFAULT:
-      return default_config()
+      return config.default()
     try:
       return config_files.load(argument)
     except UserError as e:  # absl names the flag
@@ -352,13 +352,6 @@ def load_config():
   from fractal_jax.training import checkpoint
 
   return checkpoint.load_config(workdir())
-
-
-def default_config():
-  """The config of no run."""
-  from fractal_jax import config
-
-  return config.default()
 
 
 def load_model(config=None):

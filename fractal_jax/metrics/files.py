@@ -139,6 +139,7 @@ class Samples:
   """Pictures at a path, by slice: uint8 [n, H, W, 3].
 
   Attributes:
+    path: where they are.
     labels: int [n], or None.
     folders: names of the folders that the labels number, or None.
     side: the height of the pictures.
@@ -156,10 +157,10 @@ class Samples:
     Raises:
       MetricsError: it is something else.
     """
-    self._path = paths.path(path)
+    self.path = paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
     self.folders, self.skipped, self._fitted = None, '', False
-    if self._path.is_dir():
+    if self.path.is_dir():
       self._find_files()
     else:
       self._read_npz()
@@ -184,16 +185,16 @@ class Samples:
       if x.shape != first.shape:
         raise MetricsError(
           f'{file} has {x.shape[1]}x{x.shape[0]} pixels, the first image of '
-          f'{self._path} has {first.shape[1]}x{first.shape[0]}: all must be '
+          f'{self.path} has {first.shape[1]}x{first.shape[0]}: all must be '
           'equal.'
         )
     return np.stack(out)
 
-  def fit(self, side: int) -> str:
+  def fit(self, side: int | None) -> str:
     """Crops and resizes pictures of other sizes from now on, as training does.
 
     Args:
-      side: of the pictures.
+      side: of the pictures; None: as they are.
 
     Returns:
       A sentence on it; '' where all have this size already.
@@ -201,9 +202,11 @@ class Samples:
     Raises:
       MetricsError: a picture is smaller.
     """
+    if side is None:
+      return ''
     if self._files is None:
       height, width = self._pictures.shape[1:3]
-      sizes = [(str(self._path), (width, height))] * len(self)
+      sizes = [(str(self.path), (width, height))] * len(self)
     else:
       sizes = [(file, _decoded(file, decode.size)) for file in self._files]
     others = [(name, size) for name, size in sizes if size != (side, side)]
@@ -223,14 +226,14 @@ class Samples:
 
   def _find_files(self):
     try:
-      names = folder.subfolders(self._path)
-      self._files, others, _ = folder.inside(self._path)
-      found = [folder.inside(self._path / name) for name in names]
+      names = folder.subfolders(self.path)
+      self._files, others, _ = folder.inside(self.path)
+      found = [folder.inside(self.path / name) for name in names]
     except OSError as e:
-      raise MetricsError(f'{self._path} cannot be read: {e}.') from e
+      raise MetricsError(f'{self.path} cannot be read: {e}.') from e
     if self._files and names:
       raise MetricsError(
-        f'{self._path} holds images and folders: make it one or the other.'
+        f'{self.path} holds images and folders: make it one or the other.'
       )
     if names:
       files = [images for images, _, _ in found]
@@ -238,10 +241,10 @@ class Samples:
       self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
       for _, rest, deeper in found:
         others += sorted(rest + deeper)
-    self.skipped = folder.left_out(self._path, others)
+    self.skipped = folder.left_out(self.path, others)
     if not self._files:
       raise MetricsError(
-        f'{self._path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
+        f'{self.path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
         'folders of them.'
       )
 
@@ -251,16 +254,16 @@ class Samples:
       'perhaps labels `arr_1` [n] (`fractal-jax evaluate --save` writes '
       'such), or a folder of images'
     )
-    arrays = load_npz(self._path, what)
+    arrays = load_npz(self.path, what)
     if 'arr_0' not in arrays:
       raise MetricsError(
-        f'{self._path} holds {listing(arrays)}; expected {what}.'
+        f'{self.path} holds {listing(arrays)}; expected {what}.'
       )
     self._pictures = arrays['arr_0']
-    check_pictures(self._pictures, f'{self._path}: arr_0')
+    check_pictures(self._pictures, f'{self.path}: arr_0')
     if 'arr_1' in arrays:
       self.labels = checked_labels(
-        self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
+        self.path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
 
 

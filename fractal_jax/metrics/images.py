@@ -97,7 +97,7 @@ class Chunks:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Generated images of a run: which, and how to get them.
+  """Generated images: which, and how to get them.
 
   Attributes:
     num: how many.
@@ -106,9 +106,6 @@ class Images:
     folder: where they and their features are kept; None: nowhere.
     pictures: image -> pictures of some images from that one on.
     settings: what they are a function of.
-    classes: names of the folders that the labels number, or ().
-    skipped: which files are left out and why, a sentence; '' if none are.
-    source: what they are read from; None for those of a run.
   """
 
   num: int
@@ -117,9 +114,6 @@ class Images:
   folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
-  classes: tuple[str, ...] = ()
-  skipped: str = ''
-  source: files.Samples | None = None
 
 
 def of_run(
@@ -232,66 +226,37 @@ def _check(num: int, classes: int, seed: int) -> None:
     )
 
 
-def of_files(path: str, batch: int) -> Images:
+def of_files(
+  found: files.Samples, batch: int, names: Sequence[str] = ()
+) -> Images:
   """Images of any other model.
 
   Args:
-    path: what `metrics.files.Samples` reads.
+    found: where they are read from.
     batch: images at a time.
-
-  Raises:
-    MetricsError: there are none.
-  """
-  found = files.Samples(path)
-  return Images(
-    num=len(found),
-    labels=found.labels,
-    side=found.side,
-    folder=None,
-    pictures=lambda first: found[first : first + batch],
-    settings={'images': str(path)},
-    classes=tuple(found.folders or ()),
-    skipped=found.skipped,
-    source=found,
-  )
-
-
-def fitted(images: Images, side: int | None) -> tuple[Images, str]:
-  """The images in the size of a reference's, and a sentence on what was done.
-
-  Args:
-    images: of files, or of a run, which stay as they are.
-    side: of the reference's images; None where it is not known.
-
-  Raises:
-    MetricsError: an image is smaller.
-  """
-  if images.source is None or side is None:
-    return images, ''
-  note = images.source.fit(side)
-  return dataclasses.replace(images, side=images.source.side), note
-
-
-def numbered(images: Images, names: Sequence[str]) -> Images:
-  """The images with the classes that their folders' names name.
-
-  Args:
-    images: of folders, or others, which stay as they are.
-    names: of all classes, in the order of their numbers; () where they are not
-      known, and the folders' own order is taken.
+    names: of all classes, in the order of their numbers: what folders' names
+      mean. Where they are not known, the folders' own order is taken.
 
   Raises:
     MetricsError: a folder has another name.
   """
-  if not (images.classes and names):
-    return images
-  try:
-    number = classes_lib.numbers(images.classes, names, len(names))
-  except DataError as e:
-    raise MetricsError(
-      f'{images.settings["images"]} has a folder for each class, but {e}'
-    ) from e
-  return dataclasses.replace(images, labels=np.array(number)[images.labels])
+  labels = found.labels
+  if found.folders and names:
+    try:
+      number = classes_lib.numbers(found.folders, names, len(names))
+    except DataError as e:
+      raise MetricsError(
+        f'{found.path} has a folder for each class, but {e}'
+      ) from e
+    labels = np.array(number)[labels]
+  return Images(
+    num=len(found),
+    labels=labels,
+    side=found.side,
+    folder=None,
+    pictures=lambda first: found[first : first + batch],
+    settings={'images': str(found.path)},
+  )
 
 
 def key(settings: dict) -> str:
