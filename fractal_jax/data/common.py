@@ -15,6 +15,7 @@ from fractal_jax.data import decode as decoder
 from fractal_jax.errors import UserError
 
 SPLITS = ('train', 'validation')
+FROM_DIR = ('folder', 'npz', 'series')  # data.name of what data.dir holds
 ALL = 'all'  # of data without splits, to be scored
 
 

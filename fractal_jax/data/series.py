@@ -42,19 +42,7 @@ def source(
     DataError: what does not fit the model, or is too short.
   """
   d, m = config.data, config.model
-  if m.rank != 1:
-    raise DataError("data set 'series' needs model.rank=1")
-  if not m.unknown:
-    raise DataError(
-      "data set 'series' marks what is not known: set model.unknown=True"
-    )
-  for one in tables:
-    if one.values.shape[1] != m.channels:
-      raise DataError(
-        f'{one.name} has {one.values.shape[1]} channels '
-        f'({", ".join(one.channels)}): set model.channels to that, and '
-        'model.mean, std and channel_weights accordingly'
-      )
+  _check_model(m, tables)
   names = ('series',) if d.one_class else tuple(t.name for t in tables)
   labels = [0 if d.one_class else i for i in range(len(tables))]
   if fitted is None:
@@ -92,6 +80,23 @@ def source(
     skipped=skipped,
     files={quantiser_lib.FILE: fitted.text()},
   )
+
+
+def _check_model(m, tables: Sequence[Table]) -> None:
+  """Raises DataError for a model that can't take such tables."""
+  if m.rank != 1:
+    raise DataError("data set 'series' needs model.rank=1")
+  if not m.unknown:
+    raise DataError(
+      "data set 'series' marks what is not known: set model.unknown=True"
+    )
+  for one in tables:
+    if one.values.shape[1] != m.channels:
+      raise DataError(
+        f'{one.name} has {one.values.shape[1]} channels '
+        f'({", ".join(one.channels)}): set model.channels to that, and '
+        'model.mean, std and channel_weights accordingly'
+      )
 
 
 def fit(config, tables: Sequence[Table]) -> Quantiser:

@@ -8,13 +8,12 @@ these is refused. Any other change is said, one line per key.
 import os
 
 from fractal_jax import config as config_lib
+from fractal_jax.data.common import FROM_DIR
 from fractal_jax.errors import UserError
 from fractal_jax.training import checkpoint, logs
 
 # Keys that say which images the next batch holds.
 PLACE = ('seed', 'data.name', 'data.train_split', 'optim.batch')
-# Data sets that are what data.dir holds.
-READ_FROM_DIR = ('folder', 'npz', 'series')
 
 
 class ResumeError(UserError, ValueError):
@@ -61,7 +60,7 @@ def check(config, workdir: str) -> None:
 def changed_place(before: dict, now: dict) -> list[str]:
   """The keys of two flat configs that put a run elsewhere in the data."""
   place = [k for k in PLACE if before[k] != now[k]]
-  if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
+  if now['data.name'] in FROM_DIR and path_of(before) != path_of(now):
     place.append('data.dir')
   return place
 
