@@ -31,7 +31,7 @@ def define_flags():
     0.01,
     'The share of normal rows, of those held out, that may be above the '
     'threshold.',
-    checks.Number(above=0, below=1),
+    checks.SHARE,
   )
   common.number_flag(
     'threshold',

@@ -96,7 +96,7 @@ def shadow(pilot: Pilot) -> Job:
   judged, facts, curves, _, seen, counted = yield from alarmed(
     pilot, 'shadow', rows, causal=True
   )
-  delay = gates.average(counted['delays'])
+  delay = gates.mean(counted['delays'])
   milliseconds = 1000 * float(seen['seconds']) / len(curves['line'])
   judged += (
     gate(pilot, 'most_delay', delay, least=False),

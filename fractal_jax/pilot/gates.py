@@ -126,11 +126,11 @@ def rate(number: int, weeks: float) -> Interval:
 
 
 def mean(blocks: np.ndarray) -> Interval | None:
-  """The mean of blocks [B] or [seeds, B] of rows, by Student's interval.
+  """The mean of numbers [B] or [seeds, B], by Student's interval.
 
-  Blocks are means over stretches of rows that are long enough to be nearly
-  independent. Where there are several seeds, what differs between them is
-  added to what differs between blocks. None of fewer than two blocks.
+  The numbers are independent, or blocks: means over stretches of rows that are
+  long enough to be nearly so. Where there are several seeds, what differs
+  between them is added to what differs between blocks. None of fewer than two.
   """
   blocks = np.atleast_2d(blocks)
   blocks = blocks[:, ~np.isnan(blocks).any(0)]
@@ -149,11 +149,6 @@ def mean(blocks: np.ndarray) -> Interval | None:
   value = float(blocks.mean())
   reach = float(stats.t.ppf((1 + LEVEL) / 2, free) * np.sqrt(square))
   return Interval(value, value - reach, value + reach)
-
-
-def average(values: np.ndarray) -> Interval | None:
-  """The mean of independent numbers [n]; None of fewer than two."""
-  return mean(np.asarray(values, float))
 
 
 def blocks(rows: np.ndarray, size: int) -> np.ndarray:

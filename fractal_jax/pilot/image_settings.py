@@ -6,13 +6,21 @@ import zipfile
 
 from fractal_jax import config as config_lib
 from fractal_jax import paths
-from fractal_jax.checks import FROM_0, Choice, Each, Key, Number, Text, integer
+from fractal_jax.checks import (
+  FROM_0,
+  SHARE,
+  Choice,
+  Each,
+  Key,
+  Number,
+  Text,
+  integer,
+)
 from fractal_jax.data import arrays, listing, look
 from fractal_jax.data.common import DataError
 from fractal_jax.pilot.settings import (
   LEARNING,
   SEEDS,
-  SHARE,
   UNSET,
   Settings,
   common_wishes,

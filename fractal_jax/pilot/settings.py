@@ -17,7 +17,6 @@ from fractal_jax.checks import Flag, Key, Number, Text, integer
 from fractal_jax.errors import UserError
 
 FILE = 'pilot.toml'
-SHARE = Number(above=0, below=1)
 MONEY = Number(least=0)
 UNSET = -1.0  # of a number that only the owner knows
 

@@ -5,11 +5,10 @@ what is missing or contradicts itself.
 """
 
 from fractal_jax import paths
-from fractal_jax.checks import Choice, Each, Key, Number, Text, integer
+from fractal_jax.checks import SHARE, Choice, Each, Key, Number, Text, integer
 from fractal_jax.pilot.settings import (
   LEARNING,
   SEEDS,
-  SHARE,
   UNSET,
   Settings,
   common_wishes,
@@ -150,13 +149,6 @@ def propose(file: str, columns=()) -> dict[str, dict]:
     'rows_per_week': round(one.per_week or UNSET, 3),
   }
   return out
-
-
-def parts(settings: Settings, rows: int) -> tuple[slice, slice, slice]:
-  """The rows to learn from, those of `full`, and those of `shadow`."""
-  train, shadow = settings.data['train_rows'], settings.data['shadow_rows']
-  last = rows - shadow
-  return slice(0, train), slice(train, last), slice(last, rows)
 
 
 def problems(settings: Settings, one: Table) -> list[str]:

@@ -16,7 +16,6 @@ from fractal_jax.pilot import (
   table_settings,
   work,
 )
-from fractal_jax.pilot.table_settings import parts
 from fractal_jax.pilot.work import Pilot, Stage
 from fractal_jax.series import quantiser, runs, settings, table
 from fractal_jax.series.detector import FractalDetector
@@ -102,7 +101,9 @@ class TablePilot(Pilot):
   @property
   def later(self) -> tuple[slice, slice]:
     """The rows of `full`, and those of `shadow`."""
-    return parts(self.settings, len(self.data.values))[1:]
+    rows = len(self.data.values)
+    last = rows - self.settings.data['shadow_rows']
+    return slice(self.train, last), slice(last, rows)
 
   def bins(self) -> quantiser.Quantiser:
     """The bins in which all bits of this pilot are counted."""

@@ -19,14 +19,13 @@ from fractal_jax.series import (
   table,
 )
 
-SHARE = checks.Number(above=0, below=1)
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
   'smooth': checks.FROM_1,
   'score': checks.Choice(scores.KINDS),
   'causal': checks.Flag(),
-  'false_alarms': SHARE,
-  'held_out': SHARE,
+  'false_alarms': checks.SHARE,
+  'held_out': checks.SHARE,
   'kind': checks.Text(),
   'levels': checks.Choice((2, 3)),
   'bins': checks.integer(least=2),
