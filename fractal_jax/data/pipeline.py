@@ -291,6 +291,17 @@ def eval_batches(
   return EvalBatches(batches, num_batches)
 
 
+def examples(config, split: str, num: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Images [n, S, (S,) C] and labels [n] of a split; see `eval_batches`."""
+  found = list(eval_batches(config, split, 64, num=num))
+  valid = np.concatenate([x['valid'] for x in found])
+  images, labels = (
+    np.concatenate([x[name] for x in found])[valid]
+    for name in ('image', 'label')
+  )
+  return images, labels
+
+
 def _rows(name: str, batch: int, process_count: int) -> int:
   """Rows of a batch on each host."""
   if batch % process_count:

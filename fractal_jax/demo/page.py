@@ -201,7 +201,7 @@ class Page:
         self.ui.edit_view: views.tiles(
           [*known, *shots],
           ['image', 'known', *captions],
-          values=self._values(),
+          values=self.model.config.model.num_values,
         )
       }
 
@@ -405,7 +405,8 @@ class Page:
 
   def _grown(self, drawn, labels, done: bool = False) -> str:
     """Images as far as they are drawn, with their classes."""
-    shots = pictures.so_far(drawn, self.model.config.model)
+    model = self.model.config.model
+    shots = pictures.so_far(drawn, model)
     captions = [
       f'{i + 1}: {self.captions[n]}' for i, n in enumerate(labels.tolist())
     ]
@@ -414,11 +415,7 @@ class Page:
       numbers = map(self._numbers, drawn.values, labels.tolist())
       numbers = list(numbers) if done else None
       return views.tiles(shots, captions, max(size, 260), numbers=numbers)
-    return views.tiles(shots, captions, size, values=self._values())
-
-  def _values(self) -> int:
-    """How many values the shades of an image stand for."""
-    return self.model.config.model.num_values
+    return views.tiles(shots, captions, size, values=model.num_values)
 
   def _known(self, image, mask) -> np.ndarray:
     """Pictures of an image, and of what is known of it."""

@@ -237,12 +237,7 @@ def images_of(config, split: str | None, num: int):
   config = config.copy_and_resolve_references()
   if config.model.rank == 1:
     config.data.stride = max(config.data.stride, config.model.sizes[0])
-  found = list(
-    pipeline.eval_batches(config, split or config.data.val_split, 64, num=num)
-  )
-  valid = np.concatenate([x['valid'] for x in found])
-  take = lambda name: np.concatenate([x[name] for x in found])[valid]
-  return take('image'), take('label')
+  return pipeline.examples(config, split or config.data.val_split, num)
 
 
 def retraining(config, a: str, level: int):

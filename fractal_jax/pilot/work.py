@@ -70,10 +70,7 @@ class Pilot(abc.ABC):
   models: Any
 
   def path(self, *parts: str):
-    out = paths.path(self.folder)
-    for part in parts:
-      out = out / part
-    return out
+    return paths.path(self.folder).joinpath(*parts)
 
   @staticmethod
   @abc.abstractmethod
