@@ -213,6 +213,22 @@ def write_text(name: str | os.PathLike, text: str) -> None:
   write_bytes(name, text.encode(errors='surrogateescape'))
 
 
+def write_npz(name: str | os.PathLike, /, **arrays) -> None:
+  """Writes arrays by name as a whole; see `atomic_write`."""
+  import numpy as np
+
+  with atomic_write(name) as file:
+    np.savez(file, **arrays)
+
+
+def read_npz(name: str | os.PathLike) -> dict:
+  """The arrays of an .npz file; others make NumPy or zipfile raise anything."""
+  import numpy as np
+
+  with local(name) as copy, np.load(copy, allow_pickle=False) as file:
+    return {key: file[key] for key in file.files}
+
+
 def csv_text(rows: Iterable[Sequence]) -> str:
   """Rows as CSV, the heads of the columns first."""
   text = io.StringIO()

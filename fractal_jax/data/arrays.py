@@ -93,8 +93,7 @@ def read_npz(path, rank: int) -> tuple:
   """
   key = KEYS[rank]
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      data = {name: file[name] for name in file.files}
+    data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(
       f'{path} cannot be read as an .npz file of plain arrays ({e}): write it '

@@ -13,12 +13,6 @@ from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
 
-def save_npz(path, **arrays) -> None:
-  """Writes arrays by name, whole or not at all."""
-  with paths.atomic_write(path) as file:
-    np.savez(file, **arrays)
-
-
 def load_npz(path, what: str) -> dict[str, np.ndarray]:
   """The arrays of an .npz file.
 
@@ -29,8 +23,7 @@ def load_npz(path, what: str) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise MetricsError(f'there is no file {path}; expected {what}.')
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
+    return paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise MetricsError(
       f'{path} cannot be read as an .npz file of plain arrays ({e}); expected '

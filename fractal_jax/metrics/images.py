@@ -79,7 +79,7 @@ class Chunks:
     """Keeps the arrays of the images from `first` on."""
     stop = first + len(next(iter(arrays.values())))
     if jax.process_index() == 0:
-      files.save_npz(self._path(first, stop), **arrays)
+      paths.write_npz(self._path(first, stop), **arrays)
     self._ranges.append((first, stop))
 
   def _load(self, start: int, stop: int) -> dict[str, np.ndarray]:

@@ -180,9 +180,7 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
   if path.exists():
     return arrays(path)
   found = yield from make()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with paths.atomic_write(path) as file:
-    np.savez(file, **found)
+  paths.write_npz(path, **found)
   return found
 
 
@@ -193,8 +191,7 @@ def arrays(path) -> dict[str, np.ndarray]:
     PilotError: it is damaged.
   """
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      return {k: file[k] for k in file.files}
+    return paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise PilotError(
       f'{path} is damaged ({type(e).__name__}: {e}): remove it, and what is '

@@ -137,8 +137,7 @@ def from_array(values) -> Table:
 
 def _npz(path) -> Table:
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      data = {name: file[name] for name in file.files}
+    data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(f'{path} is no .npz file of plain arrays: {e}') from e
   values = data.get('values')
