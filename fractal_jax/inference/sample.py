@@ -5,6 +5,7 @@ time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,16 +26,8 @@ from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 if TYPE_CHECKING:
   from fractal_jax import api
 
-SETTINGS = (
-  'guidance',
-  'temperature',
-  'filter_threshold',
-  'schedule',
-  'iterations',
-  'interval',
-  'resample',
-  'order',
-  'step_sizes',
+SETTINGS = tuple(
+  f.name for f in dataclasses.fields(Sampling) if f.name in config_lib.SAMPLE
 )
 MOVIE = 8  # images in the movie of a grid
 
