@@ -180,11 +180,6 @@ def config_flag(
     flags.mark_flag_as_required('config')
 
 
-def default_config_flag():
-  """Makes --config.KEY change config.default() where --config is unset."""
-  FLAGS.set_default('config', DEFAULT)
-
-
 def show_flag():
   """Whether to print the config in place of the work."""
   flags.DEFINE_bool(

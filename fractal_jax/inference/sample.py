@@ -50,7 +50,8 @@ def settings(
     InputError: an unknown setting, or a value that breaks a rule.
   """
   chosen = section(config, changes)
-  found = {name: _tuples(chosen[name]) for name in SETTINGS}
+  found = {name: chosen[name] for name in SETTINGS}
+  found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
   for name in ('guidance', 'temperature'):
     if isinstance(found[name], tuple):
       found[name] = np.array(found[name], np.float32)
@@ -73,10 +74,6 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
   if found:
     raise inputs.InputError('\n'.join(found))
   return chosen
-
-
-def _tuples(x):
-  return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
 def images(

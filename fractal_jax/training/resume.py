@@ -60,11 +60,8 @@ def check(config, workdir: str) -> None:
 def changed_place(before: dict, now: dict) -> list[str]:
   """The keys of two flat configs that put a run elsewhere in the data."""
   place = [k for k in PLACE if before[k] != now[k]]
+  # However the path is written.
+  path_of = lambda keys: os.path.abspath(os.path.expanduser(keys['data.dir']))
   if now['data.name'] in FROM_DIR and path_of(before) != path_of(now):
     place.append('data.dir')
   return place
-
-
-def path_of(keys: dict) -> str:
-  """Where data.dir is, however it is written."""
-  return os.path.abspath(os.path.expanduser(keys['data.dir']))
