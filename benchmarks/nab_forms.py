@@ -10,6 +10,7 @@ it, since it reads the labels.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -77,8 +78,8 @@ def main() -> None:
     window = ranking.period(one.values[:, 0])
     for name, form in FORMS.items():
       of = []
-      for causal in (False, True):
-        mean = lambda x, c=causal: scores.smoothed(x, nab.SMOOTH, c)
+      around = functools.partial(scores.smoothed, rows=nab.SMOOTH)
+      for mean in (around, nab.trailing):
         x = form(r2, v, mean, fitted)
         of.append(ranking.vus_pr(x, one.labels, window))
       found[name].append(of)

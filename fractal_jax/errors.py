@@ -3,6 +3,12 @@
 from collections.abc import Iterable
 import difflib
 
+# What reading JSON raises where a file is a folder, damaged, or something else.
+DAMAGES = (
+  *(IsADirectoryError, LookupError, ValueError, AttributeError, TypeError),
+  *(OverflowError, RecursionError),
+)
+
 
 class UserError(Exception):
   """The base of every error whose message is all that a user needs.

@@ -87,3 +87,7 @@ def test_a_work_directory_keeps_it(values, tmp_path):
     (tmp_path / quantiser.FILE).write_bytes(text)
     with pytest.raises(quantiser.QuantiserError, match='no quantiser'):
       quantiser.load(tmp_path)
+  (tmp_path / quantiser.FILE).unlink()
+  (tmp_path / quantiser.FILE).mkdir()
+  with pytest.raises(quantiser.QuantiserError, match='no quantiser'):
+    quantiser.load(tmp_path)

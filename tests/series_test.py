@@ -285,7 +285,13 @@ def test_smoothed():
   x = np.array([1.0, np.nan, 3.0, 5.0, 7.0])
   np.testing.assert_allclose(scores.smoothed(x, 1), x)
   np.testing.assert_allclose(scores.smoothed(x, 3), [1, 2, 4, 5, 6])
-  np.testing.assert_allclose(scores.smoothed(x, 3, True), [1, 1, 2, 4, 5])
+  np.testing.assert_allclose(scores.smoothed(x, 1, True), x)
+  np.testing.assert_allclose(
+    scores.smoothed(x, 3, True), [1, 1, 13 / 5, 53 / 13, 165 / 29]
+  )
+  long = scores.smoothed(np.r_[x, np.full(10_000, np.nan)], 20, True)
+  np.testing.assert_allclose(long[:40], [*long[:5], *[long[4]] * 35])
+  assert np.isnan(long[-1])
 
 
 @pytest.mark.parametrize('kind', ['spike', 'shift', 'frequency'])

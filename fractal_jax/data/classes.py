@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 import json
 
-from fractal_jax import paths
+from fractal_jax import errors, paths
 from fractal_jax.data.common import DataError
 from fractal_jax.errors import nearest
 
@@ -36,7 +36,7 @@ def load(workdir) -> tuple[str, ...]:
     names = json.loads(path.read_text())
   except FileNotFoundError:
     return ()
-  except (ValueError, RecursionError):
+  except errors.DAMAGES:
     names = None
   if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
     raise DataError(f'{path} is no list of class names: remove it.')

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from fractal_jax import paths
+from fractal_jax import errors, paths
 from fractal_jax.pilot import gates, settings, work
 from fractal_jax.pilot.gates import Gate, Interval
 from fractal_jax.pilot.images import ImagePilot
@@ -73,7 +73,7 @@ def load(pilot: Pilot) -> dict[str, Done]:
       )
       done = Done(**kept)
       float(done.seconds), done.verdict  # raise where there are no numbers
-    except (LookupError, TypeError, ValueError, RecursionError) as e:
+    except errors.DAMAGES as e:
       raise PilotError(
         f'{path} is damaged ({type(e).__name__}: {e}): remove it, and the '
         'stage is run again'

@@ -14,7 +14,7 @@ import re
 
 import yaml
 
-from fractal_jax import paths
+from fractal_jax import errors, paths
 from fractal_jax.data import classes
 from fractal_jax.data.common import FROM_DIR
 from fractal_jax.metrics import sweep
@@ -219,12 +219,6 @@ def for_release(command: str, name: str) -> str:
 
 # Where numbers are found.
 
-# What reading them raises where a file is something else.
-DAMAGES = (
-  *(OSError, LookupError, ValueError, AttributeError, TypeError),
-  *(OverflowError, RecursionError),
-)
-
 
 def read_numbers(path) -> list[Number]:
   """The numbers in a file of `likelihood --out` or `evaluate --out`.
@@ -236,7 +230,7 @@ def read_numbers(path) -> list[Number]:
   try:
     found = json.loads(path.read_text())
     out = _numbers_in(found, str(found.get('command', '')))
-  except DAMAGES as e:
+  except (OSError, *errors.DAMAGES) as e:
     raise ReleaseError(
       f'{path} is no file of numbers ({e}): give what `fractal-jax likelihood '
       '--out=FILE.json` or `evaluate --out=FILE.json` wrote.'
@@ -262,7 +256,7 @@ def numbers_of_run(workdir, step: int, split: str) -> list[Number]:
     if found['step'] == step and 'val/bits_per_dim' in found:
       values = {k.removeprefix('val/'): v for k, v in found.items()}
       command = 'fractal-jax likelihood --workdir=RUN'
-      with contextlib.suppress(*DAMAGES):  # as a run without such a line
+      with contextlib.suppress(*errors.DAMAGES):  # as where there is none
         return _numbers_in(values | {'split': split}, command)
   return []
 

@@ -53,7 +53,8 @@ class FractalDetector(BaseEstimator):
     smooth: rows that scores are averaged over; 1: none.
     score: 'z2' (squared standardised residual), 'bits', 'excess' (bits less
       those expected) or 'tail' (of the predictive distribution).
-    causal: whether a row's score looks at earlier rows alone, for streams.
+    causal: whether a row's score looks at earlier rows alone, for streams; its
+      mean is then exponential, as old on average as one of `smooth` rows.
     false_alarms: the share of the rows held out that `threshold_` flags.
     held_out: share of the rows given to `fit`, the last ones, that are not
       trained on: the threshold is theirs.

@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from fractal_jax import paths
+from fractal_jax import errors, paths
 from fractal_jax.errors import UserError
 
 FILE = 'quantiser.json'  # in a work directory
@@ -166,12 +166,10 @@ def load(workdir) -> Quantiser | None:
   """
   path = paths.path(workdir) / FILE
   try:
-    data = path.read_bytes()
+    return _read(json.loads(path.read_bytes()))
   except (FileNotFoundError, NotADirectoryError):
     return None
-  try:
-    return _read(json.loads(data))
-  except (LookupError, TypeError, ValueError, RecursionError) as e:
+  except errors.DAMAGES as e:
     raise QuantiserError(
       f'{path} is no quantiser ({type(e).__name__}: {e}): take it from a copy '
       'of the work directory'

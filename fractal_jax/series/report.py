@@ -180,7 +180,12 @@ def _how(found: Analysis) -> str:
     ('bins', m.num_values),
     ('training', f'{detector.config_.optim.steps} steps'),
     ('score', f'{detector.score}, mean over {detector.smooth} rows'),
-    ('looks at', 'the past' if detector.causal else 'rows before and after'),
+    (
+      'looks at',
+      'the past, an exponential mean of it'
+      if detector.causal
+      else 'rows before and after',
+    ),
     (
       'threshold',
       f'{found.threshold:.4g}: {detector.false_alarms:.2%} of the rows held '

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from fractal_jax import api, paths
+from fractal_jax import api, errors, paths
 from fractal_jax.data import classes
 from fractal_jax.errors import UserError
 from fractal_jax.release import folder
@@ -95,7 +95,7 @@ def _kept(workdir: str) -> tuple[dict, np.ndarray | None]:
     FractalDetector(**parameters).check_parameters()
     if scores.ndim != 1 or not len(scores):
       raise ValueError(f'held_out_scores of shape {scores.shape}')
-  except (LookupError, TypeError, ValueError, RecursionError) as e:
+  except errors.DAMAGES as e:
     raise RunError(
       f'{path} does not hold what `fractal-jax anomaly` keeps '
       f'({type(e).__name__}: {e}): take it from a copy of the work directory, '

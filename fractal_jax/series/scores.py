@@ -14,6 +14,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import signal
 
 from fractal_jax import cpu, sharding
 from fractal_jax.errors import UserError
@@ -97,20 +98,29 @@ def _blocks(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def smoothed(x: np.ndarray, rows: int, causal: bool = False) -> np.ndarray:
-  """The mean over so many rows [T]: around each, or up to it; NaN left out.
+  """A running mean of scores [T]; NaN are left out.
 
-  At the ends over those that there are. With `causal` a row's mean is a
-  function of that row and earlier ones alone.
+  Of so many rows around each; at the ends of those that there are. With
+  `causal` of all rows up to each, weighted by (1 - a)^age, a = 2/(rows + 1): as
+  old on average as a mean over the last `rows`, but what is new counts most
+  (Roberts 1959, Control Chart Tests Based on Geometric Moving Averages).
   """
   known = ~np.isnan(x)
-  sums = np.concatenate([[0.0], np.cumsum(np.where(known, x, 0))])
-  counts = np.concatenate([[0], np.cumsum(known)])
-  t = np.arange(len(x))
-  last = t + 1 if causal else np.minimum(t + (rows - rows // 2), len(x))
-  first = np.maximum(t + 1 - rows if causal else t - rows // 2, 0)
-  count = counts[last] - counts[first]
-  total = sums[last] - sums[first]
-  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+  held = np.where(known, x, 0.0)
+  if causal:
+    sums, counts = (
+      signal.lfilter([1.0], [1.0, 2 / (rows + 1) - 1], v)
+      for v in (held, known.astype(float))
+    )
+  else:
+    around = np.arange(len(x)) - rows // 2
+    first, last = np.maximum(around, 0), np.minimum(around + rows, len(x))
+    sums, counts = (
+      np.diff(np.r_[0, np.cumsum(v)][np.stack([first, last])], axis=0)[0]
+      for v in (held, known)
+    )
+  found = counts > 1e-9  # else all that are known are long past
+  return np.where(found, sums / np.where(found, counts, 1), np.nan)
 
 
 # The model's part.
