@@ -291,22 +291,14 @@ def _begun(when: np.ndarray, model) -> list[np.ndarray]:
   return out
 
 
-def save_movie(
-  drawn: Drawn,
-  model,
-  path: str,
-  *,
-  columns: int | None = None,
-  frames: int = 150,
-  names: Sequence[str] | None = None,
-) -> None:
-  """Writes `movie` as a .gif or an .mp4.
+def save_movie(drawn: Drawn, model, path: str, **how) -> None:
+  """Writes `movie`, whose arguments it takes, as a .gif or an .mp4.
 
   Raises:
     PictureError: another ending, or no encoder for .mp4.
   """
   check_movie(path)
-  shots = movie(drawn, model, columns=columns, frames=frames, names=names)
+  shots = movie(drawn, model, **how)
   save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
   with paths.atomic_write(path) as file:
     save_shots(shots, file)

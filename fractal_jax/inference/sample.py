@@ -266,10 +266,7 @@ def sample_grid(
   """A grid of samples with the config's settings, one class per column.
 
   Args:
-    net: the model.
-    params: its parameters.
-    config: the run's config.
-    mesh: the mesh; one of the first device where None.
+    net, params, config, mesh: as in `draw`.
     path: a PNG to write, too.
     names: of the classes, to write above their columns.
     movie: a .gif to write, too, of the first MOVIE images as they grow.

@@ -29,8 +29,8 @@ class Learnt:
   """What the model knows of normal rows that it was not trained on."""
 
   rows: tuple[int, int]  # first and end of the rows that this is about
-  bits: float  # a value
-  linear_bits: float  # a value, of a linear autoregression in the same bins
+  bits: float  # per value
+  linear_bits: float  # the same, of a linear autoregression in the same bins
   pit: np.ndarray  # of all values
   z2: float  # mean; 1 where variances are right
 
