@@ -132,7 +132,7 @@ class Samples:
   """Pictures at a path, by slice: uint8 [n, H, W, 3].
 
   Attributes:
-    path: where they are.
+    name: of the path, as it was given.
     labels: int [n], or None.
     folders: names of the folders that the labels number, or None.
     side: the height of the pictures.
@@ -150,10 +150,10 @@ class Samples:
     Raises:
       MetricsError: it is something else.
     """
-    self.path = paths.path(path)
+    self.name, self._path = str(path), paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
     self.folders, self.skipped, self._fitted = None, '', False
-    if self.path.is_dir():
+    if self._path.is_dir():
       self._find_files()
     else:
       self._read_npz()
@@ -178,7 +178,7 @@ class Samples:
       if x.shape != first.shape:
         raise MetricsError(
           f'{file} has {x.shape[1]}x{x.shape[0]} pixels, the first image of '
-          f'{self.path} has {first.shape[1]}x{first.shape[0]}: all must be '
+          f'{self._path} has {first.shape[1]}x{first.shape[0]}: all must be '
           'equal.'
         )
     return np.stack(out)
@@ -199,7 +199,7 @@ class Samples:
       return ''
     if self._files is None:
       height, width = self._pictures.shape[1:3]
-      sizes = [(str(self.path), (width, height))] * len(self)
+      sizes = [(str(self._path), (width, height))] * len(self)
     else:
       sizes = [(file, _decoded(file, decode.size)) for file in self._files]
     others = [(name, size) for name, size in sizes if size != (side, side)]
@@ -219,14 +219,14 @@ class Samples:
 
   def _find_files(self):
     try:
-      names = folder.subfolders(self.path)
-      self._files, others, _ = folder.inside(self.path)
-      found = [folder.inside(self.path / name) for name in names]
+      names = folder.subfolders(self._path)
+      self._files, others, _ = folder.inside(self._path)
+      found = [folder.inside(self._path / name) for name in names]
     except OSError as e:
-      raise MetricsError(f'{self.path} cannot be read: {e}.') from e
+      raise MetricsError(f'{self._path} cannot be read: {e}.') from e
     if self._files and names:
       raise MetricsError(
-        f'{self.path} holds images and folders: make it one or the other.'
+        f'{self._path} holds images and folders: make it one or the other.'
       )
     if names:
       files = [images for images, _, _ in found]
@@ -234,10 +234,10 @@ class Samples:
       self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
       for _, rest, deeper in found:
         others += sorted(rest + deeper)
-    self.skipped = folder.left_out(self.path, others)
+    self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
-        f'{self.path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
+        f'{self._path} holds no images ({" ".join(decode.EXTENSIONS)}), nor '
         'folders of them.'
       )
 
@@ -247,16 +247,16 @@ class Samples:
       'perhaps labels `arr_1` [n] (`fractal-jax evaluate --save` writes '
       'such), or a folder of images'
     )
-    arrays = load_npz(self.path, what)
+    arrays = load_npz(self._path, what)
     if 'arr_0' not in arrays:
       raise MetricsError(
-        f'{self.path} holds {listing(arrays)}; expected {what}.'
+        f'{self._path} holds {listing(arrays)}; expected {what}.'
       )
     self._pictures = arrays['arr_0']
-    check_pictures(self._pictures, f'{self.path}: arr_0')
+    check_pictures(self._pictures, f'{self._path}: arr_0')
     if 'arr_1' in arrays:
       self.labels = checked_labels(
-        self.path, 'arr_1', arrays['arr_1'], len(self._pictures)
+        self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
 
 

@@ -246,7 +246,7 @@ def of_files(
       number = classes_lib.numbers(found.folders, names, len(names))
     except DataError as e:
       raise MetricsError(
-        f'{found.path} has a folder for each class, but {e}'
+        f'{found.name} has a folder for each class, but {e}'
       ) from e
     labels = np.array(number)[labels]
   return Images(
@@ -255,7 +255,7 @@ def of_files(
     side=found.side,
     folder=None,
     pictures=lambda first: found[first : first + batch],
-    settings={'images': str(found.path)},
+    settings={'images': found.name},
   )
 
 
