@@ -21,6 +21,7 @@ from sklearn import datasets
 
 from fractal_jax.metrics import (
   features,
+  files,
   inception,
   neighbours,
   reference,
@@ -205,12 +206,12 @@ def run(folder, num, golden):
     feature_extractor_weights_path=str(pth),
   )
   extractor = features.Extractor(found, batch=8)
-  real = images.of_files(str(folder / 'real'), 8)
+  real = images.of_files(files.Samples(str(folder / 'real')), 8)
   pool, _ = results.features_of(real, extractor, lambda done: None)
   total = scores.Statistics()
   total.add(pool)
   ref = reference.Reference('real', *total.result(), features=pool)
-  generated = images.of_files(str(folder / 'generated'), 8)
+  generated = images.of_files(files.Samples(str(folder / 'generated')), 8)
   ours = results.measure(generated, ref, extractor)
   print(f'{num} noisy digits against {num} digits, from PNGs')
   report(

@@ -89,9 +89,9 @@ def judge(drawn, held, train) -> dict[str, gates.Interval]:
   parts = [features(x) for x in (drawn, held, train)]
   missed, others = image_measures.missed(*parts)
   return {
-    'distance': gates.average(image_measures.distance(*parts)),
+    'distance': gates.mean(image_measures.distance(*parts)),
     'most_strange': gates.more(*image_measures.strange(*parts)),
-    'most_missed': gates.average(missed - others),
+    'most_missed': gates.mean(missed - others),
   }
 
 
@@ -131,7 +131,7 @@ def main():
   table(drawn)
   bits = lambda x: -model.log_prob(x, -1) / 64 / np.log(2)
   more = lambda x: image_measures.difference(bits(x), bits(held))
-  saved = lambda x: gates.average(image_measures.saved(train, held, x))
+  saved = lambda x: gates.mean(image_measures.saved(train, held, x))
   moved = shadow_sets(rest, rng).items()
   table({kind: [{'shadow_bits': more(x)}] for kind, x in moved})
   halves = completed_sets(model, train, held, rng).items()

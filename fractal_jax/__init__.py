@@ -9,34 +9,16 @@ images = model.sample(num=16)
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from fractal_jax.api import Model
+  from fractal_jax.api import Model, load  # noqa: F401
 
 __version__ = '0.1.0'
 
 
-def load(workdir: str, step: int | None = None) -> 'Model':
-  """The model of a run, for use from Python: see `fractal_jax.api.Model`.
-
-  Args:
-    workdir: the run's directory, as `fractal-jax train` or `convert` wrote it.
-    step: of the checkpoint; the latest where None.
-
-  Returns:
-    An `api.Model`.
-
-  Raises:
-    CheckpointError: there is no such run or checkpoint.
-  """
-  from fractal_jax import api  # importing the package stays instant
-
-  return api.load(workdir, step)
-
-
 def __getattr__(name: str):
-  if name == 'Model':  # importing the package stays instant
+  if name in ('load', 'Model'):  # importing the package stays instant
     from fractal_jax import api
 
-    return api.Model
+    return getattr(api, name)
   if name == 'FractalDetector':  # needs scikit-learn and JAX
     from fractal_jax.series import detector
 

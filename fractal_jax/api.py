@@ -221,7 +221,7 @@ class Model:
       inputs.InputError: labels or settings that the model can't serve.
       pictures.PictureError: a movie that can't be written.
     """
-    job = self._start(
+    return self._result(
       sample.images,
       labels,
       num=num,
@@ -231,7 +231,6 @@ class Model:
       guide=guide,
       **settings,
     )
-    return result_of(job)
 
   def log_prob(
     self,
@@ -262,10 +261,9 @@ class Model:
     Raises:
       inputs.InputError: images or labels that the model can't take.
     """
-    job = self._start(
+    return self._result(
       likelihood.log_prob, images, labels, passes=passes, seed=seed, batch=batch
     )
-    return result_of(job)
 
   def edit(
     self,
@@ -304,7 +302,7 @@ class Model:
       inputs.InputError: an image, mask, label or setting that the model can't
         take.
     """
-    job = self._start(
+    return self._result(
       edit.edit,
       images,
       mask,
@@ -316,7 +314,6 @@ class Model:
       guide=guide,
       **settings,
     )
-    return result_of(job)
 
   def explain(
     self,
@@ -347,10 +344,9 @@ class Model:
     Raises:
       inputs.InputError: an image or label that the model can't take.
     """
-    job = self._start(
+    return self._result(
       explain.explain, image, label, passes=passes, seed=seed, batch=batch
     )
-    return result_of(job)
 
   def forecast(
     self,
@@ -448,11 +444,15 @@ class Model:
     """
     if job not in JOBS:
       raise inputs.InputError(f"no job '{job}': there are {', '.join(JOBS)}")
-    return stream(self._start(JOBS[job], *args, **how))
+    return stream(self.start(JOBS[job], *args, **how))
 
-  def _start(self, job: Callable[..., Job], *args: Any, **how: Any) -> Job:
-    """One of JOBS with this model, and its arguments."""
+  def start(self, job: Callable[..., Job], *args: Any, **how: Any) -> Job:
+    """A job of `inference` with this model, and its other arguments."""
     return job(self.net, self.params, self.config, *args, mesh=self.mesh, **how)
+
+  def _result(self, job: Callable[..., Job], *args: Any, **how: Any) -> Any:
+    """What a job returns."""
+    return result_of(self.start(job, *args, **how))
 
 
 def load(

@@ -151,6 +151,7 @@ def integer(
   return Number(least=least, most=most, also=also, integer=True)
 
 
+SHARE = Number(above=0, below=1)
 FROM_0, FROM_1 = integer(least=0), integer(least=1)
 # Random keys are made of 32 bits; a larger seed would repeat a smaller one.
 SEED = integer(least=0, most=2**32 - 1)

@@ -532,7 +532,8 @@ SAMPLE = {
     'cosine',
     Choice(masking.STEP_SIZES),
     "how mar levels divide their patches over the steps: 'cosine', ever more "
-    "a step, or 'two-stage', a quarter of them in three quarters of the steps",
+    "per step, or 'two-stage', a quarter of them in three quarters of the "
+    'steps',
     'published',
   ),
   'candidates': Key(
@@ -575,6 +576,17 @@ def default() -> ml_collections.ConfigDict:
   for section, keys in SECTIONS.items():
     config[section] = {name: value(key) for name, key in keys.items()}
   return config.lock()
+
+
+def flat(config) -> dict:
+  """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
+  found = {}
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      found |= {f'{name}.{key}': v for key, v in value.items()}
+    else:
+      found[name] = value
+  return found
 
 
 def split_names(config) -> None:

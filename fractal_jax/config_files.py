@@ -14,7 +14,7 @@ import traceback
 import ml_collections
 
 from fractal_jax import paths
-from fractal_jax.errors import UserError
+from fractal_jax.errors import UserError, nearest
 
 FOLDER = pathlib.Path(__file__).parent / 'configs'
 
@@ -46,8 +46,6 @@ def find(name: str) -> tuple[paths.Path, str | None]:
     return paths.path(text), option
   if bare in names():
     return FOLDER / f'{bare}.py', option
-  from fractal_jax.data.common import nearest  # not for `fractal-jax` alone
-
   raise ConfigFileError(
     f"there is no config '{text}'.{nearest(bare, names())} Give the path of "
     f'a .py file, or one of {", ".join(names())}.'
@@ -99,23 +97,15 @@ def _check_keys(config, path) -> None:
       f'{path}: get_config() gives {type(config).__name__}, and not a '
       'ConfigDict: begin with fractal_jax.config.default(), and return it'
     )
-  known, found = _keys(config_lib.default()), _keys(config)
+  known, found = (
+    config_lib.flat(c).keys() for c in (config_lib.default(), config)
+  )
   for text, some in (('lacks', known - found), ('has the key', found - known)):
     if some:
       raise ConfigFileError(
         f'{path}: the config {text} {", ".join(sorted(some)[:5])}: begin with '
         'fractal_jax.config.default(), and change its keys'
       )
-
-
-def _keys(config) -> set[str]:
-  """'seed', 'model.sizes' and so on."""
-  return {
-    f'{section}.{name}' if inner else section
-    for section, value in config.items()
-    for inner in [isinstance(value, ml_collections.ConfigDict)]
-    for name in (value if inner else [''])
-  }
 
 
 def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
@@ -129,11 +119,7 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
   """
   from fractal_jax import config as config_lib  # imports JAX
 
-  keys = {'seed': config_lib.SEED} | {
-    f'{section}.{name}': key
-    for section, names in config_lib.SECTIONS.items()
-    for name, key in names.items()
-  }
+  keys = config_lib.flat({'seed': config_lib.SEED, **config_lib.SECTIONS})
   if reasons is None:
     reasons = {
       name: key.doc + (f'. Default: {key.default!r}, {key.why}' * bool(key.why))
@@ -143,20 +129,17 @@ def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
   top += '\n' * ('\n' in top)
   # Names of folders may hold what would end a text.
   top = top.replace('\\', '\\\\').replace('"""', '\\"""')
-  lines, section = [], ''
+  lines, section, values = [], '', config_lib.flat(config)
   for name in keys:
     if name not in reasons:
       continue
     if name.partition('.')[0] != section:
       section = name.partition('.')[0]
       lines.append('')
-    value = config
-    for part in name.split('.'):
-      value = value[part]
     lines += textwrap.wrap(
       reasons[name], 80, initial_indent='  # ', subsequent_indent='  # '
     )
-    lines.append(f'  c.{name} = {_literal(value)}')
+    lines.append(f'  c.{name} = {_literal(values[name])}')
   code = '\n'.join(
     [
       f'"""{top}"""',

@@ -8,8 +8,6 @@ same names.
 import argparse
 
 from flax import traverse_util
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
@@ -20,6 +18,7 @@ from fractal_jax.models import fractal, pixel, published, shared
 from fractal_jax.models.kinds import KINDS
 from fractal_jax.models.types import Spec
 from fractal_jax.release import weights
+from fractal_jax.training import train_state
 
 
 class ConvertError(UserError, ValueError):
@@ -57,8 +56,7 @@ def names(specs: tuple[Spec, ...]) -> published.Table:
 def shapes(model) -> dict:
   """Our parameters' shapes, flat by path, without computing anything."""
   net = fractal.from_config(model)
-  tree = jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
-  return traverse_util.flatten_dict(nn.meta.unbox(tree))
+  return traverse_util.flatten_dict(train_state.param_shapes(net))
 
 
 def from_published(state: dict[str, np.ndarray], model) -> dict:
@@ -238,7 +236,7 @@ def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
   """
   torch = import_torch()
   tensors = {k: torch.tensor(v) for k, v in state.items()}
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     torch.save({'model': tensors}, file)
 
 

@@ -14,7 +14,6 @@ what was saved.
 """
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -28,7 +27,7 @@ from absl import app, flags, logging
 import fractal_jax
 from fractal_jax import checks, cpu, paths, usage
 from fractal_jax.commands import common
-from fractal_jax.errors import UserError
+from fractal_jax.errors import UserError, nearest
 
 FLAGS = flags.FLAGS
 
@@ -255,11 +254,9 @@ def run() -> None:
   if command == '--version':
     tell(f'fractal_jax {fractal_jax.__version__}')
   if command not in COMMANDS:
-    near = difflib.get_close_matches(command, COMMANDS, 1)
     leave(
-      f"fractal-jax: no command '{command}'."
-      + ''.join(f" Did you mean '{name}'?" for name in near)
-      + f' There are {", ".join(COMMANDS)}.',
+      f"fractal-jax: no command '{command}'.{nearest(command, COMMANDS)} There "
+      f'are {", ".join(COMMANDS)}.',
       2,
     )
   wants_help = not set(HELP).isdisjoint(given)

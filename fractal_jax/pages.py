@@ -2,9 +2,10 @@
 
 import base64
 import html
-import io
 
 import numpy as np
+
+from fractal_jax import pictures
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto }
@@ -37,12 +38,8 @@ def page(title: str, body: str, *, style: str = '', language='en') -> str:
 
 def data_url(picture: np.ndarray | bytes, kind: str = 'png') -> str:
   """A picture [H, W, 3], or the bytes of a PNG or GIF, inside a URL."""
-  from PIL import Image
-
   if isinstance(picture, np.ndarray):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind)
-    picture = file.getvalue()
+    picture = pictures.png(picture)
   return f'data:image/{kind};base64,{base64.b64encode(picture).decode()}'
 
 

@@ -6,11 +6,13 @@ methods over gcsfs. What a bucket lacks is here too: nothing can be renamed in
 one step, appended to, or written without being committed on closing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 import contextlib
+import csv
 import errno
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -162,7 +164,7 @@ STATUSES = (
 
 
 @contextlib.contextmanager
-def whole(name: str | os.PathLike):
+def atomic_write(name: str | os.PathLike):
   """Yields a binary file that takes its name once all of it is written.
 
   It is written beside its place and renamed, or, for a bucket, written to a
@@ -197,13 +199,41 @@ def whole(name: str | os.PathLike):
       shutil.copyfileobj(file, upload, 1 << 24)
 
 
+def write_bytes(name: str | os.PathLike, data: bytes) -> None:
+  """Writes a file as a whole; see `atomic_write`."""
+  with atomic_write(name) as file:
+    file.write(data)
+
+
 def write_text(name: str | os.PathLike, text: str) -> None:
-  """Writes a text file as a whole; see `whole`.
+  """Writes a text file as a whole; see `atomic_write`.
 
   Names of files in it that are not UTF-8 stay as they are.
   """
-  with whole(name) as file:
-    file.write(text.encode(errors='surrogateescape'))
+  write_bytes(name, text.encode(errors='surrogateescape'))
+
+
+def write_npz(name: str | os.PathLike, /, **arrays) -> None:
+  """Writes arrays by name as a whole; see `atomic_write`."""
+  import numpy as np
+
+  with atomic_write(name) as file:
+    np.savez(file, **arrays)
+
+
+def read_npz(name: str | os.PathLike) -> dict:
+  """The arrays of an .npz file; others make NumPy or zipfile raise anything."""
+  import numpy as np
+
+  with local(name) as copy, np.load(copy, allow_pickle=False) as file:
+    return {key: file[key] for key in file.files}
+
+
+def csv_text(rows: Iterable[Sequence]) -> str:
+  """Rows as CSV, the heads of the columns first."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
 
 
 @contextlib.contextmanager
@@ -247,8 +277,7 @@ def growing(
     old = part.read_bytes()
     new = b''.join(filter(keep, old.splitlines(keepends=True)))
     if new != old:
-      with whole(part) as file:
-        file.write(new)
+      write_bytes(part, new)
   if isinstance(found, pathlib.Path):
     found.parent.mkdir(parents=True, exist_ok=True)
     return open(found, 'ab')

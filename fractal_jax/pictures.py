@@ -7,6 +7,7 @@ V - 1). `model` is always a config's section `model`.
 from collections.abc import Iterator, Sequence
 import functools
 import importlib.util
+import io
 import math
 import os
 
@@ -195,12 +196,21 @@ def _written(text: str, width: int) -> np.ndarray:
   return np.asarray(image)
 
 
+def png(picture: np.ndarray) -> bytes:
+  """A picture as the bytes of a PNG."""
+  from PIL import Image
+
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, 'png')
+  return file.getvalue()
+
+
 def save(picture: np.ndarray, path: str) -> None:
   """Writes a picture; the ending of the path says in what format."""
   from PIL import Image
 
   ending = os.path.splitext(path)[1].lower()
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     Image.fromarray(picture).save(file, Image.registered_extensions()[ending])
 
 
@@ -281,24 +291,16 @@ def _begun(when: np.ndarray, model) -> list[np.ndarray]:
   return out
 
 
-def save_movie(
-  drawn: Drawn,
-  model,
-  path: str,
-  *,
-  columns: int | None = None,
-  frames: int = 150,
-  names: Sequence[str] | None = None,
-) -> None:
-  """Writes `movie` as a .gif or an .mp4.
+def save_movie(drawn: Drawn, model, path: str, **how) -> None:
+  """Writes `movie`, whose arguments it takes, as a .gif or an .mp4.
 
   Raises:
     PictureError: another ending, or no encoder for .mp4.
   """
   check_movie(path)
-  shots = movie(drawn, model, columns=columns, frames=frames, names=names)
+  shots = movie(drawn, model, **how)
   save_shots = _save_mp4 if path.endswith('.mp4') else _save_gif
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     save_shots(shots, file)
 
 

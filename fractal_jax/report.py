@@ -34,7 +34,7 @@ def write(
   shots = maps(found, image, model)
   for name, shot in shots.items():
     pictures.save(shot, str(path / f'{name}.png'))
-  with paths.whole(path / 'bits.npy') as file:
+  with paths.atomic_write(path / 'bits.npy') as file:
     np.save(file, found.bits)
   paths.write_text(path / 'report.html', page(found, shots, label))
   return str(path / 'report.html')

@@ -305,6 +305,13 @@ def unbox(boxed):
   )
 
 
+def shaped(like, where):
+  """ShapeDtypeStructs of arrays or their shapes, with the shardings `where`."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where
+  )
+
+
 # Batches.
 
 

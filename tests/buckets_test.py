@@ -269,13 +269,13 @@ def test_data_is_read(bucket, tmp_path):
   c.model.num_values = 256
   root = paths.path(f'{bucket.url}/images')
   for i in range(20):
-    with paths.whole(root / f'{i % 2}' / f'{i}.png') as file:
+    with paths.atomic_write(root / f'{i % 2}' / f'{i}.png') as file:
       Image.fromarray(np.full((8, 8), i, np.uint8)).save(file)
   c.data.update(name='folder', dir=str(root))
   assert pipeline.info(c).num_train == 18
   batch = next(pipeline.train_batches(c))
   assert batch['image'].shape == (8, 8, 8, 1)
-  with paths.whole(f'{bucket.url}/data.npz') as file:
+  with paths.atomic_write(f'{bucket.url}/data.npz') as file:
     np.savez(
       file, images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2
     )
@@ -343,9 +343,9 @@ def test_a_scheme_without_its_package_stops_a_run(monkeypatch):
 
 def test_images_and_values_are_read(bucket):
   name = f'{bucket.url}/inputs/image'
-  with paths.whole(f'{name}.png') as file:
+  with paths.atomic_write(f'{name}.png') as file:
     Image.fromarray(np.full((8, 8), 3, np.uint8)).save(file)
-  with paths.whole(f'{name}.npy') as file:
+  with paths.atomic_write(f'{name}.npy') as file:
     np.save(file, np.full((8, 8, 1), 3))
   model = configure().model
   model.num_values = 256

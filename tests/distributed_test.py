@@ -393,7 +393,7 @@ from fractal_jax.training import processes
 port, me, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 processes.POLL = 0.5
 processes.start(f'localhost:{port}', 2, me, 60)
-with processes.watchdog().limit(3.0) as dog:
+with processes.watchdog.limit(3.0) as dog:
   for step in range(1, 1000):
     dog.at(step, 'waiting for a batch')
     time.sleep(0.3)

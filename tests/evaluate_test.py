@@ -237,7 +237,9 @@ def test_what_can_not_be_evaluated_is_said_first(model, real, tmp_path):
     results.measure(images, real, Fake())
   big = reference.Reference('ref.npz', real.mu, real.sigma, side=64)
   images = images_lib.of_run(model, tmp_path, 12)
-  with pytest.raises(MetricsError, match='2 pixels a side, .* ref.npz have 64'):
+  with pytest.raises(
+    MetricsError, match='2 pixels per side, .* ref.npz have 64'
+  ):
     results.measure(images, big, Fake())
   results.measure(images, real, Fake())
   with pytest.raises(MetricsError, match='seed=4294967296 must be a whole'):

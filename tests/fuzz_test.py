@@ -31,6 +31,7 @@ import pytest
 from fractal_jax import config as config_lib
 from fractal_jax import main, paths
 from fractal_jax.data import classes, look, pipeline
+from fractal_jax.data.common import image_shape
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files, reference
@@ -495,10 +496,10 @@ def test_images_and_masks_to_edit(file):
   pathlib.Path(name).write_bytes(data)
   for model in (GREY, RGB):
     image = result(inputs.read_image, name, model)
-    assert image is None or image[0].shape == inputs.shape(model)
+    assert image is None or image[0].shape == image_shape(model)
     mask = result(inputs.read_mask, name, model)
     if mask is not None:
-      blank = np.zeros((1, *inputs.shape(model)), np.uint8)
+      blank = np.zeros((1, *image_shape(model)), np.uint8)
       mask = result(inputs.check_mask, mask, blank)
       assert mask is None or mask.dtype == bool
 

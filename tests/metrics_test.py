@@ -310,22 +310,24 @@ def test_samples_of_other_sizes_are_cropped_as_for_training(tmp_path):
   pictures = [rng.integers(0, 256, (*s, 3), np.uint8) for s in shapes]
   for i, x in enumerate(pictures):
     Image.fromarray(x).save(tmp_path / f'{i}.png')
-  found = images_lib.of_files(str(tmp_path), 2)
+  seen = files.Samples(str(tmp_path))
+  found = images_lib.of_files(seen, 2)
   with pytest.raises(MetricsError, match='all must be equal'):
     found.pictures(0)
-  assert images_lib.fitted(found, None) == (found, '')
-  found, note = images_lib.fitted(found, 8)
+  assert seen.fit(None) == ''
+  note = seen.fit(8)
+  found = images_lib.of_files(seen, 2)
   assert note.startswith('2 of 3 images are not 8x8') and found.side == 8
   want = [literal_adm(Image.fromarray(x), 8) for x in pictures]
   np.testing.assert_array_equal(found.pictures(0), want[:2])
   np.testing.assert_array_equal(found.pictures(2), want[2:])
   with pytest.raises(MetricsError, match='0.png has 8x8 pixels, those of'):
-    images_lib.fitted(found, 9)
+    seen.fit(9)
   np.savez(tmp_path / 'x.npz', arr_0=np.stack([pictures[1]] * 2))
-  same, note = images_lib.fitted(
-    images_lib.of_files(str(tmp_path / 'x.npz'), 2), 8
-  )
-  assert note.startswith('2 of 2') and same.pictures(0).shape == (2, 8, 8, 3)
+  seen = files.Samples(str(tmp_path / 'x.npz'))
+  assert seen.fit(8).startswith('2 of 2')
+  same = images_lib.of_files(seen, 2)
+  assert same.pictures(0).shape == (2, 8, 8, 3)
 
 
 def test_samples_from_folders_and_npz(tmp_path):

@@ -76,12 +76,12 @@ def names(folder):
 
 def test_a_file_is_written_whole_or_not_at_all(folder):
   name = f'{folder}/new/array.npz'
-  with paths.whole(name) as file:
+  with paths.atomic_write(name) as file:
     assert file.name.endswith('.npz')
     np.savez(file, x=np.arange(5))
   before = paths.path(name).read_bytes()
   with pytest.raises(RuntimeError):
-    with paths.whole(name) as file:
+    with paths.atomic_write(name) as file:
       file.write(b'half of it')
       raise RuntimeError
   assert paths.path(name).read_bytes() == before

@@ -351,7 +351,7 @@ def test_problems_in_words(tmp_path):
     make(tmp_path, waves(100), anomalous=['a', 'b'])
   with pytest.raises(settings.PilotError, match='images_per_week is not'):
     make(tmp_path, waves(100), kind='anomalies', images_per_week=-1.0)
-  with pytest.raises(settings.PilotError, match='20 false alarms a week.*7'):
+  with pytest.raises(settings.PilotError, match='20 false alarms per week.*7'):
     make(tmp_path, waves(100), kind='anomalies', images_per_week=1000.0)
 
 
@@ -379,7 +379,7 @@ def test_simple_models_of_images():
 def test_distance_precision_and_recall_of_features():
   rng = np.random.default_rng(0)
   train, held, same = (rng.normal(size=(300, 16)) for _ in range(3))
-  far = lambda x: gates.average(image_measures.distance(x, held, train))
+  far = lambda x: gates.mean(image_measures.distance(x, held, train))
   less = lambda pair: pair[0].mean() - pair[1].mean()
   strange = lambda x: less(image_measures.strange(x, held, train))
   missed = lambda x: less(image_measures.missed(x, held, train))
@@ -400,7 +400,7 @@ def test_precision_sees_what_means_and_covariances_do_not():
     np.concatenate([x, x**2], 1) for x in rng.normal(size=(4, 300, 4))
   )
   mixed = np.concatenate([one[:, :4], two[:, 4:]], 1)  # halves do not fit
-  assert gates.average(image_measures.distance(mixed, held, train)).value < 1.5
+  assert gates.mean(image_measures.distance(mixed, held, train)).value < 1.5
   for drawn, fits in ((one, True), (mixed, False)):
     found = gates.more(*image_measures.strange(drawn, held, train))
     assert found.low < 0 < found.high if fits else found.low > 0.3

@@ -85,8 +85,8 @@ def test_reasons_in_words(make):
   )
   bad = gate('module_bits', Interval(-0.1, -0.2, 0.0), threshold=0.02, about=1)
   assert say(data=[], module=[bad]) == (
-    'Stage “Modules” shows that it does not work: bits a value saved against a '
-    'model without memory, level 1. Found was -0.1, and at least 0.02 is '
+    'Stage “Modules” shows that it does not work: bits per value saved against '
+    'a model without memory, level 1. Found was -0.1, and at least 0.02 is '
     'required.'
   )
   assert '“Modules” has not run yet' in say(data=[])

@@ -274,13 +274,13 @@ def test_intervals():
   none = gates.rate(0, 2.0)
   assert none.low == 0 and none.high == pytest.approx(3.6889 / 2, abs=1e-4)
   # Student's interval of 1, 2, 3: 2 -+ 4.303 * 1 / sqrt(3).
-  three = gates.average(np.array([1.0, 2, 3]))
+  three = gates.mean(np.array([1.0, 2, 3]))
   assert three.high - three.value == pytest.approx(2.484, abs=1e-3)
   # Seeds that differ widen it.
   same = gates.mean(np.array([[1.0, 2, 3], [1.0, 2, 3]]))
   apart = gates.mean(np.array([[0.0, 1, 2], [2.0, 3, 4]]))
   assert same == three and apart.value == 2 and apart.high > three.high
-  assert gates.average(np.array([1.0])) is None
+  assert gates.mean(np.array([1.0])) is None
 
 
 def test_simple_models():

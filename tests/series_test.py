@@ -54,7 +54,7 @@ def small_config(rows, channels=1, **how):
 def model():
   """An api.Model fitted to a sine."""
   config = small_config(1500, steps=500)
-  source = series.in_memory(config, sine(1500), 'train')
+  source = series.source(config, [table.from_array(sine(1500))], 'train')
   q = series.fit(config, [table.from_array(sine(1500))])
   one = sharding.single_device_mesh()
   net, params, mesh = result_of(fit.fit(config, source, one))
@@ -146,7 +146,7 @@ def test_noise_moves_what_is_known(tmp_path):
 def test_windows_of_unknown_values_are_left_out():
   values = sine(200)
   values[50:150] = np.nan
-  found = series.in_memory(small_config(200), values, 'train')
+  found = series.source(small_config(200), [table.from_array(values)], 'train')
   assert found.size < 200 - 20 - 32 and 'left out' in found.skipped
 
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_the_model(change, word):
   c = small_config(200)
   change(c)
   with pytest.raises(DataError, match=word):
-    series.in_memory(c, sine(200), 'train')
+    series.source(c, [table.from_array(sine(200))], 'train')
 
 
 # Scores.

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from fractal_jax import config as config_lib
 from fractal_jax import sharding
 from fractal_jax.data import pipeline
 from fractal_jax.models import fractal
@@ -497,7 +498,8 @@ def test_a_folder_of_images_is_what_lies_in_it():
   before, now = configure(), configure()
   for config, folder in ((before, './photos'), (now, 'photos/')):
     config.data.update(name='folder', dir=folder)
-  assert resume.changed_place(resume.flat(before), resume.flat(now)) == []
+  changed = lambda: resume.changed_place(*map(config_lib.flat, (before, now)))
+  assert changed() == []
   now.data.dir = 'paintings'
-  found = resume.changed_place(resume.flat(before), resume.flat(now))
+  found = changed()
   assert found == ['data.dir']

@@ -31,7 +31,7 @@ def define_flags():
     0.01,
     'The share of normal rows, of those held out, that may be above the '
     'threshold.',
-    checks.Number(above=0, below=1),
+    checks.SHARE,
   )
   common.number_flag(
     'threshold',
@@ -135,7 +135,8 @@ def the_detector(one, train: int, **parameters):
 
   cpu.use_cores(32)
   if FLAGS.workdir:
-    return runs.load(common.workdir(), FLAGS.label, **given(parameters))
+    given = {k: v for k, v in parameters.items() if FLAGS[k].present}
+    return runs.load(common.workdir(), FLAGS.label, **given)
   workdir = str(paths.path(FLAGS.out) / 'run')
   if restore.steps(workdir):
     raise common.UsageError(
@@ -154,11 +155,6 @@ def the_detector(one, train: int, **parameters):
   runs.save(workdir, detector, one.name)
   common.say(f'model: {paths.absolute(workdir)}')
   return detector
-
-
-def given(parameters: dict) -> dict:
-  """The parameters whose flags the user has set."""
-  return {k: v for k, v in parameters.items() if FLAGS[k].present}
 
 
 def run():

@@ -159,10 +159,10 @@ class ConfigParser(flags.ArgumentParser):
     return self._files.flag_type()
 
   def parse(self, argument: str):
-    from fractal_jax import config_files
+    from fractal_jax import config, config_files
 
     if argument == DEFAULT:
-      return default_config()
+      return config.default()
     try:
       return config_files.load(argument)
     except UserError as e:  # absl names the flag
@@ -178,11 +178,6 @@ def config_flag(
   FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
   if required:
     flags.mark_flag_as_required('config')
-
-
-def default_config_flag():
-  """Makes --config.KEY change config.default() where --config is unset."""
-  FLAGS.set_default('config', DEFAULT)
 
 
 def show_flag():
@@ -352,13 +347,6 @@ def load_config():
   from fractal_jax.training import checkpoint
 
   return checkpoint.load_config(workdir())
-
-
-def default_config():
-  """The config of no run."""
-  from fractal_jax import config
-
-  return config.default()
 
 
 def load_model(config=None):

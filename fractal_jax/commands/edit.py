@@ -70,14 +70,11 @@ def run():
   mask = inputs.check_mask(the_mask(config.model), image[None])
   guide = sampling.load_guide(config)
   model = common.load_model(config)
-  job = edit.edit(
-    model.net,
-    model.params,
-    config,
+  job = model.start(
+    edit.edit,
     image[None],
     mask,
     label,
-    mesh=model.mesh,
     num=FLAGS.num,
     candidates=FLAGS.candidates,
     seed=FLAGS.seed,
@@ -110,7 +107,7 @@ def write(image, mask, drawn, model):
   from fractal_jax import pictures
 
   if FLAGS.out.endswith('.npy'):
-    with paths.whole(FLAGS.out) as file:
+    with paths.atomic_write(FLAGS.out) as file:
       np.save(file, drawn)
   elif len(drawn) == 1:
     pictures.save(pictures.from_values(drawn, model)[0], FLAGS.out)

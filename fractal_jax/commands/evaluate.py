@@ -3,6 +3,7 @@
 fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
 """
 
+import contextlib
 import os
 
 from absl import flags
@@ -65,11 +66,12 @@ def run_flags():
 
 def run():
   """Prints the metrics of --workdir or --images, and writes what is asked."""
+  from fractal_jax import config as config_lib
   from fractal_jax import sharding
   from fractal_jax.data import classes
   from fractal_jax.inference import sample
+  from fractal_jax.metrics import files, results, weights
   from fractal_jax.metrics import images as images_lib
-  from fractal_jax.metrics import results, weights
   from fractal_jax.metrics.features import BATCH
 
   check_flags()
@@ -79,20 +81,18 @@ def run():
   )
   loaded = None if only_save else load_weights()
   if FLAGS.images:
-    images = images_lib.of_files(FLAGS.images, FLAGS.batch or BATCH)
-    if images.skipped:
-      common.say(images.skipped)
+    seen = files.Samples(FLAGS.images)
+    if seen.skipped:
+      common.say(seen.skipped)
     known = bool(FLAGS.workdir)
-    config = common.load_config() if known else common.default_config()
-    extractor = make_extractor(
-      loaded, images.num, mesh=sharding.any_mesh(config)
-    )
+    config = common.load_config() if known else config_lib.default()
+    mesh = sharding.any_mesh(config)
+    extractor = make_extractor(loaded, len(seen), mesh=mesh)
     ref = the_reference(config, extractor)
-    images, note = images_lib.fitted(images, ref.side)
-    if note:
+    if note := seen.fit(ref.side):
       common.say(note)
     names = classes.load(FLAGS.workdir) if known else ref.class_names
-    images = images_lib.numbered(images, names)
+    images = images_lib.of_files(seen, FLAGS.batch or BATCH, names or ())
   else:
     changes = sampling.changes()
     sample.settings(common.load_config(), **changes)  # checked at once
@@ -227,15 +227,10 @@ def the_reference(config, extractor):
   return found
 
 
+@contextlib.contextmanager
 def bar(num):
   """A progress bar, as a function of the images that are done."""
-  import contextlib
-
   import tqdm
 
-  @contextlib.contextmanager
-  def shown():
-    with tqdm.tqdm(total=num, unit='image', disable=None) as found:
-      yield lambda done: found.update(done - found.n)
-
-  return shown()
+  with tqdm.tqdm(total=num, unit='image', disable=None) as found:
+    yield lambda done: found.update(done - found.n)

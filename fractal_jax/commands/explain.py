@@ -34,15 +34,8 @@ def run():
   config = common.load_config()
   image, label = common.the_image(config)
   model = common.load_model(config)
-  job = explain.explain(
-    model.net,
-    model.params,
-    config,
-    image,
-    label,
-    mesh=model.mesh,
-    passes=FLAGS.passes,
-    seed=FLAGS.seed,
+  job = model.start(
+    explain.explain, image, label, passes=FLAGS.passes, seed=FLAGS.seed
   )
   found = common.follow(job)
   import jax

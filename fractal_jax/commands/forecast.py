@@ -66,8 +66,7 @@ def run():
   shot = plots.drawn(
     shown, len(shown), found, one.channels, len(one.values) - len(shown)
   )
-  with paths.whole(paths.path(FLAGS.out) / 'forecast.png') as file:
-    file.write(shot)
+  paths.write_bytes(paths.path(FLAGS.out) / 'forecast.png', shot)
   common.say(f'{FLAGS.horizon} rows: {paths.absolute(FLAGS.out)}/forecast.csv')
 
 
@@ -92,15 +91,10 @@ def write(found, channels, times, first: int, name: str) -> None:
     first: the number of its first row in the table, from 0.
     name: of the file in --out.
   """
-  import csv
-  import io
-
-  file = io.StringIO()
-  out = csv.writer(file, lineterminator='\n')
   head = ['row'] if times is None else ['row', 'time']
   columns = [f'{c}_q{q:g}' for c in channels for q in found.levels]
-  out.writerow([*head, *columns])
+  rows = [[*head, *columns]]
   for t in range(found.quantiles.shape[1]):
     line = [first + t + 2] + ([] if times is None else [str(times[t])])
-    out.writerow(line + [f'{x:.8g}' for x in found.quantiles[:, t].T.ravel()])
-  paths.write_text(paths.path(FLAGS.out) / name, file.getvalue())
+    rows.append(line + [f'{x:.8g}' for x in found.quantiles[:, t].T.ravel()])
+  paths.write_text(paths.path(FLAGS.out) / name, paths.csv_text(rows))

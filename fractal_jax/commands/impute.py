@@ -49,6 +49,5 @@ def run():
   part = slice(first, first + 512)
   shown = lib.Drawn(found.samples[:, part], found.quantiles[:, part], levels)
   shot = plots.drawn(one.values[part], 0, shown, one.channels, first)
-  with paths.whole(paths.path(FLAGS.out) / 'imputed.png') as file:
-    file.write(shot)
+  paths.write_bytes(paths.path(FLAGS.out) / 'imputed.png', shot)
   common.say(f'{gaps.sum()} values: {paths.absolute(FLAGS.out)}/imputed.csv')

@@ -67,7 +67,6 @@ def init() -> None:
       f'{path} exists: change it, or choose another --out'
     )
   paths.check_folder(FLAGS.out, '--out')
-  path.parent.mkdir(parents=True, exist_ok=True)
   if image_settings.are_images(FLAGS.data):
     tables = image_settings.SECTIONS
     sections = image_settings.propose(FLAGS.data, FLAGS.out, FLAGS.size)

@@ -28,7 +28,6 @@ def define_flags():
 def run():
   """Downloads it, and looks whether it is whole."""
   from fractal_jax import config as config_lib
-  from fractal_jax import sharding
   from fractal_jax.models import fractal
   from fractal_jax.release import folder, hub
   from fractal_jax.training import checkpoint, restore, train_state
@@ -43,8 +42,8 @@ def run():
   found = hub.pull(FLAGS.repo, FLAGS.out, revision=FLAGS.revision)
   config = checkpoint.load_config(found)
   config_lib.check(config)
-  boxed = train_state.boxed_params(fractal.from_config(config.model))
-  restore.check_params(found, sharding.unbox(boxed))
+  net = fractal.from_config(config.model)
+  restore.check_params(found, train_state.param_shapes(net))
   common.say(f'release: {paths.absolute(found)}')
   workdir = FLAGS.out or FLAGS.repo
   common.say(f'to use it: fractal-jax sample --workdir={workdir}')

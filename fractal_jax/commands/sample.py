@@ -60,12 +60,9 @@ def run():
   common.use_cores(min(num, batch))
   guide = sampling.load_guide(config)
   model = common.load_model(config)
-  job = sample.kept(
-    model.net,
-    model.params,
-    config,
+  job = model.start(
+    sample.kept,
     sample.round_robin(num, labels),
-    mesh=model.mesh,
     guide=guide,
     seed=FLAGS.seed,
     batch=batch,
@@ -94,7 +91,7 @@ def write(drawn, labels, model):
   each = sample.round_robin(num, labels)
   names = common.names_of(each)
   if FLAGS.out.endswith('.npz'):
-    with paths.whole(FLAGS.out) as file:
+    with paths.atomic_write(FLAGS.out) as file:
       np.savez_compressed(file, images=drawn.values, labels=each)
   else:
     shown = pictures.from_values(drawn.values, model)

@@ -109,9 +109,10 @@ def changes(swept=()) -> dict:
   Args:
     swept: flags that take several values to try, which are not looked at.
   """
-  kinds = dict.fromkeys(('schedule', 'filter_threshold', 'resample'), one_value)
+  as_it_is = lambda name, value: value
+  single = ('schedule', 'filter_threshold', 'resample', 'step_sizes')
+  kinds = dict.fromkeys(single, as_it_is)
   kinds |= dict(
-    step_sizes=one_value,
     guidance=common.numbers,
     temperature=common.numbers,
     interval=common.numbers,
@@ -119,7 +120,7 @@ def changes(swept=()) -> dict:
     order=lambda name, values: tuple(values),
   )
   if 'keep' in FLAGS:  # the candidates of `edit` are others
-    kinds |= dict.fromkeys(('candidates', 'keep', 'keep_by'), one_value)
+    kinds |= dict.fromkeys(('candidates', 'keep', 'keep_by'), as_it_is)
   found = {
     name: read(name, FLAGS[name].value)
     for name, read in kinds.items()
@@ -130,12 +131,6 @@ def changes(swept=()) -> dict:
     if len(found.get(name, ())) == 1:
       found[name] = found[name][0]
   return found
-
-
-def one_value(name: str, value):
-  """The value of a flag that is no list."""
-  del name
-  return value
 
 
 def load_guide(config):

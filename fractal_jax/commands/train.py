@@ -44,7 +44,7 @@ def define_flags():
     '--workdir=DIR is needed: where the run is to be kept',
   )
   if any(re.match('--?data(=|$)', x) for x in sys.argv):
-    common.default_config_flag()  # what --config.KEY changes
+    FLAGS.set_default('config', common.DEFAULT)  # --config.KEY changes it
 
 
 def run():

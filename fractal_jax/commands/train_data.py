@@ -184,15 +184,9 @@ def say_what_to_expect(config, workdir: str) -> None:
 
 def say_what_next(workdir: str) -> None:
   """Prints what to do with the run."""
-  common.say(
-    '\n'.join(
-      [
-        '',
-        'Next:',
-        f'  fractal-jax sample --workdir={workdir} --out=samples.png',
-        f'  fractal-jax likelihood --workdir={workdir}',
-        f'  fractal-jax demo --workdir={workdir}',
-        f'  tensorboard --logdir={workdir}/tensorboard',
-      ]
-    )
-  )
+  common.say(f"""
+Next:
+  fractal-jax sample --workdir={workdir} --out=samples.png
+  fractal-jax likelihood --workdir={workdir}
+  fractal-jax demo --workdir={workdir}
+  tensorboard --logdir={workdir}/tensorboard""")

@@ -93,8 +93,7 @@ def read_npz(path, rank: int) -> tuple:
   """
   key = KEYS[rank]
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      data = {name: file[name] for name in file.files}
+    data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(
       f'{path} cannot be read as an .npz file of plain arrays ({e}): write it '
@@ -183,8 +182,7 @@ def _texts(path, name, array, length: int | None = None) -> tuple[str, ...]:
 
 def _fit(path, key, images, m) -> np.ndarray:
   """The arrays in the shape of the model, cropped if need be."""
-  side = m.sizes[0]
-  shape = (side,) * m.rank + (m.channels,)
+  side, shape = m.sizes[0], common.image_shape(m)
   if images.shape[1:] == shape:
     return images
   *sides, channels = images.shape[1:]

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 import json
 
 from fractal_jax import errors, paths
-from fractal_jax.data.common import DataError, nearest
+from fractal_jax.data.common import DataError
+from fractal_jax.errors import nearest
 
 FILE = 'classes.json'  # in a work directory: the names, in the order of labels
 SHOWN = 12  # names in a message

@@ -7,7 +7,6 @@ A source is one split of one data set, read at random:
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from fractal_jax.data import decode as decoder
 from fractal_jax.errors import UserError
 
 SPLITS = ('train', 'validation')
+FROM_DIR = ('folder', 'npz', 'series')  # data.name of what data.dir holds
 ALL = 'all'  # of data without splits, to be scored
 
 
@@ -27,6 +27,11 @@ def image_dtype(model) -> type:
   """The integer type of images: the smallest that holds a model's values."""
   small = model.num_values <= 256 and not model.unknown
   return np.uint8 if small else np.int32
+
+
+def image_shape(model) -> tuple[int, ...]:
+  """The shape of one image, (S, (S,) C)."""
+  return (model.sizes[0],) * model.rank + (model.channels,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +56,6 @@ class Source:
   check: Callable[[], None] = lambda: None
   skipped: str = ''
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def nearest(name: str, names) -> str:
-  """' Did you mean X?', or nothing when no name is near."""
-  close = difflib.get_close_matches(name, list(names), n=1)
-  return f" Did you mean '{close[0]}'?" if close else ''
 
 
 def check_split(config, split: str, splits) -> None:

@@ -7,6 +7,7 @@ import os
 from fractal_jax import paths
 from fractal_jax.data import classes, common, decode, listing
 from fractal_jax.data.common import DataError, Source
+from fractal_jax.errors import nearest
 
 MAX_CHECKED = 20_000  # images whose headers are read before the run starts
 KEPT = 2**30  # bytes of cropped images: photographs take long to decode
@@ -160,7 +161,7 @@ def images(root: paths.Path) -> tuple[list[tuple], bool, list[str]]:
   out, others = [], []
   for split, top in splits.items():
     names = subfolders(top)
-    loose, rest, _ = _inside(top)
+    loose, rest, _ = inside(top)
     others += loose + rest if names else rest
     out += [] if names else [(file, root.name, split) for file in loose]
     for name in names:
@@ -183,14 +184,14 @@ def _below(folder: paths.Path, seen: set[str]) -> tuple[list[str], list[str]]:
   if real in seen:
     return [], []
   seen.add(real)
-  found, others, folders = _inside(folder)
+  found, others, folders = inside(folder)
   for path in folders:
     more, rest = _below(paths.path(path), seen)
     found, others = found + more, others + rest
   return sorted(found), others
 
 
-def _inside(folder: paths.Path) -> tuple[list[str], list[str], list[str]]:
+def inside(folder: paths.Path) -> tuple[list[str], list[str], list[str]]:
   """What a folder holds, but hidden names, sorted.
 
   Returns:
@@ -198,7 +199,8 @@ def _inside(folder: paths.Path) -> tuple[list[str], list[str], list[str]]:
   """
   found, others, folders = [], [], []
   for path, is_file in paths.entries(folder):
-    if is_file and is_image(path):
+    ending = os.path.splitext(path)[1].lower()
+    if is_file and ending in decode.EXTENSIONS:
       found.append(path)
     elif not is_file and paths.path(path).is_dir():
       folders.append(path)
@@ -207,15 +209,10 @@ def _inside(folder: paths.Path) -> tuple[list[str], list[str], list[str]]:
   return found, others, folders
 
 
-def is_image(file: str) -> bool:
-  """Whether a file's name ends as those of images do."""
-  return os.path.splitext(file)[1].lower() in decode.EXTENSIONS
-
-
 def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
   """The image files under `root` by class, their labels; what is left out."""
   found = subfolders(root)
-  loose, rest, _ = _inside(root)
+  loose, rest, _ = inside(root)
   if not found:
     if not loose:
       raise DataError(
@@ -229,9 +226,9 @@ def _list(root: paths.Path, names: list[str]) -> tuple[list, list, list]:
     if name not in names:
       raise DataError(
         f'{path} is a class that the training split does not have:'
-        f'{common.nearest(name, names)} Remove or rename it.'
+        f'{nearest(name, names)} Remove or rename it.'
       )
-    some, rest, deeper = _inside(path)
+    some, rest, deeper = inside(path)
     if not some:
       raise DataError(
         f'{path} holds no images ({" ".join(decode.EXTENSIONS)}): put some '

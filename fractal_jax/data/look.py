@@ -20,6 +20,7 @@ from fractal_jax import cpu, paths
 from fractal_jax.data import classes, common, decode, folder, listing, prepared
 from fractal_jax.data.common import DataError
 from fractal_jax.data.listing import Row
+from fractal_jax.errors import nearest
 
 COMPARED = 200_000  # images; more are neither all opened nor compared
 SAMPLED = 1000  # of those, and for means
@@ -305,7 +306,7 @@ def _tfds(name: str) -> Look:
   config = config_lib.default()
   config.data.name = name
   if not prepared.exists(config):
-    near = common.nearest(name, prepared.names())
+    near = nearest(name, prepared.names())
     raise DataError(
       f'--data={name} is no folder and no file, and TFDS knows no data set of '
       f'this name.{near} For TFDS: {prepared.EXTRA}.'

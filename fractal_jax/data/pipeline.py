@@ -21,12 +21,13 @@ import numpy as np
 from fractal_jax import paths
 from fractal_jax.data import arrays, common, folder, prepared, series
 from fractal_jax.data.common import DataError, Source
+from fractal_jax.errors import nearest
 
 # How each data set is opened: (config, split) -> Source. Any other name is
 # looked up among the TensorFlow datasets.
 SOURCES = {
   'digits': arrays.digits,
-  'emoji': prepared.emoji,
+  'emoji': prepared.data_set,
   'folder': folder.folder,
   'imagenet2012': prepared.imagenet2012,
   'npz': arrays.npz,
@@ -39,7 +40,6 @@ class Info:
   """What a config's data set holds.
 
   Attributes:
-    shape: of one example: (S, S, C), or (S, C) for series.
     classes: number of classes.
     class_names: their names, in the order of the labels.
     num_train: examples of data.train_split.
@@ -48,7 +48,6 @@ class Info:
     files: texts by name that a run keeps in its work directory.
   """
 
-  shape: tuple[int, ...]
   classes: int
   class_names: tuple[str, ...]
   num_train: int
@@ -69,9 +68,7 @@ def info(config) -> Info:
   )
   for source in (train, val):
     source.check()
-  m = config.model
   return Info(
-    shape=(m.sizes[0],) * m.rank + (m.channels,),
     classes=len(train.class_names),
     class_names=train.class_names,
     num_train=train.size,
@@ -107,13 +104,13 @@ def open_split(config, split: str) -> Source:
   """
   name, m = config.data.name, config.model
   if name not in SOURCES and not prepared.exists(config):
-    near = common.nearest(name, [*SOURCES, *prepared.names()])
+    near = nearest(name, [*SOURCES, *prepared.names()])
     raise DataError(
       f"there is no data set '{name}'.{near} Set data.name to one of "
       f'{", ".join(SOURCES)}, or to a TensorFlow data set of images (this '
       f'needs {prepared.EXTRA}).'
     )
-  source = SOURCES.get(name, prepared.other)(config, split)
+  source = SOURCES.get(name, prepared.data_set)(config, split)
   if source.size == 0:
     raise DataError(f"split '{split}' of data set '{name}' is empty.")
   if source.values > m.num_values:
@@ -269,7 +266,6 @@ def eval_batches(
   Raises:
     DataError: see `info`; or the batch does not divide by the hosts.
   """
-  m = config.model
   _rows('batch', batch, process_count)
   source = open_split(config, split)
   records = np.arange(source.size)
@@ -279,7 +275,7 @@ def eval_batches(
   batch = min(batch, -(-len(records) // parts) * parts)
   rows = batch // process_count
   num_batches = -(-len(records) // batch)
-  blank = np.zeros((m.sizes[0],) * m.rank + (m.channels,), np.uint8)
+  blank = np.zeros(common.image_shape(config.model), np.uint8)
 
   def example(row: int) -> tuple:
     step, position = divmod(row, rows)
@@ -293,6 +289,17 @@ def eval_batches(
     return _batches(config, example, 0, num_batches * rows, rows)
 
   return EvalBatches(batches, num_batches)
+
+
+def examples(config, split: str, num: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Images [n, S, (S,) C] and labels [n] of a split; see `eval_batches`."""
+  found = list(eval_batches(config, split, 64, num=num))
+  valid = np.concatenate([x['valid'] for x in found])
+  images, labels = (
+    np.concatenate([x[name] for x in found])[valid]
+    for name in ('image', 'label')
+  )
+  return images, labels
 
 
 def _rows(name: str, batch: int, process_count: int) -> int:

@@ -44,17 +44,7 @@ def imagenet2012(config, split: str) -> Source:
   As in the published code, images smaller than the side are enlarged, and EXIF
   orientations are ignored.
   """
-  return _source(config, split, published=True)
-
-
-def emoji(config, split: str) -> Source:
-  """1906 colour emoji of 64x64 pixels in nine classes."""
-  return _source(config, split)
-
-
-def other(config, split: str) -> Source:
-  """Any TFDS data set with features `image` and `label`."""
-  return _source(config, split)
+  return data_set(config, split, published=True)
 
 
 def names() -> list[str]:
@@ -140,8 +130,8 @@ def _builder(name: str, data_dir: str):
     ) from e
 
 
-def _source(config, split: str, published: bool = False) -> Source:
-  """Opens a data set, prepared before if need be."""
+def data_set(config, split: str, published: bool = False) -> Source:
+  """Any data set of features `image` and `label`, prepared if need be."""
   common.check_images(config)
   name = config.data.name
   try:

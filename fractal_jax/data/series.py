@@ -7,7 +7,6 @@ quantiser is fitted to the training split, and goes into the work directory.
 """
 
 from collections.abc import Sequence
-import dataclasses
 
 import numpy as np
 
@@ -43,19 +42,7 @@ def source(
     DataError: what does not fit the model, or is too short.
   """
   d, m = config.data, config.model
-  if m.rank != 1:
-    raise DataError("data set 'series' needs model.rank=1")
-  if not m.unknown:
-    raise DataError(
-      "data set 'series' marks what is not known: set model.unknown=True"
-    )
-  for one in tables:
-    if one.values.shape[1] != m.channels:
-      raise DataError(
-        f'{one.name} has {one.values.shape[1]} channels '
-        f'({", ".join(one.channels)}): set model.channels to that, and '
-        'model.mean, std and channel_weights accordingly'
-      )
+  _check_model(m, tables)
   names = ('series',) if d.one_class else tuple(t.name for t in tables)
   labels = [0 if d.one_class else i for i in range(len(tables))]
   if fitted is None:
@@ -95,6 +82,23 @@ def source(
   )
 
 
+def _check_model(m, tables: Sequence[Table]) -> None:
+  """Raises DataError for a model that can't take such tables."""
+  if m.rank != 1:
+    raise DataError("data set 'series' needs model.rank=1")
+  if not m.unknown:
+    raise DataError(
+      "data set 'series' marks what is not known: set model.unknown=True"
+    )
+  for one in tables:
+    if one.values.shape[1] != m.channels:
+      raise DataError(
+        f'{one.name} has {one.values.shape[1]} channels '
+        f'({", ".join(one.channels)}): set model.channels to that, and '
+        'model.mean, std and channel_weights accordingly'
+      )
+
+
 def fit(config, tables: Sequence[Table]) -> Quantiser:
   """The quantiser of the training split."""
   d = config.data
@@ -130,9 +134,3 @@ def _starts(read: list[np.ndarray], side: int, stride: int):
     left_out += int((~keep).sum())
     found.append(np.stack([np.full(keep.sum(), which), starts[keep]], 1))
   return found, left_out
-
-
-def in_memory(config, values: np.ndarray, split: str, **how) -> Source:
-  """`source` of one array [T, C]."""
-  one = dataclasses.replace(table.from_array(values), train=None)
-  return source(config, [one], split, **how)

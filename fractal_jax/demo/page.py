@@ -14,7 +14,7 @@ import numpy as np
 
 from fractal_jax import pictures, report
 from fractal_jax.data import pipeline
-from fractal_jax.data.common import image_dtype
+from fractal_jax.data.common import image_dtype, image_shape
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs, sample
@@ -201,7 +201,7 @@ class Page:
         self.ui.edit_view: views.tiles(
           [*known, *shots],
           ['image', 'known', *captions],
-          values=self._values(),
+          values=self.model.config.model.num_values,
         )
       }
 
@@ -366,7 +366,7 @@ class Page:
   def ready_mask(self, mode, canvas):
     """Puts a mask that is made, or none, onto the canvas."""
     model = self.model.config.model
-    mask = np.zeros(inputs.shape(model), bool)
+    mask = np.zeros(image_shape(model), bool)
     if mode is not None:
       mask |= inputs.make_mask(mode, model)[..., None]
     return canvas | {'mask': self._digits(mask)}
@@ -405,7 +405,8 @@ class Page:
 
   def _grown(self, drawn, labels, done: bool = False) -> str:
     """Images as far as they are drawn, with their classes."""
-    shots = pictures.so_far(drawn, self.model.config.model)
+    model = self.model.config.model
+    shots = pictures.so_far(drawn, model)
     captions = [
       f'{i + 1}: {self.captions[n]}' for i, n in enumerate(labels.tolist())
     ]
@@ -414,11 +415,7 @@ class Page:
       numbers = map(self._numbers, drawn.values, labels.tolist())
       numbers = list(numbers) if done else None
       return views.tiles(shots, captions, max(size, 260), numbers=numbers)
-    return views.tiles(shots, captions, size, values=self._values())
-
-  def _values(self) -> int:
-    """How many values the shades of an image stand for."""
-    return self.model.config.model.num_values
+    return views.tiles(shots, captions, size, values=model.num_values)
 
   def _known(self, image, mask) -> np.ndarray:
     """Pictures of an image, and of what is known of it."""
@@ -430,7 +427,7 @@ class Page:
 
   def _canvas(self, picture) -> dict:
     """What the painter shows: see painter.js."""
-    shape = inputs.shape(self.model.config.model)
+    shape = image_shape(self.model.config.model)
     if len(shape) == 2:  # a series: nothing can be painted on
       shape, picture = (1, 1, 1), None
     return {
@@ -441,12 +438,12 @@ class Page:
     }
 
   def _digits(self, mask: np.ndarray) -> str:
-    """A mask [S, S, C] as a digit a pixel, a bit a channel."""
+    """A mask [S, S, C] as a digit per pixel, a bit per channel."""
     return ''.join(map(str, (mask << np.arange(mask.shape[-1])).sum(-1).flat))
 
   def _mask(self, canvas) -> np.ndarray:
     """The inverse of `_digits`, of what a browser sent."""
-    side, _, channels = shape = inputs.shape(self.model.config.model)
+    side, _, channels = shape = image_shape(self.model.config.model)
     text = canvas.get('mask') if isinstance(canvas, dict) else None
     digits = [str(i) for i in range(2**channels)]
     if (

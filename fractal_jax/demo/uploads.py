@@ -56,4 +56,4 @@ def read_mask(path: str, model) -> np.ndarray:
   shades = common.to_array(open_image(path), model.sizes[0], 3)
   mask = inputs.mask_of(shades, model, name)
   mask = mask if mask.ndim == 3 else mask[..., None]
-  return np.broadcast_to(mask, inputs.shape(model)).copy()
+  return np.broadcast_to(mask, common.image_shape(model)).copy()

@@ -60,13 +60,6 @@ def ranges_of_run(config: ConfigDict) -> np.ndarray:
   """`ranges` of a run's training split; of MOST images where it has more."""
   from fractal_jax.data import pipeline  # other choices need no data set
 
-  m, split = config.model, config.data.train_split
-  batches = pipeline.eval_batches(config, split, 100, num=MOST)
-  seen = [
-    {k: b[k][b['valid'].astype(bool)] for k in ('image', 'label')}
-    for b in batches
-  ]
-  images, labels = (
-    np.concatenate([b[k] for b in seen]) for k in ('image', 'label')
-  )
+  m = config.model
+  images, labels = pipeline.examples(config, config.data.train_split, MOST)
   return ranges(images, labels, m.classes, m.num_values)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fractal_jax import checks, paths, pictures
+from fractal_jax.data import common, decode
+from fractal_jax.data.common import image_shape
 from fractal_jax.errors import UserError
 
 MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
@@ -18,11 +20,6 @@ MODES = ('inpaint', 'outpaint', 'uncrop', 'lower', 'class')
 
 class InputError(UserError, ValueError):
   """An image, mask, label or setting that the model can't take."""
-
-
-def shape(model: ConfigDict) -> tuple[int, ...]:
-  """The shape of one image, (S, (S,) C)."""
-  return (model.sizes[0],) * model.rank + (model.channels,)
 
 
 def _array(x, name: str) -> np.ndarray:
@@ -38,10 +35,11 @@ def check_images(images: ArrayLike, model: ConfigDict) -> np.ndarray:
   Of series with values that are not known (model.unknown) also ~v, below 0.
   """
   images = _array(images, 'images')
-  if images.shape[1:] != shape(model):
+  shape = image_shape(model)
+  if images.shape[1:] != shape:
     raise InputError(
-      f'images of shape {images.shape[1:]}: this model takes {shape(model)}, '
-      'so an array [n, ' + ', '.join(map(str, shape(model))) + ']'
+      f'images of shape {images.shape[1:]}: this model takes {shape}, so an '
+      f'array [n, {", ".join(map(str, shape))}]'
     )
   if images.dtype.kind not in 'iu':
     raise InputError(
@@ -180,15 +178,13 @@ def read_image(path: str, model: ConfigDict) -> tuple[np.ndarray, str]:
   if model.rank != 2 or model.channels not in (1, 3):
     raise InputError(
       f'{path}: a model of {model.channels} channels and rank {model.rank} '
-      'takes a .npy file of its values, shape ' + str(shape(model))
+      'takes a .npy file of its values, shape ' + str(image_shape(model))
     )
   return fitted(_open(path, 'L' if model.channels == 1 else 'RGB'), path, model)
 
 
 def fitted(image, name: str, model) -> tuple[np.ndarray, str]:
   """A PIL image as values [S, S, C], and what was done to it; see above."""
-  from fractal_jax.data import common
-
   side, note = model.sizes[0], ''
   if image.size != (side, side):
     how = 'resized' if min(image.size) >= side else 'enlarged'
@@ -280,8 +276,6 @@ def _box(box, side: int, rank: int) -> tuple[slice, ...]:
 
 def _open(path: str, mode: str):
   """An image file as a PIL image."""
-  from fractal_jax.data import decode
-
   try:
     with paths.path(path).open('rb') as file:
       return decode.load(file, path, mode)

@@ -5,6 +5,7 @@ time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,16 +26,8 @@ from fractal_jax.models.types import NEVER, Drawn, Given, Sampling
 if TYPE_CHECKING:
   from fractal_jax import api
 
-SETTINGS = (
-  'guidance',
-  'temperature',
-  'filter_threshold',
-  'schedule',
-  'iterations',
-  'interval',
-  'resample',
-  'order',
-  'step_sizes',
+SETTINGS = tuple(
+  f.name for f in dataclasses.fields(Sampling) if f.name in config_lib.SAMPLE
 )
 MOVIE = 8  # images in the movie of a grid
 
@@ -57,7 +50,8 @@ def settings(
     InputError: an unknown setting, or a value that breaks a rule.
   """
   chosen = section(config, changes)
-  found = {name: _tuples(chosen[name]) for name in SETTINGS}
+  found = {name: chosen[name] for name in SETTINGS}
+  found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
   for name in ('guidance', 'temperature'):
     if isinstance(found[name], tuple):
       found[name] = np.array(found[name], np.float32)
@@ -80,10 +74,6 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
   if found:
     raise inputs.InputError('\n'.join(found))
   return chosen
-
-
-def _tuples(x):
-  return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
 def images(
@@ -276,10 +266,7 @@ def sample_grid(
   """A grid of samples with the config's settings, one class per column.
 
   Args:
-    net: the model.
-    params: its parameters.
-    config: the run's config.
-    mesh: the mesh; one of the first device where None.
+    net, params, config, mesh: as in `draw`.
     path: a PNG to write, too.
     names: of the classes, to write above their columns.
     movie: a .gif to write, too, of the first MOVIE images as they grow.

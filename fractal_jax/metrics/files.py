@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import hashlib
-import os
 import zipfile
 
 import numpy as np
@@ -12,12 +11,6 @@ from fractal_jax import paths
 from fractal_jax.data import common, decode, folder
 from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
-
-
-def save_npz(path, **arrays) -> None:
-  """Writes arrays by name, whole or not at all."""
-  with paths.whole(path) as file:
-    np.savez(file, **arrays)
 
 
 def load_npz(path, what: str) -> dict[str, np.ndarray]:
@@ -30,8 +23,7 @@ def load_npz(path, what: str) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise MetricsError(f'there is no file {path}; expected {what}.')
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
+    return paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise MetricsError(
       f'{path} cannot be read as an .npz file of plain arrays ({e}); expected '
@@ -124,7 +116,7 @@ def save_samples(path, num: int, shape: tuple, chunks, labels=None) -> None:
     chunks: their pictures, in order, some at a time.
     labels: [num] or None.
   """
-  with paths.whole(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with paths.atomic_write(path) as file, zipfile.ZipFile(file, 'w') as archive:
     with archive.open('arr_0.npy', 'w', force_zip64=True) as member:
       header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.uint8))
       header['shape'] = (num, *shape)
@@ -140,6 +132,7 @@ class Samples:
   """Pictures at a path, by slice: uint8 [n, H, W, 3].
 
   Attributes:
+    name: of the path, as it was given.
     labels: int [n], or None.
     folders: names of the folders that the labels number, or None.
     side: the height of the pictures.
@@ -157,7 +150,7 @@ class Samples:
     Raises:
       MetricsError: it is something else.
     """
-    self._path = paths.path(path)
+    self.name, self._path = str(path), paths.path(path)
     self._files, self._pictures, self.labels = None, None, None
     self.folders, self.skipped, self._fitted = None, '', False
     if self._path.is_dir():
@@ -190,11 +183,11 @@ class Samples:
         )
     return np.stack(out)
 
-  def fit(self, side: int) -> str:
+  def fit(self, side: int | None) -> str:
     """Crops and resizes pictures of other sizes from now on, as training does.
 
     Args:
-      side: of the pictures.
+      side: of the pictures; None: as they are.
 
     Returns:
       A sentence on it; '' where all have this size already.
@@ -202,6 +195,8 @@ class Samples:
     Raises:
       MetricsError: a picture is smaller.
     """
+    if side is None:
+      return ''
     if self._files is None:
       height, width = self._pictures.shape[1:3]
       sizes = [(str(self._path), (width, height))] * len(self)
@@ -225,20 +220,20 @@ class Samples:
   def _find_files(self):
     try:
       names = folder.subfolders(self._path)
-      self._files, others = _images_in(self._path)
-      found = [_images_in(self._path / name) for name in names]
+      self._files, others, _ = folder.inside(self._path)
+      found = [folder.inside(self._path / name) for name in names]
     except OSError as e:
       raise MetricsError(f'{self._path} cannot be read: {e}.') from e
     if self._files and names:
       raise MetricsError(
         f'{self._path} holds images and folders: make it one or the other.'
       )
-    others = sorted({*others} - {str(self._path / name) for name in names})
     if names:
-      files = [images for images, _ in found]
+      files = [images for images, _, _ in found]
       self._files, self.folders = sum(files, []), names
       self.labels = np.repeat(np.arange(len(files)), [len(x) for x in files])
-      others += sum((rest for _, rest in found), [])
+      for _, rest, deeper in found:
+        others += sorted(rest + deeper)
     self.skipped = folder.left_out(self._path, others)
     if not self._files:
       raise MetricsError(
@@ -263,17 +258,6 @@ class Samples:
       self.labels = checked_labels(
         self._path, 'arr_1', arrays['arr_1'], len(self._pictures)
       )
-
-
-def _images_in(path: paths.Path) -> tuple[list[str], list[str]]:
-  """The image files in a folder, by their endings, and what else is there."""
-  inside = paths.entries(path)
-  images = [
-    file
-    for file, is_file in inside
-    if is_file and os.path.splitext(file)[1].lower() in decode.EXTENSIONS
-  ]
-  return images, sorted({file for file, _ in inside} - {*images})
 
 
 def _cropped(picture: np.ndarray, side: int) -> np.ndarray:

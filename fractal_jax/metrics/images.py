@@ -26,7 +26,7 @@ import numpy as np
 from fractal_jax import checks, paths, sharding
 from fractal_jax.config import default
 from fractal_jax.data import classes as classes_lib
-from fractal_jax.data.common import DataError
+from fractal_jax.data.common import DataError, image_shape
 from fractal_jax.inference import progress, sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
@@ -79,7 +79,7 @@ class Chunks:
     """Keeps the arrays of the images from `first` on."""
     stop = first + len(next(iter(arrays.values())))
     if jax.process_index() == 0:
-      files.save_npz(self._path(first, stop), **arrays)
+      paths.write_npz(self._path(first, stop), **arrays)
     self._ranges.append((first, stop))
 
   def _load(self, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -97,7 +97,7 @@ class Chunks:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Generated images of a run: which, and how to get them.
+  """Generated images: which, and how to get them.
 
   Attributes:
     num: how many.
@@ -106,9 +106,6 @@ class Images:
     folder: where they and their features are kept; None: nowhere.
     pictures: image -> pictures of some images from that one on.
     settings: what they are a function of.
-    classes: names of the folders that the labels number, or ().
-    skipped: which files are left out and why, a sentence; '' if none are.
-    source: what they are read from; None for those of a run.
   """
 
   num: int
@@ -117,9 +114,6 @@ class Images:
   folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
-  classes: tuple[str, ...] = ()
-  skipped: str = ''
-  source: files.Samples | None = None
 
 
 def of_run(
@@ -168,16 +162,13 @@ def of_run(
     if kept.covering(first):
       values = kept.read(first)['values']
     else:
-      job = sample.kept(
-        model.net,
-        model.params,
-        model.config,
+      job = model.start(
+        sample.kept,
         label(np.arange(first, first + chunk)),
         guide=guide,
         seed=seed,
         first=first,
         batch=batch,
-        mesh=model.mesh,
         **settings,
       )
       values = progress.result_of(job)[0].values
@@ -219,8 +210,8 @@ def _kept(workdir: str, what: dict, model) -> tuple[paths.Path, Chunks]:
   folder = paths.path(workdir) / FOLDER / key(what)
   if jax.process_index() == 0:
     paths.write_text(folder / 'settings.json', json.dumps(what, indent=2))
-  shape = (model.sizes[0],) * model.rank + (model.channels,)
-  return folder, Chunks(folder / 'images', values=('iu', shape))
+  values = 'iu', image_shape(model)
+  return folder, Chunks(folder / 'images', values=values)
 
 
 def _check(num: int, classes: int, seed: int) -> None:
@@ -235,66 +226,37 @@ def _check(num: int, classes: int, seed: int) -> None:
     )
 
 
-def of_files(path: str, batch: int) -> Images:
+def of_files(
+  found: files.Samples, batch: int, names: Sequence[str] = ()
+) -> Images:
   """Images of any other model.
 
   Args:
-    path: what `metrics.files.Samples` reads.
+    found: where they are read from.
     batch: images at a time.
-
-  Raises:
-    MetricsError: there are none.
-  """
-  found = files.Samples(path)
-  return Images(
-    num=len(found),
-    labels=found.labels,
-    side=found.side,
-    folder=None,
-    pictures=lambda first: found[first : first + batch],
-    settings={'images': str(path)},
-    classes=tuple(found.folders or ()),
-    skipped=found.skipped,
-    source=found,
-  )
-
-
-def fitted(images: Images, side: int | None) -> tuple[Images, str]:
-  """The images in the size of a reference's, and a sentence on what was done.
-
-  Args:
-    images: of files, or of a run, which stay as they are.
-    side: of the reference's images; None where it is not known.
-
-  Raises:
-    MetricsError: an image is smaller.
-  """
-  if images.source is None or side is None:
-    return images, ''
-  note = images.source.fit(side)
-  return dataclasses.replace(images, side=images.source.side), note
-
-
-def numbered(images: Images, names: Sequence[str]) -> Images:
-  """The images with the classes that their folders' names name.
-
-  Args:
-    images: of folders, or others, which stay as they are.
-    names: of all classes, in the order of their numbers; () where they are not
-      known, and the folders' own order is taken.
+    names: of all classes, in the order of their numbers: what folders' names
+      mean. Where they are not known, the folders' own order is taken.
 
   Raises:
     MetricsError: a folder has another name.
   """
-  if not (images.classes and names):
-    return images
-  try:
-    number = classes_lib.numbers(images.classes, names, len(names))
-  except DataError as e:
-    raise MetricsError(
-      f'{images.settings["images"]} has a folder for each class, but {e}'
-    ) from e
-  return dataclasses.replace(images, labels=np.array(number)[images.labels])
+  labels = found.labels
+  if found.folders and names:
+    try:
+      number = classes_lib.numbers(found.folders, names, len(names))
+    except DataError as e:
+      raise MetricsError(
+        f'{found.name} has a folder for each class, but {e}'
+      ) from e
+    labels = np.array(number)[labels]
+  return Images(
+    num=len(found),
+    labels=labels,
+    side=found.side,
+    folder=None,
+    pictures=lambda first: found[first : first + batch],
+    settings={'images': found.name},
+  )
 
 
 def key(settings: dict) -> str:

@@ -202,7 +202,7 @@ def _kept(size: int, num: int) -> np.ndarray:
 def write(path: str, reference: Reference) -> None:
   """Writes an .npz file that `read` and, of mu and sigma, others read."""
   found = dataclasses.asdict(reference)
-  files.save_npz(path, **{k: v for k, v in found.items() if v is not None})
+  paths.write_npz(path, **{k: v for k, v in found.items() if v is not None})
 
 
 def read(path: str, extractor: Extractor) -> Reference:

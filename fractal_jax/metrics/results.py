@@ -102,7 +102,7 @@ def _check(images: Images, reference: Reference) -> None:
     )
   if reference.side not in (None, images.side):
     raise MetricsError(
-      f'the images have {images.side} pixels a side, those of the reference '
+      f'the images have {images.side} pixels per side, those of the reference '
       f'{reference.name} have {reference.side}: expected equal sizes.'
     )
 

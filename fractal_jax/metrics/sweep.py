@@ -1,7 +1,5 @@
 """Metrics over settings of sampling: a table, and the trade that they draw."""
 
-import csv
-import io
 import itertools
 import statistics
 
@@ -66,12 +64,8 @@ def line(row: dict) -> str:
 
 def write_csv(rows: list[dict], path: str) -> None:
   """Writes rows of `row`; what is not known is empty."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  with paths.whole(path) as file:
-    file.write(text.getvalue().encode())
+  lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+  paths.write_text(path, paths.csv_text(lines))
 
 
 def over_seeds(rows: list[dict]) -> list[dict]:
@@ -136,7 +130,7 @@ def plot(rows: list[dict], path: str) -> None:
     'errors'
   )
   figure.tight_layout()
-  with paths.whole(path) as file:
+  with paths.atomic_write(path) as file:
     figure.savefig(file.name, dpi=120)
   plt.close(figure)
 

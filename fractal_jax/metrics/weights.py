@@ -75,8 +75,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The tensors of a .pth, .npz or .safetensors file by name."""
   try:
     if path.suffix == '.npz':
-      with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+      return paths.read_npz(path)
     if path.suffix == '.safetensors':
       return convert.read_safetensors(path)
     if path.suffix in ('.pth', '.pt'):

@@ -165,12 +165,6 @@ class Stream:
     block = layers.LlamaBlock(**fields, parent=None)
     return block, self.network.params['blocks']
 
-  def empty_cache(self) -> Array:
-    s = self.network.spec
-    return layers.empty_cache(
-      s.depth, len(self.rows), s.length, s.heads, s.width // s.heads, s.dtype
-    )
-
   def step(self, patch: Array, cache: Array, t: Array) -> tuple[Array, Array]:
     """Patch t - 1 [N, p, (p,) C] to the conditions [G, N, 1, D] of patch t.
 
@@ -252,7 +246,10 @@ class Squares:
       count=s.length,
       start=State(
         jnp.zeros(shape, jnp.int32),
-        tuple(x.empty_cache() for x in self.streams),
+        tuple(
+          layers.empty_cache(x.network.spec, len(x.rows), s.length)
+          for x in self.streams
+        ),
         undrawn((s.length,) + shape, self.sampling, self.given),
       ),
       step=lambda t, state: jax.lax.switch(branch[t], branches, t, state),

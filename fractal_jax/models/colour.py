@@ -91,9 +91,9 @@ class Colour:
         when = jnp.where(given.known, -1, when)
     return Drawn(values, when)
 
-  def ordered(self, x: Array, axis: int = -1) -> Array:
+  def ordered(self, x: Array) -> Array:
     """Channels as named to channels as they are predicted."""
-    return jnp.take(x, jnp.array(self.order), axis) if self.order else x
+    return jnp.take(x, jnp.array(self.order), -1) if self.order else x
 
   def unordered(self, x: Array, axis: int = -1) -> Array:
     """The inverse of `ordered`."""

@@ -123,6 +123,6 @@ class IndependentLevel(AllDown):
   def flops(self) -> float:
     """Of one sequence."""
     s = self.spec
-    d, t = s.width, s.num_conds + s.length
-    embed = 2 * d * s.num_conds * s.cond_width
-    return embed + s.depth * (24 * d * d * t + 4 * t * t * d)
+    embed = 2 * s.width * s.num_conds * s.cond_width
+    tokens = self.sequence_length(s)
+    return embed + s.depth * layers.vit_flops(s.width, tokens)

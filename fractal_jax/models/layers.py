@@ -333,6 +333,11 @@ def swiglu_width(width: int) -> int:
   return -(-int(8 * width / 3) // 256) * 256
 
 
+def vit_flops(width: int, tokens: int) -> float:
+  """FLOPs of a ViTBlock on a sequence, 2 per multiply-add."""
+  return 24 * width * width * tokens + 4 * tokens * tokens * width
+
+
 def stack(
   block: type, fields: dict, depth: int, remat: str, unroll: bool
 ) -> nn.Module:
@@ -451,13 +456,7 @@ def unrolls(depth: int) -> bool:
   return depth <= 8
 
 
-def empty_cache(
-  depth: int,
-  sequences: int,
-  tokens: int,
-  heads: int,
-  head_size: int,
-  dtype: jnp.dtype,
-) -> Array:
-  """Keys and values [layers, 2, N, T, H, K] of no token yet."""
-  return jnp.zeros((depth, 2, sequences, tokens, heads, head_size), dtype)
+def empty_cache(spec: Spec, sequences: int, tokens: int) -> Array:
+  """Keys and values [layers, 2, N, T, H, K] of a level, of no token yet."""
+  heads = spec.heads, spec.width // spec.heads
+  return jnp.zeros((spec.depth, 2, sequences, tokens, *heads), spec.dtype)

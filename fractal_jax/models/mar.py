@@ -324,7 +324,7 @@ class MARLevel(nn.Module):
     d, t = s.width, self.sequence_length(s)
     embed = s.length * s.patch_values + s.num_conds * s.cond_width
     embed += s.guide * s.channels
-    return 2 * d * embed + s.depth * (24 * d * d * t + 4 * t * t * d)
+    return 2 * d * embed + s.depth * layers.vit_flops(d, t)
 
   @nn.nowrap
   def guide_flops(self) -> float:

@@ -156,9 +156,10 @@ class PixelLevel(nn.Module):
     """
     del draw_patch, order
     s = networks[0].spec
+    guided = sum(map(len, request.conds)) > 1  # by whichever network
     sampling = sampling.replace(
       temperature=of_level(sampling.temperature, s),
-      resample=sampling.resample if is_guided(request) else 0,
+      resample=sampling.resample if guided else 0,
     )
     request = request.replace(guidance=of_level(request.guidance, s))
     if kernels.usable(s) and pixel_draw.offers(sampling, len(networks) == 1):
@@ -185,7 +186,7 @@ class PixelLevel(nn.Module):
     """
     s = self.spec
     d, t = s.width, s.channels
-    blocks = s.depth * (24 * d * d * t + 4 * t * t * d)
+    blocks = s.depth * layers.vit_flops(d, t)
     return blocks + 2 * s.cond_width * d + 2 * d * s.values * t
 
 
@@ -213,10 +214,12 @@ class Pixels:
   def steps(self) -> Steps:
     """All steps, whose result are the pixels as squares."""
     s, shape = self.networks[0].spec, self.uniforms.shape[:2]
-    first = [net('first', c) for net, c in zip(self.networks, self.conds)]
+    each = list(zip(self.networks, self.conds))
     start = State(
-      tokens=tuple(first),
-      caches=tuple(map(empty_cache, self.networks, self.conds)),
+      tokens=tuple(net('first', c) for net, c in each),
+      caches=tuple(
+        layers.empty_cache(net.spec, len(c), s.channels) for net, c in each
+      ),
       values=jnp.zeros(shape, jnp.int32),
       nats=jnp.zeros(shape) if self.sampling.confident else None,
     )
@@ -254,14 +257,6 @@ class Pixels:
     return found.replace(nats=state.nats.T.reshape(found.values.shape))
 
 
-def empty_cache(network: Network, conds: Array) -> Array:
-  """Of all channels of a network's conditions [G N, n, .]."""
-  s = network.spec
-  return layers.empty_cache(
-    s.depth, len(conds), s.channels, s.heads, s.width // s.heads, s.dtype
-  )
-
-
 def channel_step(
   network: Network, x: Array, cache: Array, k: Array
 ) -> tuple[Array, Array]:
@@ -272,11 +267,6 @@ def channel_step(
     blocks = network.params['blocks']
     x, cache = layers.step_stack(block, blocks, x, cache, k, None)
   return network('head', x, k), cache
-
-
-def is_guided(request: Request) -> bool:
-  """Whether there is a second stream, of whichever network."""
-  return sum(len(c) for c in request.conds) > 1
 
 
 def squares(values: Array, spec: Spec, sampling: Sampling) -> Drawn:

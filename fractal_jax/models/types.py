@@ -173,7 +173,7 @@ class Request:
   there are two arrays, of G = 1 each.
   """
 
-  conds: tuple[Array, ...]  # a network each: [G, N, n, D of the level above]
+  conds: tuple[Array, ...]  # of each network: [G, N, n, D of the level above]
   keys: Array  # [N] typed keys: a square is a function of its own key
   guidance: Array | float  # one number, or [levels]; not used without guidance
   given: Given | None = None  # values that are known, of these squares

@@ -10,6 +10,7 @@ from fractal_jax.pilot.stages import alarm_gates, gate
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import scores
 from fractal_jax.series.detector import alarms
+from fractal_jax.series.ranking import runs_of
 
 WORST = 5  # surprising stretches that are shown
 
@@ -95,7 +96,7 @@ def shadow(pilot: Pilot) -> Job:
   judged, facts, curves, _, seen, counted = yield from alarmed(
     pilot, 'shadow', rows, causal=True
   )
-  delay = gates.average(counted['delays'])
+  delay = gates.mean(counted['delays'])
   milliseconds = 1000 * float(seen['seconds']) / len(curves['line'])
   judged += (
     gate(pilot, 'most_delay', delay, least=False),
@@ -172,8 +173,8 @@ def labels_of(pilot: Pilot, rows: slice) -> np.ndarray:
 def widened(labels: np.ndarray, before: int, after: int) -> np.ndarray:
   """Labels [t] with so many rows before and after each incident."""
   out = labels.copy()
-  for one in alarms(labels * 1.0, 0.5):
-    out[max(one.first - before, 0) : one.last + after + 1] = True
+  for first, last in runs_of(labels):
+    out[max(first - before, 0) : last + after + 1] = True
   return out
 
 
@@ -188,14 +189,14 @@ def count(line, limit: float, labels, *, slack: int, before: int) -> dict:
     incidents, found, false: numbers; delays [found], rows from an incident's
     beginning to its alarm; normal: rows outside of all such stretches.
   """
-  incidents = alarms(labels * 1.0, 0.5)
+  incidents = runs_of(labels)
   near = widened(labels, before, slack)
   delays = []
-  for one in incidents:
-    start = max(one.first - before, 0)
-    above = np.flatnonzero(line[start : one.last + slack + 1] > limit)
+  for first, last in incidents:
+    start = max(first - before, 0)
+    above = np.flatnonzero(line[start : last + slack + 1] > limit)
     if len(above):
-      delays.append(max(int(above[0]) + start - one.first, 0))
+      delays.append(max(int(above[0]) + start - first, 0))
   raised = alarms(line, limit)
   false = [a for a in raised if not near[a.first : a.last + 1].any()]
   return {

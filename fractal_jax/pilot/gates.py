@@ -7,6 +7,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from fractal_jax.series.scores import mean_over
+
 GO, NO_GO, MORE_DATA = 'GO', 'NO-GO', 'MORE DATA'
 EXIT = {GO: 0, NO_GO: 1, MORE_DATA: 2}
 LEVEL = 0.95  # of all intervals
@@ -116,7 +118,7 @@ def more(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 
 def rate(number: int, weeks: float) -> Interval:
-  """Events a week, by the exact Poisson interval."""
+  """Events per week, by the exact Poisson interval."""
   tail = (1 - LEVEL) / 2
   low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
   high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2
@@ -124,11 +126,11 @@ def rate(number: int, weeks: float) -> Interval:
 
 
 def mean(blocks: np.ndarray) -> Interval | None:
-  """The mean of blocks [B] or [seeds, B] of rows, by Student's interval.
+  """The mean of numbers [B] or [seeds, B], by Student's interval.
 
-  Blocks are means over stretches of rows that are long enough to be nearly
-  independent. Where there are several seeds, what differs between them is
-  added to what differs between blocks. None of fewer than two blocks.
+  The numbers are independent, or blocks: means over stretches of rows that are
+  long enough to be nearly so. Where there are several seeds, what differs
+  between them is added to what differs between blocks. None of fewer than two.
   """
   blocks = np.atleast_2d(blocks)
   blocks = blocks[:, ~np.isnan(blocks).any(0)]
@@ -149,16 +151,7 @@ def mean(blocks: np.ndarray) -> Interval | None:
   return Interval(value, value - reach, value + reach)
 
 
-def average(values: np.ndarray) -> Interval | None:
-  """The mean of independent numbers [n]; None of fewer than two."""
-  return mean(np.asarray(values, float))
-
-
 def blocks(rows: np.ndarray, size: int) -> np.ndarray:
   """Means of rows [..., T] over stretches of `size`; a rest is left out."""
   n = rows.shape[-1] // size
-  cut = rows[..., : n * size].reshape(*rows.shape[:-1], n, size)
-  known = ~np.isnan(cut)
-  total = np.where(known, cut, 0).sum(-1)
-  count = known.sum(-1)
-  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+  return mean_over(rows[..., : n * size].reshape(*rows.shape[:-1], n, size))

@@ -16,7 +16,7 @@ SETS = 8  # of images learnt from, each as many as are drawn
 
 
 def bits(model, images: np.ndarray) -> np.ndarray:
-  """Bits a value [n] of images under a model, which takes them as class 0."""
+  """Bits per value [n] of images under a model, which takes them as class 0."""
   values = images[0].size
   return -model.log_prob(images, 0) / values / np.log(2)
 

@@ -1,9 +1,6 @@
 """The pictures of a report on images, PNGs without words."""
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from fractal_jax import pictures as shots
 from fractal_jax.pilot.pictures import learning
@@ -36,10 +33,7 @@ def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
 
 def grid(images: np.ndarray, model) -> bytes:
   """Images in rows."""
-  picture = shots.grid(shots.from_values(images, model), COLUMNS)
-  file = io.BytesIO()
-  Image.fromarray(picture).save(file, format='png')
-  return file.getvalue()
+  return shots.png(shots.grid(shots.from_values(images, model), COLUMNS))
 
 
 def bars(counts: np.ndarray) -> bytes:
@@ -51,7 +45,7 @@ def bars(counts: np.ndarray) -> bytes:
 
 
 def histograms(curves: dict) -> bytes:
-  """Bits a value: of images learnt from, held out, drawn or anomalous."""
+  """Bits per value: of images learnt from, held out, drawn or anomalous."""
   parts = [
     ('bits_train', GREY), ('bits_held', BLUE), ('bits_drawn', INK),
     ('bits_anomalies', ALARM),
@@ -66,7 +60,7 @@ def histograms(curves: dict) -> bytes:
 
 
 def replay(curves: dict) -> bytes:
-  """Bits a value of the images in order, and the threshold if there is one."""
+  """Bits per value of the images in order, and the threshold, if any."""
   figure, (axis,) = plots.new_axes(1, 1.8)
   line = curves['line']
   axis.plot(np.arange(len(line)) + 1, line, '.-', color=BLUE, linewidth=0.6)

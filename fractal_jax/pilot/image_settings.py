@@ -6,13 +6,21 @@ import zipfile
 
 from fractal_jax import config as config_lib
 from fractal_jax import paths
-from fractal_jax.checks import FROM_0, Choice, Each, Key, Number, Text, integer
+from fractal_jax.checks import (
+  FROM_0,
+  SHARE,
+  Choice,
+  Each,
+  Key,
+  Number,
+  Text,
+  integer,
+)
 from fractal_jax.data import arrays, listing, look
 from fractal_jax.data.common import DataError
 from fractal_jax.pilot.settings import (
   LEARNING,
   SEEDS,
-  SHARE,
   UNSET,
   Settings,
   common_wishes,
@@ -54,7 +62,7 @@ DATA = {
   ),
   'images_per_week': Key(
     UNSET, Number(above=0),
-    'images that are judged a week; false alarms are counted by the week',
+    'images that are judged per week; false alarms are counted by the week',
   ),
 }  # fmt: skip
 TASK = {
@@ -105,7 +113,8 @@ GATES = {
   **LEARNING,
   'most_gap': Key(
     0.2, Number(above=0),
-    'full: bits a value that images held out cost more than those learnt from',
+    'full: bits per value that images held out cost more than those learnt '
+    'from',
   ),
   'distance': Key(
     2.0, Number(above=1),
@@ -136,11 +145,11 @@ GATES = {
     0.5, SHARE, 'full, anomalies: share of the anomalies that are found'
   ),
   'weekly_false_alarms': Key(
-    7.0, Number(above=0), 'full, anomalies: false alarms a week'
+    7.0, Number(above=0), 'full, anomalies: false alarms per week'
   ),
   'shadow_bits': Key(
     0.2, Number(),
-    'shadow: bits a value that unseen images cost more than those held out',
+    'shadow: bits per value that unseen images cost more than those held out',
   ),
   'shadow_completion': Key(
     0.0, Number(), 'shadow, completion: share of the error that is saved'
@@ -149,7 +158,7 @@ GATES = {
     0.5, SHARE, 'shadow, anomalies: share of the anomalies that are found'
   ),
   'shadow_weekly_false_alarms': Key(
-    7.0, Number(above=0), 'shadow, anomalies: false alarms a week'
+    7.0, Number(above=0), 'shadow, anomalies: false alarms per week'
   ),
   'most_milliseconds': Key(
     10000.0, Number(above=0),
@@ -258,8 +267,8 @@ def problems(settings: Settings, names: tuple[str, ...]) -> list[str]:
     out.append('data.anomalous names every class: none is left to learn from.')
   if kind == 'anomalies' and d['images_per_week'] == UNSET:
     out.append(
-      'data.images_per_week is not filled in: say how many images are judged a '
-      'week.'
+      'data.images_per_week is not filled in: say how many images are judged '
+      'per week.'
     )
   weekly = d['images_per_week'] * settings.task['false_alarms']
   for name in ('weekly_false_alarms', 'shadow_weekly_false_alarms'):
@@ -268,7 +277,7 @@ def problems(settings: Settings, names: tuple[str, ...]) -> list[str]:
       out.append(
         f'task.false_alarms={settings.task["false_alarms"]:g} of '
         f'data.images_per_week={d["images_per_week"]:g} images are '
-        f'{weekly:.3g} false alarms a week, and gates.{name} allows '
+        f'{weekly:.3g} false alarms per week, and gates.{name} allows '
         f'{most:g}: lower the first, or raise the last.'
       )
   if kind == 'generation' and 0 < settings.task['samples'] < 50:

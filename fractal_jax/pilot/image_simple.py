@@ -1,4 +1,4 @@
-"""Simple models of small images, in bits a value, for a fractal one to beat."""
+"""Simple models of images, in bits per value, for a fractal one to beat."""
 
 import numpy as np
 from scipy import ndimage
@@ -11,7 +11,7 @@ CHUNK = 20_000  # values that are predicted at a time
 
 
 def histogram(train, images, values: int) -> np.ndarray:
-  """Bits a value [m] by how often each value occurs at its position.
+  """Bits per value [m] by how often each value occurs at its position.
 
   Args:
     train: [n, S, S, C], what is learnt from.
@@ -29,7 +29,7 @@ def histogram(train, images, values: int) -> np.ndarray:
 
 
 def forest(train, images, values: int) -> np.ndarray:
-  """Bits a value [m] of a random forest of each value given earlier ones.
+  """Bits per value [m] of a random forest of each value given earlier ones.
 
   One forest for all positions: it is told the position, the channel, the
   earlier channels, and the neighbours above and to the left, in reach.

@@ -73,7 +73,7 @@ def full_model(pilot: Pilot) -> Job:
 
 
 def scored(pilot: Pilot) -> Job:
-  """A job: bits a value of the images that both last stages look at."""
+  """A job: bits per value of the images that both last stages look at."""
 
   def make() -> Job:
     model = yield from full_model(pilot)
@@ -125,12 +125,12 @@ def generation(pilot: Pilot, bits: dict) -> Job:
   drawn, learnt = made['drawn'], pilot.data.train
   features = image_measures.components(learnt)
   parts = [features(x) for x in (drawn, pilot.data.held, learnt)]
-  distance = gates.average(image_measures.distance(*parts))
+  distance = gates.mean(image_measures.distance(*parts))
   strange, others = image_measures.strange(*parts)
   missed, missed_train = image_measures.missed(*parts)
   same = image_measures.copies(learnt, drawn, pilot.values)
   share = gates.share(int(same.sum()), len(drawn))
-  rest = gates.average(missed - missed_train)
+  rest = gates.mean(missed - missed_train)
   judged = (
     gate(pilot, 'distance', distance, least=False),
     gate(pilot, 'most_strange', gates.more(strange, others), least=False),
@@ -153,7 +153,7 @@ def completion(pilot: Pilot, bits: dict) -> Job:
   """Lower halves of images held out, against those of nearest neighbours."""
   made = yield from completed(pilot, 'completed', pilot.data.held)
   gain = image_measures.saved(pilot.data.train, pilot.data.held, made['made'])
-  judged = (gate(pilot, 'completion', gates.average(gain), least=True),)
+  judged = (gate(pilot, 'completion', gates.mean(gain), least=True),)
   real = np.stack([pilot.data.held, made['made']], 1)[: SHOWN // 2]
   curves = {'drawn': real.reshape(-1, *real.shape[2:])}
   return Found(judged, {'gain': float(gain.mean())}, curves)
@@ -192,12 +192,12 @@ def anomalies(pilot: Pilot, bits: dict) -> Job:
 
 
 def threshold(pilot: Pilot, bits: np.ndarray) -> float:
-  """The bits a value that few of the normal images exceed."""
+  """The bits per value that few of the normal images exceed."""
   return float(np.quantile(bits, 1 - pilot.settings.task['false_alarms']))
 
 
 def alarms(pilot, prefix: str, odd, limit: float, false: int, normal: int):
-  """Gates and facts of anomalies found, and of false alarms a week."""
+  """Gates and facts of anomalies found, and of false alarms per week."""
   found = int((odd > limit).sum())
   weeks = normal / pilot.settings.data['images_per_week']
   return alarm_gates(pilot, prefix, found, len(odd), false, weeks)
@@ -222,7 +222,7 @@ def shadow(pilot: Pilot) -> Job:
   judged = [
     gate(pilot, 'shadow_bits', more, least=False),
     gate(
-      pilot, 'most_milliseconds', gates.average(timed['milliseconds']),
+      pilot, 'most_milliseconds', gates.mean(timed['milliseconds']),
       least=False,
     ),
   ]  # fmt: skip
@@ -237,7 +237,7 @@ def shadow(pilot: Pilot) -> Job:
   if task == 'completion':
     real = pilot.data.shadow
     made = yield from completed(pilot, 'shadow_completed', real)
-    gain = gates.average(
+    gain = gates.mean(
       image_measures.saved(pilot.data.train, real, made['made'])
     )
     judged.insert(0, gate(pilot, 'shadow_completion', gain, least=True))

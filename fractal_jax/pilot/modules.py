@@ -25,7 +25,7 @@ from fractal_jax.planning import cost
 from fractal_jax.series import quantiser
 from fractal_jax.training import checkpoint, restore, train_state
 
-OWN = ('kinds', 'widths', 'depths', 'heads')  # keys with an entry a level
+OWN = ('kinds', 'widths', 'depths', 'heads')  # keys with an entry per level
 # Keys that change how a level is trained or computed, not what it means.
 FREE = (
   *checkpoint.MAY_CHANGE, *OWN, 'dropout', 'label_dropout', 'mask_law',
@@ -41,9 +41,9 @@ class ModuleError(UserError, ValueError):
 class Side:
   """What one of the two costs."""
 
-  bits: float  # a dimension
+  bits: float  # per dimension
   params: int  # of the level
-  training: float  # FLOPs of the level in a training step, an image
+  training: float  # FLOPs of the level in a training step, per image
   sampling: float  # FLOPs of the level to generate an image
   seconds: float  # measured, to score an image with the whole model
 
@@ -53,7 +53,7 @@ class Comparison:
   """Level `level` of B in A, beside A's own."""
 
   level: int
-  difference: Paired  # bits an image
+  difference: Paired  # bits per image
   a: Side
   b: Side
   exact: bool
@@ -165,7 +165,7 @@ def compare(
     split: of a's data; its validation split where None.
     num: images; 0: all.
     batch: images at a time; config.eval.batch where None.
-    passes: random masks an image, for masked levels; as the config where None.
+    passes: random masks per image, for masked levels; as the config where None.
     conditional: give the labels.
 
   Yields:
@@ -193,9 +193,7 @@ def compare(
   nats, sides, exact = [], [], []
   for c, params, run in ((config, own, a), (mixed, new, b)):
     net = fractal.from_config(c.model)
-    restore.check_fit(
-      params, sharding.unbox(train_state.boxed_params(net)), run
-    )
+    restore.check_fit(params, train_state.param_shapes(net), run)
     found, seconds = yield from timed(net, params, c, images, labels, **how)
     nats.append(found)
     exact.append(net.exact)
@@ -239,12 +237,7 @@ def images_of(config, split: str | None, num: int):
   config = config.copy_and_resolve_references()
   if config.model.rank == 1:
     config.data.stride = max(config.data.stride, config.model.sizes[0])
-  found = list(
-    pipeline.eval_batches(config, split or config.data.val_split, 64, num=num)
-  )
-  valid = np.concatenate([x['valid'] for x in found])
-  take = lambda name: np.concatenate([x[name] for x in found])[valid]
-  return take('image'), take('label')
+  return pipeline.examples(config, split or config.data.val_split, num)
 
 
 def retraining(config, a: str, level: int):
@@ -300,12 +293,10 @@ def _others(own: dict, theirs: dict, level: int, levels: int) -> tuple:
 def recommendation(found: Comparison) -> str:
   """What to do, in a sentence."""
   d = found.difference
+  price = found.b.training / found.a.training
   if d.better is None:
-    return (
-      'No difference is shown: keep a'
-      + (', or take b since it is cheaper' if _cheaper(found) else '')
-      + '.'
-    )
+    cheap = ', or take b since it is cheaper' if price < 0.95 else ''
+    return f'No difference is shown: keep a{cheap}.'
   if not d.agree:
     return (
       f'The mean speaks for {d.better}, the sign test does not: a few images '
@@ -318,13 +309,8 @@ def recommendation(found: Comparison) -> str:
     )
   if d.better == 'a':
     return f'Keep a: level {found.level} of b is worse.'
-  price = found.b.training / found.a.training
   more = f', for {price:.1f} times the training FLOPs' if price > 1.1 else ''
   return f'Take level {found.level} of b{more}.'
-
-
-def _cheaper(found: Comparison) -> bool:
-  return found.b.training < 0.95 * found.a.training
 
 
 def text(found: Comparison) -> str:
@@ -348,8 +334,8 @@ def text(found: Comparison) -> str:
   ]  # fmt: skip
   lines = cost.aligned(rows)
   lines += [
-    'GFLOPs an image of that level; the time is of the whole model.',
-    f'b less a: {d.mean:+.3f} bits an image, 95% interval {d.low:+.3f} to '
+    'GFLOPs per image of that level; the time is of the whole model.',
+    f'b less a: {d.mean:+.3f} bits per image, 95% interval {d.low:+.3f} to '
     f'{d.high:+.3f} ({d.images} images'
     + (')' if found.exact else ', estimated from random masks)'),
     f'sign test: b is better on {d.wins}, worse on {d.losses}, p = {d.p:.2g}',

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of intervals
+from fractal_jax.pilot.gates import LEVEL
+
 ALPHA = 0.05  # of the sign test
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from fractal_jax.series import plots
 from fractal_jax.series.detector import alarms
 from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, extremes, png
+from fractal_jax.series.ranking import runs_of
 
 MOST = 6  # channels that are drawn
 
@@ -39,7 +40,7 @@ def learning(curves: dict) -> dict[str, bytes]:
 
 
 def gradients(curves: dict) -> bytes:
-  """Norms of gradients against steps: a picture a level, a line a seed."""
+  """Norms of gradients against steps: a picture per level, a line per seed."""
   norms = [v for k, v in sorted(curves.items()) if k.startswith('gradient_')]
   figure, axes = plots.new_axes(len(norms), 1.5 * len(norms) + 0.5)
   for axis, seeds in zip(axes, norms):
@@ -110,8 +111,8 @@ def score(curves: dict, times=None) -> bytes:
   for axis in axes:
     for one in alarms(line, limit):
       axis.axvspan(one.first, one.last + 1, color=ALARM, alpha=0.15, lw=0)
-    for one in alarms(curves['labels'] * 1.0, 0.5):
-      axis.axvspan(one.first, one.last + 1, 0, 0.05, color='#2ca02c', lw=0)
+    for first, last in runs_of(curves['labels']):
+      axis.axvspan(first, last + 1, 0, 0.05, color='#2ca02c', lw=0)
   axes[-1].set_xlim(0, len(line))
   axes[-1].set_ylim(bottom=min(line.min(), 0))
   dated(axes[-1], times)

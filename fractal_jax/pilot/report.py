@@ -6,9 +6,9 @@ import html
 import json
 import pathlib
 
-from fractal_jax import pages, paths
+from fractal_jax import checks, pages, paths
 from fractal_jax.pages import data_url, table
-from fractal_jax.pilot import gates, run, settings, texts
+from fractal_jax.pilot import gates, run, texts
 from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.roi import Roi, roi
 from fractal_jax.pilot.work import Pilot
@@ -71,7 +71,7 @@ class Report:
   def shares(self) -> set[str]:
     """Names of gates that are shares, shown as percentages."""
     keys = self.pilot.SECTIONS['gates'].items()
-    return {name for name, key in keys if key.rule is settings.SHARE}
+    return {name for name, key in keys if key.rule is checks.SHARE}
 
   @property
   def roi(self) -> Roi | None:

@@ -1,7 +1,7 @@
 """What it is worth: low, middle and high, break-even, and what matters most.
 
 a year = incidents * found * preventable * cost of an incident
-         - false alarms a week * 52 * cost of a false alarm
+         - false alarms per week * 52 * cost of a false alarm
          - upkeep hours * hour of work
          - hardware hours * hour of hardware
 the first year costs setup hours * hour of work more
@@ -19,10 +19,10 @@ SWING = 0.2  # by which an input of pilot.toml is moved, to see what matters
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One case, in the currency of pilot.toml, a year."""
+  """One case, in the currency of pilot.toml, per year."""
 
   found: float  # share of the incidents
-  false_alarms: float  # a week
+  false_alarms: float  # per week
   saved: float
   alarms: float  # what false alarms cost
   upkeep: float  # work and hardware

@@ -148,9 +148,7 @@ def run_stage(
     pilot.settings.key(),
   )
   folder = pilot.path('stages')
-  folder.mkdir(parents=True, exist_ok=True)
-  with paths.whole(folder / f'{name}.npz') as file:
-    np.savez(file, **found.curves)
+  paths.write_npz(folder / f'{name}.npz', **found.curves)
   # Last, since the stage is done where this file is.
   kept = json.dumps(dataclasses.asdict(done), indent=1)
   paths.write_text(folder / f'{name}.json', kept + '\n')

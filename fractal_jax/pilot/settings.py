@@ -17,7 +17,6 @@ from fractal_jax.checks import Flag, Key, Number, Text, integer
 from fractal_jax.errors import UserError
 
 FILE = 'pilot.toml'
-SHARE = Number(above=0, below=1)
 MONEY = Number(least=0)
 UNSET = -1.0  # of a number that only the owner knows
 
@@ -35,12 +34,14 @@ SEEDS = {
 LEARNING = {
   'module_bits': Key(
     0.02, Number(),
-    'module: bits a value that each level saves against a model without memory',
+    'module: bits per value that each level saves against a model without '
+    'memory',
   ),
   'composition_bits': Key(
     0.0, Number(),
-    'composition: bits a value that the levels together save against the best '
-    'simple model (last value, linear, polynomial; of images, random forest)',
+    'composition: bits per value that the levels together save against the '
+    'best simple model (last value, linear, polynomial; of images, random '
+    'forest)',
   ),
   'flat_bits': Key(
     -0.1, Number(),
@@ -58,9 +59,9 @@ COSTS = {
   'false_alarm': Key(UNSET, MONEY, 'what looking into a false alarm costs'),
   'hour_of_work': Key(UNSET, MONEY, 'of an engineer'),
   'setup_hours': Key(160.0, MONEY, 'of work until it is in production'),
-  'upkeep_hours': Key(80.0, MONEY, 'of work a year after that'),
+  'upkeep_hours': Key(80.0, MONEY, 'of work per year after that'),
   'hour_of_hardware': Key(UNSET, MONEY, 'of a machine such as this one'),
-  'hardware_hours': Key(8760.0, MONEY, 'of it a year; 8760: it never stops'),
+  'hardware_hours': Key(8760.0, MONEY, 'of it per year; 8760: it never stops'),
 }  # fmt: skip
 BUDGET = {
   'minutes': Key(60.0, Number(above=0), 'of this machine, for all stages'),
@@ -87,7 +88,7 @@ class PilotError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What pilot.toml says, a dict a section."""
+  """What pilot.toml says, a dict per section."""
 
   question: dict
   data: dict
@@ -117,18 +118,11 @@ def text(sections: dict[str, dict], tables) -> str:
   for section, keys in tables.items():
     lines += ['', f'[{section}]']
     for name, key in keys.items():
-      lines += [f'# {line}' for line in _wrapped(key.doc)]
-      lines.append(f'{name} = {_toml(sections[section][name])}')
+      lines += [f'# {line}' for line in textwrap.wrap(key.doc + '.', 76)]
+      # JSON's texts, numbers and lists are TOML's.
+      value = json.dumps(sections[section][name], ensure_ascii=False)
+      lines.append(f'{name} = {value}')
   return '\n'.join(lines) + '\n'
-
-
-def _wrapped(words: str) -> list[str]:
-  return textwrap.wrap(words + '.', 76)
-
-
-def _toml(value) -> str:
-  """A value as TOML writes it: JSON's texts, numbers and lists are TOML's."""
-  return json.dumps(value, ensure_ascii=False)
 
 
 def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:

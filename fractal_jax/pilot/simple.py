@@ -51,15 +51,9 @@ def polynomial(
 
 def _filtered(values, train: int, bins: Quantiser, weights: np.ndarray):
   """Bits where rows are predicted by a weighted sum of those before."""
-  known = ~np.isnan(values)
-  last = np.where(known, np.arange(len(values))[:, None], 0)
-  last = np.maximum.accumulate(last, 0)
-  filled = np.nan_to_num(np.take_along_axis(values, last, 0))
   n = len(weights)
-  padded = np.concatenate([np.repeat(filled[:1], n, 0), filled[:-1]])
-  past = np.lib.stride_tricks.sliding_window_view(padded, n, axis=0)
-  mean = past @ weights  # [T, C]
-  residual = np.where(known, values - mean, np.nan)[n:train]
+  mean = linear.rows_before(linear.filled(values), n) @ weights  # [T, C]
+  residual = (values - mean)[n:train]
   deviation = np.maximum(np.nanstd(residual, 0), 1e-6)
   low, width = bins.of(0)
   return linear.Prediction(mean, deviation).bits(low, width, values)

@@ -12,7 +12,7 @@ from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.planning import cost
 
 CURVE = (0.25, 0.5, 1.0)  # shares of what is learnt from
-WORTH = 0.01  # bits a value: less than that is no gain
+WORTH = 0.01  # bits per value: less than that is no gain
 
 
 def gate(pilot: Pilot, name: str, found, **how) -> Gate:
@@ -23,7 +23,7 @@ def gate(pilot: Pilot, name: str, found, **how) -> Gate:
 def alarm_gates(
   pilot: Pilot, prefix: str, found: int, of: int, false: int, weeks: float
 ) -> tuple[tuple[Gate, ...], dict[str, float]]:
-  """Gates and facts of incidents found, and of false alarms a week."""
+  """Gates and facts of incidents found, and of false alarms per week."""
   share, rate = gates.share(found, of), gates.rate(false, weeks)
   judged = (
     gate(pilot, f'{prefix}found', share, least=True),
@@ -35,11 +35,6 @@ def alarm_gates(
     'false_alarms': false,
     'weeks': weeks,
   }
-
-
-def few(x: np.ndarray, most: int = 3000) -> np.ndarray:
-  """Every so many rows, for a picture."""
-  return x[:: max(len(x) // most, 1)]
 
 
 # Module.
@@ -100,7 +95,7 @@ def stability(norms: np.ndarray) -> dict[str, float]:
 
 
 def rows_enough(rows: int, curve: list[float]) -> int | None:
-  """Rows from which doubling them gains less than WORTH bits a value.
+  """Rows from which doubling them gains less than WORTH bits per value.
 
   From the last two doublings: each gains less than the one before by the same
   factor. None where gains do not shrink, and more data is worth having.

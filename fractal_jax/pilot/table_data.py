@@ -4,12 +4,13 @@ import numpy as np
 
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates
-from fractal_jax.pilot.stages import few, gate
+from fractal_jax.pilot.stages import gate
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.series import linear
-from fractal_jax.series.detector import alarms
+from fractal_jax.series.ranking import runs_of
 
 LEAK = 16  # rows that are the same, number by number, in two places
+SHOWN = 3000  # rows that are drawn, about
 
 
 def data(pilot: Pilot) -> Job:
@@ -18,7 +19,7 @@ def data(pilot: Pilot) -> Job:
   values, train = pilot.data.values, pilot.train
   known = ~np.isnan(values)
   labels = pilot.data.labels
-  incidents = [] if labels is None else alarms(labels[train:] * 1.0, 0.5)
+  incidents = [] if labels is None else runs_of(labels[train:])
   normal = np.ones(len(values), bool) if labels is None else ~labels
   later = values[train:][normal[train:]]
   drift = _drift(values[:train], later)
@@ -51,7 +52,8 @@ def data(pilot: Pilot) -> Job:
   }
   if windows >= 2:
     facts['explained'] = _explained(pilot)
-  return Found(found, facts, {'values': few(values)})
+  shown = values[:: max(len(values) // SHOWN, 1)]
+  return Found(found, facts, {'values': shown})
 
 
 def leak(values: np.ndarray, train: int) -> float:

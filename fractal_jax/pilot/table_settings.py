@@ -5,11 +5,10 @@ what is missing or contradicts itself.
 """
 
 from fractal_jax import paths
-from fractal_jax.checks import Choice, Each, Key, Number, Text, integer
+from fractal_jax.checks import SHARE, Choice, Each, Key, Number, Text, integer
 from fractal_jax.pilot.settings import (
   LEARNING,
   SEEDS,
-  SHARE,
   UNSET,
   Settings,
   common_wishes,
@@ -101,7 +100,7 @@ GATES = {
     0.5, SHARE, 'full: share of the incidents that are found'
   ),
   'weekly_false_alarms': Key(
-    7.0, Number(above=0), 'full: false alarms a week that people accept'
+    7.0, Number(above=0), 'full: false alarms per week that people accept'
   ),
   'most_z2': Key(
     2.0, Number(above=1),
@@ -112,7 +111,7 @@ GATES = {
     0.5, SHARE, 'shadow: share of the incidents that are found'
   ),
   'shadow_weekly_false_alarms': Key(
-    7.0, Number(above=0), 'shadow: false alarms a week'
+    7.0, Number(above=0), 'shadow: false alarms per week'
   ),
   'most_delay': Key(
     100.0, Number(least=0),
@@ -150,18 +149,6 @@ def propose(file: str, columns=()) -> dict[str, dict]:
     'rows_per_week': round(one.per_week or UNSET, 3),
   }
   return out
-
-
-def open_table(settings: Settings) -> Table:
-  """The data."""
-  return read(settings.data['file'], settings.data['columns'])
-
-
-def parts(settings: Settings, rows: int) -> tuple[slice, slice, slice]:
-  """The rows to learn from, those of `full`, and those of `shadow`."""
-  train, shadow = settings.data['train_rows'], settings.data['shadow_rows']
-  last = rows - shadow
-  return slice(0, train), slice(train, last), slice(last, rows)
 
 
 def problems(settings: Settings, one: Table) -> list[str]:

@@ -16,12 +16,10 @@ from fractal_jax.pilot import (
   table_settings,
   work,
 )
-from fractal_jax.pilot.table_settings import parts
 from fractal_jax.pilot.work import Pilot, Stage
-from fractal_jax.series import quantiser, runs, settings
+from fractal_jax.series import quantiser, runs, settings, table
 from fractal_jax.series.detector import FractalDetector
 from fractal_jax.series.scores import mean_over
-from fractal_jax.series.table import Table
 from fractal_jax.training import restore
 
 
@@ -66,15 +64,15 @@ class TablePilot(Pilot):
     'shadow': Stage(detection.shadow),
   }
 
-  data: Table
+  data: table.Table
 
   @staticmethod
   def models_of() -> Models:
     return Models()
 
   @staticmethod
-  def open(settings) -> Table:
-    return table_settings.open_table(settings)
+  def open(settings) -> table.Table:
+    return table.read(settings.data['file'], settings.data['columns'])
 
   def problems(self) -> list[str]:
     return table_settings.problems(self.settings, self.data)
@@ -103,7 +101,9 @@ class TablePilot(Pilot):
   @property
   def later(self) -> tuple[slice, slice]:
     """The rows of `full`, and those of `shadow`."""
-    return parts(self.settings, len(self.data.values))[1:]
+    rows = len(self.data.values)
+    last = rows - self.settings.data['shadow_rows']
+    return slice(self.train, last), slice(last, rows)
 
   def bins(self) -> quantiser.Quantiser:
     """The bins in which all bits of this pilot are counted."""
@@ -146,7 +146,7 @@ class TablePilot(Pilot):
     return self.data.values[: self.train], self.learnt, self.bins()
 
   def _of_held(self, bits: np.ndarray) -> np.ndarray:
-    """Mean bits a value [t] of the rows held out, from those of all rows."""
+    """Mean bits per value [t] of the rows held out, from those of all rows."""
     return mean_over(bits[self.learnt :])
 
   def fitting(self, side, levels, steps, seed, share) -> Job:

@@ -70,10 +70,7 @@ class Pilot(abc.ABC):
   models: Any
 
   def path(self, *parts: str):
-    out = paths.path(self.folder)
-    for part in parts:
-      out = out / part
-    return out
+    return paths.path(self.folder).joinpath(*parts)
 
   @staticmethod
   @abc.abstractmethod
@@ -144,7 +141,7 @@ class Pilot(abc.ABC):
     """A job: a model fitted to a share of what is learnt from.
 
     Returns:
-      The model; its bits a value [units] of the units held out; of each level
+      The model; its bits per value [units] of the units held out; of each level
       by its name, norms [steps] of its gradient.
     """
 
@@ -158,11 +155,11 @@ class Pilot(abc.ABC):
 
   @abc.abstractmethod
   def histogram(self) -> np.ndarray:
-    """Bits a value [units] of a model without memory."""
+    """Bits per value [units] of a model without memory."""
 
   @abc.abstractmethod
   def simple(self) -> dict[str, np.ndarray]:
-    """Bits a value [units] of all simple models, by name."""
+    """Bits per value [units] of all simple models, by name."""
 
   @abc.abstractmethod
   def blocks(self, bits: np.ndarray) -> np.ndarray:
@@ -183,9 +180,7 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
   if path.exists():
     return arrays(path)
   found = yield from make()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with paths.whole(path) as file:
-    np.savez(file, **found)
+  paths.write_npz(path, **found)
   return found
 
 
@@ -196,8 +191,7 @@ def arrays(path) -> dict[str, np.ndarray]:
     PilotError: it is damaged.
   """
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      return {k: file[k] for k in file.files}
+    return paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise PilotError(
       f'{path} is damaged ({type(e).__name__}: {e}): remove it, and what is '
@@ -220,7 +214,7 @@ def keep_folder(folder: str, write: Callable[[str], Any]) -> None:
 
 
 def worth(model, images: np.ndarray) -> np.ndarray:
-  """What each level tells the next one, in bits a value [levels - 1].
+  """What each level tells the next one, in bits per value [levels - 1].
 
   Bits that the images cost more where a level's conditions are zeros: which
   level carries the loss. The model was not trained to do without them.

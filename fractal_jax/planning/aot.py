@@ -7,7 +7,6 @@ and `sampling` trace what a run does on a mesh of them, from shapes alone.
 import importlib.util
 import os
 
-import flax.linen as nn
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
@@ -99,8 +98,8 @@ def sampling(config, mesh, images: int) -> jax.stages.Lowered:
     sampling=how,
     guided=guided,
   )
-  init = lambda: nn.meta.unbox(fractal.init(net, jax.random.key(0)))
-  given = placed((jax.eval_shape(init), batch), sharding.replicated(mesh))
+  params = train_state.param_shapes(net)
+  given = placed((params, batch), sharding.replicated(mesh))
   with jax.set_mesh(mesh):
     return programs.generate_batch.lower(net, *given, mesh=mesh)
 

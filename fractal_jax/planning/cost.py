@@ -24,7 +24,7 @@ import math
 
 import jax
 
-from fractal_jax.models import fractal
+from fractal_jax.models import fractal, layers
 from fractal_jax.models.types import Spec
 
 # By what JAX calls the device (a part of it; the first that fits).
@@ -128,7 +128,7 @@ def paper_flops(spec: Spec) -> float:
   pixel = spec.kind == 'pixel'
   t = spec.channels if pixel else spec.length
   embed = spec.cond_width + (0 if pixel else t * spec.patch_values)
-  return 2 * d * embed + spec.depth * (24 * d * d * t + 4 * t * t * d)
+  return 2 * d * embed + spec.depth * layers.vit_flops(d, t)
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fractal_jax import sharding
+from fractal_jax.data.common import image_shape
 from fractal_jax.models import fractal
 from fractal_jax.planning import cost
 from fractal_jax.training import optimizer, train, train_state
@@ -189,8 +190,7 @@ def share_of_tensor(mesh) -> float:
 
 def shapes(config):
   """Of the parameters."""
-  net = fractal.from_config(config.model)
-  return sharding.unbox(train_state.boxed_params(net))
+  return train_state.param_shapes(fractal.from_config(config.model))
 
 
 def kept_bytes(config, params) -> float:
@@ -233,7 +233,7 @@ def bytes_of(x) -> int:
 def batch_of(config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of what data/pipeline.py gives for a step, the index left out."""
   m, b = config.model, config.optim.batch
-  shape = (b,) + (m.sizes[0],) * m.rank + (m.channels,)
+  shape = (b, *image_shape(m))
   return {
     'image': jax.ShapeDtypeStruct(shape, jnp.uint8),
     'label': jax.ShapeDtypeStruct((b,), jnp.int32),

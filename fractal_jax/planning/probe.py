@@ -19,13 +19,11 @@ class Probe:
   """What was measured.
 
   Attributes:
-    compiling: seconds; the run finds the program in JAX's cache.
     step: seconds of a step, the batch read from the data.
     images: per second.
     total: steps of the whole run.
   """
 
-  compiling: float
   step: float
   images: float
   total: int
@@ -53,6 +51,4 @@ def probe(config) -> Probe:
     jax.block_until_ready(metrics)
     took.append(time.monotonic() - began)
   seconds = sorted(took[1:])[STEPS // 2]
-  return Probe(
-    max(0.0, took[0] - seconds), seconds, config.optim.batch / seconds, total
-  )
+  return Probe(seconds, config.optim.batch / seconds, total)

@@ -16,6 +16,7 @@ import yaml
 
 from fractal_jax import errors, paths
 from fractal_jax.data import classes
+from fractal_jax.data.common import FROM_DIR
 from fractal_jax.metrics import sweep
 from fractal_jax.release import ReleaseError
 from fractal_jax.training import logs
@@ -27,11 +28,6 @@ PAPER = 'https://arxiv.org/abs/2502.17437'
 # What is shown of what `likelihood --out` and `evaluate --out` write.
 METRICS = {'bits_per_dim': 'bits per dimension', **sweep.CURVES}
 ERRORS = {'bits_per_dim': 'stderr', 'inception_score': 'inception_score_std'}
-NOT_DATASETS = (
-  'folder',
-  'npz',
-  'series',
-)  # of data.name: they name no data set
 KNOWN_ELSEWHERE = {'imagenet2012': 'imagenet-1k'}  # data.name on the Hub
 
 
@@ -126,7 +122,7 @@ def _head(config, about: About) -> dict:
     'pipeline_tag': task,
   }
   data = KNOWN_ELSEWHERE.get(config.data.name, config.data.name)
-  if data not in NOT_DATASETS:
+  if data not in FROM_DIR:
     head['datasets'] = [data]
   if about.numbers:
     results = [

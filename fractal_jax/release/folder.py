@@ -90,8 +90,7 @@ def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
   """All of a release but its weights."""
   if about.samples:
     samples = paths.path(about.samples).read_bytes()
-    with paths.whole(found / card.SAMPLES) as out:
-      out.write(samples)
+    paths.write_bytes(found / card.SAMPLES, samples)
   else:
     (found / card.SAMPLES).unlink(missing_ok=True)
   if about.class_names:
@@ -133,22 +132,16 @@ def about(
     origin: the run or release that it was loaded from; None: there is none.
     step: steps that it was trained for.
     config: of the model.
-    name: of the new release.
-    license: an identifier of the Hub, such as 'mit'.
-    made_by: the command that makes the release.
-    numbers: files that `likelihood --out` and `evaluate --out` wrote. Where
-      there are none: what training measured at that step.
-    samples: an image file; that which training drew at that step where None.
+    name, license, made_by: as in `api.Model.save_pretrained`.
+    numbers, samples: too; where there are none, what training measured and
+      drew at that step.
     quantiser: of a model of series.
 
   Raises:
     ReleaseError: a file that holds no numbers, or is missing.
   """
-  found, step = (
-    [x for path in numbers for x in card.read_numbers(path)],
-    step or 0,
-  )
-  class_names = ()
+  found = [x for path in numbers for x in card.read_numbers(path)]
+  step, class_names = step or 0, ()
   files = {quantiser_lib.FILE: quantiser.text()} if quantiser else {}
   if samples and not paths.path(samples).is_file():
     raise ReleaseError(f'samples={samples} is no file.')

@@ -15,6 +15,7 @@ import pathlib
 import re
 
 from fractal_jax import paths
+from fractal_jax.errors import short
 from fractal_jax.release import ReleaseError, card, weights
 from fractal_jax.release.folder import FILES
 
@@ -32,9 +33,7 @@ def folder(
   name: str,
   *,
   revision: str | None = None,
-  cache_dir: str | None = None,
-  local_files_only: bool = False,
-  token: str | None = None,
+  **how,
 ) -> str:
   """The folder of a run or release that a user names.
 
@@ -43,10 +42,8 @@ def folder(
 
   Args:
     name: see the top of this file; or a local folder, or one in a bucket.
-    revision: of a repository: a branch, tag or commit.
-    cache_dir: in place of huggingface_hub's.
-    local_files_only: whether to use what is in the cache, without asking.
-    token: of the Hub; the one of `hf auth login` or $HF_TOKEN where None.
+    revision, **how: as `api.Model.from_pretrained` takes them: cache_dir,
+      local_files_only and token.
 
   Raises:
     ReleaseError: the repository can't be downloaded, and is not in the cache.
@@ -57,23 +54,10 @@ def folder(
   repo, asked = _repository(name)
   if repo is None:
     return name
-  return _download(
-    name,
-    repo,
-    revision=asked or revision,
-    cache_dir=cache_dir,
-    local_files_only=local_files_only,
-    token=token,
-  )
+  return _download(name, repo, revision=asked or revision, **how)
 
 
-def pull(
-  name: str,
-  out: str | None,
-  *,
-  revision: str | None = None,
-  token: str | None = None,
-) -> str:
+def pull(name: str, out: str | None, *, revision: str | None = None) -> str:
   """Downloads a repository of the Hub to a folder, or to the cache.
 
   Files that an earlier attempt has brought are not downloaded again.
@@ -90,9 +74,7 @@ def pull(
       f"'{name}' is no name of a repository: give user/name, or user/name@tag."
     )
   out = None if out is None else paths.absolute(out)
-  return _download(
-    name, repo, revision=asked or revision, token=token, local_dir=out
-  )
+  return _download(name, repo, revision=asked or revision, local_dir=out)
 
 
 def push(
@@ -109,10 +91,7 @@ def push(
   Args:
     release: its local folder.
     repo: user/name.
-    private: of a new repository: whether others can't see it.
-    revision: a branch, made if it is not there; main where None.
-    token: of the Hub; the one of `hf auth login` or $HF_TOKEN where None.
-    message: of the commit.
+    private, revision, token, message: as in `api.Model.push_to_hub`.
 
   Returns:
     The address of the commit.
@@ -161,9 +140,8 @@ def _split(name: str) -> tuple[str | None, str | None]:
   return found.groups() if found else (None, None)
 
 
-def _download(name: str, repo: str, **how) -> str:
+def _download(name: str, repo: str, token: str | None = None, **how) -> str:
   with _asking(name):
-    token = how.pop('token')
     return _api(token).snapshot_download(
       repo, allow_patterns=list(FILES), **how
     )
@@ -209,9 +187,9 @@ def _explain(name: str, error: Exception) -> str:
   response = getattr(error, 'response', None)
   status = getattr(response, 'status_code', None)
   who = 'the Hugging Face Hub'
-  local = (
-    f' (and there is no local folder {name})' if _maybe_local(name) else ''
-  )
+  local = ''
+  if '@' not in name and '://' not in name:
+    local = f' (and there is no local folder {name})'
   if isinstance(error, errors.GatedRepoError):
     return (
       f'{name}: its owners give access on request: ask for it on its page, '
@@ -230,7 +208,7 @@ def _explain(name: str, error: Exception) -> str:
       'the right to do this, and log in with `hf auth login` or set $HF_TOKEN.'
     )
   if isinstance(error, errors.HFValidationError):
-    return f'{name} is no name that a repository may have: {_short(error)}'
+    return f'{name} is no name that a repository may have: {short(error)}'
   if isinstance(error, errors.IncompleteSnapshotError):
     return (
       f'{name} was downloaded in part, and {who} cannot be asked for the rest: '
@@ -240,20 +218,11 @@ def _explain(name: str, error: Exception) -> str:
     return (
       f'{name} is not in the cache, and {who} cannot be asked{local}: get a '
       'network, unset $HF_HUB_OFFLINE, or give a local folder '
-      f'({_short(error.__cause__ or error)}).'
+      f'({short(error.__cause__ or error)}).'
     )
   if isinstance(error, OSError) and error.errno and response is None:
     return f'{name} cannot be kept here: {error}.'
   return (
-    f'{name}: {who} cannot be used ({_short(error)}): see whether there is a '
+    f'{name}: {who} cannot be used ({short(error)}): see whether there is a '
     'network, or try again later.'
   )
-
-
-def _maybe_local(name: str) -> bool:
-  return '@' not in name and '://' not in name
-
-
-def _short(error: BaseException) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return text if len(text) < 300 else f'{text[:300]} ...'

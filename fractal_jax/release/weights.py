@@ -28,7 +28,7 @@ FILE = 'model.safetensors'
 INDEX = f'{FILE}.index.json'
 PART = r'model-\d{5}-of-\d{5}\.safetensors'
 PART_BYTES = 5_000_000_000
-# How parameters may be written, in bytes a value, and what is read; all are
+# How parameters may be written, in bytes per value, and what is read; all are
 # float32 once they are read.
 DTYPES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
 STORED = ('F32', 'BF16', 'F16')
@@ -75,7 +75,7 @@ def write(
   for file, names in files.items():
     tensors = {}
     for name in names:
-      values = _whole(flat[name])  # all processes gather
+      values = _gathered(flat[name])  # all processes gather
       if writes:
         tensors |= _stored(name, values, dtype)
     if writes:
@@ -103,7 +103,7 @@ def _stored(name: str, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 
 def save(path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
   """Writes a file of contiguous arrays; it takes its name once it is whole."""
-  with paths.whole(path) as out:
+  with paths.atomic_write(path) as out:
     safetensors_numpy.save_file(tensors, out.name, notes)
     # That is another file, which only its owner may read.
     os.chmod(out.name, os.fstat(out.fileno()).st_mode)
@@ -135,7 +135,7 @@ def _remove(folder: paths.Path) -> None:
         path.unlink()
 
 
-def _whole(x) -> np.ndarray:
+def _gathered(x) -> np.ndarray:
   """All values of an array that may lie on several hosts."""
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return multihost_utils.process_allgather(x, tiled=True)

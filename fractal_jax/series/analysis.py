@@ -29,8 +29,8 @@ class Learnt:
   """What the model knows of normal rows that it was not trained on."""
 
   rows: tuple[int, int]  # first and end of the rows that this is about
-  bits: float  # a value
-  linear_bits: float  # a value, of a linear autoregression in the same bins
+  bits: float  # per value
+  linear_bits: float  # the same, of a linear autoregression in the same bins
   pit: np.ndarray  # of all values
   z2: float  # mean; 1 where variances are right
 
@@ -189,12 +189,12 @@ def _doubts(table, detector, points, learnt, weekly) -> Sequence[str]:
       )
   if weekly is None:
     yield (
-      'False alarms a week are not estimated: this takes a time column of '
+      'False alarms per week are not estimated: this takes a time column of '
       'dates, and a detector with rows held out.'
     )
   elif weekly[2] > 4 * max(weekly[0], 1e-9):
     yield (
-      'The rows held out are few for an estimate of false alarms a week: the '
+      'The rows held out are few for an estimate of false alarms per week: the '
       'interval is wide.'
     )
   if detector.smooth > 1:

@@ -10,16 +10,22 @@ from fractal_jax import checks
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.series import fit, quantiser, scores, settings, table
+from fractal_jax.series import (
+  fit,
+  quantiser,
+  ranking,
+  scores,
+  settings,
+  table,
+)
 
-SHARE = checks.Number(above=0, below=1)
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
   'smooth': checks.FROM_1,
   'score': checks.Choice(scores.KINDS),
   'causal': checks.Flag(),
-  'false_alarms': SHARE,
-  'held_out': SHARE,
+  'false_alarms': checks.SHARE,
+  'held_out': checks.SHARE,
   'kind': checks.Text(),
   'levels': checks.Choice((2, 3)),
   'bins': checks.integer(least=2),
@@ -251,10 +257,7 @@ class Alarm:
 
 def alarms(scores: np.ndarray, threshold: float) -> list[Alarm]:
   """The alarms among scores [T], in time."""
-  above = np.concatenate([[0], scores > threshold, [0]]).astype(int)
-  begins = np.flatnonzero(np.diff(above) == 1)
-  ends = np.flatnonzero(np.diff(above) == -1)
   return [
-    Alarm(int(a), int(b) - 1, float(scores[a:b].max()))
-    for a, b in zip(begins, ends)
+    Alarm(first, last, float(scores[first : last + 1].max()))
+    for first, last in ranking.runs_of(scores > threshold)
   ]

@@ -153,16 +153,8 @@ def _edit(model, bins, mask, label: int, seed: int, settings: dict):
     return bins
   batch = settings.get('batch') or model.config.sample.batch
   whole = np.arange(-(-len(bins) // batch) * batch) % len(bins)
-  job = edit.edit(
-    model.net,
-    model.params,
-    model.config,
-    bins[whole],
-    mask[whole],
-    label,
-    mesh=model.mesh,
-    seed=seed,
-    **settings,
+  job = model.start(
+    edit.edit, bins[whole], mask[whole], label, seed=seed, **settings
   )
   return result_of(job)[: len(bins), 0].astype(np.int32)
 

@@ -37,6 +37,20 @@ class Prediction:
     ) / np.log(2)
 
 
+def filled(values: np.ndarray) -> np.ndarray:
+  """Values [T, C], the last number before (or 0) where one is not known."""
+  known = ~np.isnan(values)
+  last = np.where(known, np.arange(len(values))[:, None], 0)
+  last = np.maximum.accumulate(last, 0)
+  return np.nan_to_num(np.take_along_axis(values, last, 0))
+
+
+def rows_before(values: np.ndarray, n: int) -> np.ndarray:
+  """The n rows before each row of [T, C], the first one repeated: [T, C, n]."""
+  padded = np.concatenate([np.repeat(values[:1], n, 0), values[:-1]])
+  return np.lib.stride_tricks.sliding_window_view(padded, n, axis=0)
+
+
 def predict(values: np.ndarray, train: int, order: int) -> Prediction:
   """Predicts every row [T, C] from the `order` rows before it.
 
@@ -44,14 +58,10 @@ def predict(values: np.ndarray, train: int, order: int) -> Prediction:
   all channels, or, where that are too many numbers, from itself alone. What is
   not known is read as the last number before it.
   """
-  known = ~np.isnan(values)
-  last = np.maximum.accumulate(
-    np.where(known, np.arange(len(values))[:, None], 0)
-  )
-  filled = np.nan_to_num(np.take_along_axis(values, last, 0))
-  centre, spread = filled[:train].mean(0), filled[:train].std(0)
+  known, x = ~np.isnan(values), filled(values)
+  centre, spread = x[:train].mean(0), x[:train].std(0)
   spread = np.where(spread > 0, spread, 1.0)
-  x = (filled - centre) / spread
+  x = (x - centre) / spread
   channels = x.shape[1]
   if channels * order <= MOST:
     groups = [list(range(channels))]
@@ -60,9 +70,7 @@ def predict(values: np.ndarray, train: int, order: int) -> Prediction:
   mean, deviation = np.zeros_like(x), np.zeros(channels)
   for group in groups:
     own = x[:, group]
-    padded = np.concatenate([np.repeat(own[:1], order, 0), own])
-    past = np.lib.stride_tricks.sliding_window_view(padded, order, axis=0)
-    past = past[:-1].reshape(len(x), -1)  # [T, group * order]
+    past = rows_before(own, order).reshape(len(x), -1)  # [T, group * order]
     first = min(order, train // 2)
     model = linear_model.Ridge(alpha=1.0).fit(
       past[first:train], own[first:train]

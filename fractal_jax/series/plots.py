@@ -105,7 +105,7 @@ def heat(found: Analysis) -> bytes:
   )
   if len(names) <= 40:
     axis.set_yticks(range(len(names)), names)
-  figure.colorbar(picture, ax=axis, label='bits a value')
+  figure.colorbar(picture, ax=axis, label='bits per value')
   _time_axis(axis, found)
   return png(figure)
 

@@ -26,7 +26,7 @@ def vus_pr(scores: np.ndarray, labels: np.ndarray, window: int) -> float:
   thresholds = scores[order][at]
   number = np.searchsorted(-scores[order], -thresholds, 'right')  # flagged
   flagged = lambda weight: weight[order].cumsum()[number - 1]  # sums of these
-  runs = _runs(labels)
+  runs = runs_of(labels)
   positives, hits = labels.sum(), flagged(labels)
   areas = []
   for w in range(window + 1):
@@ -52,8 +52,8 @@ def widened(labels: np.ndarray, runs, width: int) -> np.ndarray:
   return np.minimum(out, 1)
 
 
-def _runs(labels: np.ndarray) -> list[tuple[int, int]]:
-  """(first, last) of each run of True."""
+def runs_of(labels: np.ndarray) -> list[tuple[int, int]]:
+  """(first, last) of each run of True among labels [T]."""
   edges = np.diff(np.concatenate([[0], labels, [0]]).astype(int))
   firsts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
   return list(zip(firsts.tolist(), (ends - 1).tolist()))

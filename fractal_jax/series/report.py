@@ -1,8 +1,6 @@
 """An analysis as scores.csv and one HTML page that needs no other file."""
 
-import csv
 import html
-import io
 
 import numpy as np
 
@@ -25,12 +23,8 @@ def write(found: Analysis, folder: str) -> str:
 def scores_csv(found: Analysis) -> str:
   """A line for each row of the file: score, alarm, and z2 by channel."""
   names = found.table.channels
-  file = io.StringIO()
-  out = csv.writer(file, lineterminator='\n')
   head = ['row', 'time'] if found.table.times is not None else ['row']
-  out.writerow(
-    [*head, 'score', 'alarm', 'bits', *(f'z2_{name}' for name in names)]
-  )
+  out = [[*head, 'score', 'alarm', 'bits', *(f'z2_{name}' for name in names)]]
   bits = np.nansum(found.points.bits, 1)
   shown = lambda x: '' if np.isnan(x) else f'{x:.6g}'
   for number, row in enumerate(found.table.row):
@@ -39,12 +33,12 @@ def scores_csv(found: Analysis) -> str:
       line.append(str(found.table.times[row]))
     line += [shown(found.rows[row]), int(found.rows[row] > found.threshold)]
     line += [shown(bits[row]), *map(shown, found.points.z2[row])]
-    out.writerow(line)
-  return file.getvalue()
+    out.append(line)
+  return paths.csv_text(out)
 
 
 def summary(found: Analysis) -> str:
-  """What was found, a few words a line."""
+  """What was found, a few words per line."""
   flagged = int((found.rows > found.threshold).sum())
   lines = [
     f'{len(found.alarms)} alarms, {flagged} of {len(found.rows)} rows above '
@@ -53,7 +47,7 @@ def summary(found: Analysis) -> str:
   if found.weekly is not None:
     number, low, high = found.weekly
     lines.append(
-      f'expected false alarms a week: {number:.2g} ({low:.2g} to {high:.2g})'
+      f'expected false alarms per week: {number:.2g} ({low:.2g} to {high:.2g})'
     )
   labels = found.table.labels
   if labels is not None and labels.any():
@@ -65,7 +59,7 @@ def summary(found: Analysis) -> str:
     )
   if found.learnt is not None:
     lines.append(
-      f'bits a value on rows held out: {found.learnt.bits:.3f}, of a linear '
+      f'bits per value on rows held out: {found.learnt.bits:.3f}, of a linear '
       f'autoregression {found.learnt.linear_bits:.3f}'
     )
   return '\n'.join(lines)
@@ -91,7 +85,7 @@ def page(found: Analysis) -> str:
 {
     figure(
       plots.levels(found),
-      'Bits a value, by the patches that each level of '
+      'Bits per value, by the patches that each level of '
       'the model cuts: a burst shows in the wide ones, a spike in the narrow.',
     )
   }
@@ -161,7 +155,7 @@ def _learnt(found: Analysis) -> str:
   learnt = found.learnt
   first, end = learnt.rows
   rows = [
-    ('bits a value', f'{learnt.bits:.3f}'),
+    ('bits per value', f'{learnt.bits:.3f}'),
     (
       f'of a linear autoregression on {found.detector.window} rows',
       f'{learnt.linear_bits:.3f}',

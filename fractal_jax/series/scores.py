@@ -158,7 +158,7 @@ def score(
       and not scored.
     label: the class.
     causal: refuse a model whose scores depend on later rows.
-    passes: random masks a window, for masked levels.
+    passes: random masks per window, for masked levels.
     seed: of the masks.
     batch: windows at a time.
     mesh: the mesh; one of the first device where None.
@@ -183,7 +183,8 @@ def score(
   starts, which = cover(len(values), side, both=not net.exact)
   bins = quantiser.read(values, label)
   lacking = starts[-1] + side - len(bins)
-  bins = np.concatenate([bins, _marked(bins[-1:]).repeat(lacking, 0)])
+  unknown = np.minimum(bins[-1:], ~bins[-1:])  # the last row, marked
+  bins = np.concatenate([bins, unknown.repeat(lacking, 0)])
   batch = sharding.padded_batch(min(batch, len(starts)), mesh)
   found = np.zeros(values.shape + (STATISTICS,))
   for first in range(0, len(starts), batch):
@@ -265,11 +266,6 @@ def cover(rows: int, side: int, *, both: bool) -> tuple[np.ndarray, np.ndarray]:
     which = np.maximum(-(-(t - side + 1) // step), 0)
     starts = step * np.arange(which[-1] + 1)
   return starts, which
-
-
-def _marked(bins: np.ndarray) -> np.ndarray:
-  """Bins, all marked as not known."""
-  return np.where(bins < 0, bins, ~bins)
 
 
 @functools.cache

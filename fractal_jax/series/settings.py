@@ -20,13 +20,10 @@ def settings(
   Args:
     rows: of the training part.
     channels: C.
-    window: S, a multiple of 8.
+    window, kind, bins, seed: as of a `FractalDetector`.
     classes: of series.
-    kind: of the levels above pixels, 'ar' or 'mar'.
     levels: 3: windows, patches of 8 rows, values; 2: without the patches.
-    bins: V.
     steps: of training; by default so many that 20,000 rows take minutes.
-    seed: of the run.
 
   Raises:
     ConfigError: a window that patches do not fill, and the like.

@@ -126,19 +126,18 @@ def read(path, columns: Sequence[str] = ()) -> Table:
   return _spaced(found)
 
 
-def from_array(values, name: str = 'series', channels=()) -> Table:
+def from_array(values) -> Table:
   """The Table of an array or DataFrame [T, C] or [T]."""
-  names = channels or getattr(values, 'columns', ())
+  names = getattr(values, 'columns', ())
   values = np.asarray(values, np.float64)
   values = values[:, None] if values.ndim == 1 else values
   names = tuple(map(str, names)) or tuple(map(str, range(values.shape[1])))
-  return Table(name, values, names, row=np.arange(len(values)))
+  return Table('series', values, names, row=np.arange(len(values)))
 
 
 def _npz(path) -> Table:
   try:
-    with paths.local(path) as copy, np.load(copy, allow_pickle=False) as file:
-      data = {name: file[name] for name in file.files}
+    data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise DataError(f'{path} is no .npz file of plain arrays: {e}') from e
   values = data.get('values')

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from fractal_jax import checks, paths
 from fractal_jax import config as config_lib
+from fractal_jax.errors import short
 from fractal_jax.release import weights
 from fractal_jax.training import (
   CheckpointError,
@@ -260,7 +261,7 @@ class Checkpoints:
       try:
         job()
       except Exception as e:  # Orbax and its storage raise nearly anything
-        raise CheckpointError(restore.short(e)) from e
+        raise CheckpointError(short(e)) from e
 
     self._error = None
     try:
@@ -428,7 +429,7 @@ def _checked(position) -> tuple[dict, optimizer.Guard]:
     or guard.keys() != none.keys()
     or not all(isinstance(x, int | float) for x in guard.values())
   ):
-    raise ValueError(f'{restore.short(position)} is no place in the data')
+    raise ValueError(f'{short(position)} is no place in the data')
   return data, optimizer.Guard(**guard)
 
 

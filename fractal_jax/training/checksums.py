@@ -18,14 +18,9 @@ def by_name(tree) -> dict:
   Orbax gives dicts for tuples with names: both have the same names here.
   """
 
-  def part(key) -> str:
-    for kind in ('key', 'idx', 'name'):
-      if hasattr(key, kind):
-        return str(getattr(key, kind))
-    raise TypeError(key)
-
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {'/'.join(map(part, path)): leaf for path, leaf in leaves}
+  return {name(path): leaf for path, leaf in leaves}
 
 
 def sums(tree) -> dict[str, int]:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fractal_jax import config as config_lib
 from fractal_jax import paths
 from fractal_jax.data import classes
 from fractal_jax.models import fractal
@@ -18,7 +19,6 @@ from fractal_jax.training import (
   logs,
   monitor,
   processes,
-  resume,
 )
 from fractal_jax.training.train_state import TrainState
 
@@ -72,13 +72,13 @@ class Chores:
     self.stop = stack.enter_context(processes.stop_requests())
     self._writer = logs.metric_writer(workdir, start)
     stack.callback(self._writer.close)
-    self._writer.write_hparams(resume.flat(config))
+    self._writer.write_hparams(config_lib.flat(config))
     self._actions = logs.periodic_actions(
       workdir, start, total, self._writer, profile
     )
     stack.callback(logs.stop_profile)
     self.dog = stack.enter_context(
-      processes.watchdog().limit(config.optim.hang_after)
+      processes.watchdog.limit(config.optim.hang_after)
     )
     self._progress = logs.Progress(start, total, config.optim.batch)
     self._monitor = monitor.Monitor(

@@ -4,13 +4,12 @@ TensorBoard shows a section for what stands before the slash of a name: curves
 are named by what a reader looks for, others than in metrics.jsonl.
 """
 
-import io
 import os
 import time
 
 import numpy as np
 
-from fractal_jax import paths
+from fractal_jax import paths, pictures
 
 # (how a name of metrics.jsonl begins, what stands there in TensorBoard), the
 # first that fits.
@@ -71,17 +70,13 @@ class TensorBoard:
 
   def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
     """Images: uint8 [H, W, 3] by name."""
-    from PIL import Image
-
     values = []
     for name, pixels in images.items():
-      png = io.BytesIO()
-      Image.fromarray(pixels).save(png, 'PNG')
       image = self._summary.Summary.Image(
         height=pixels.shape[0],
         width=pixels.shape[1],
         colorspace=3,
-        encoded_image_string=png.getvalue(),
+        encoded_image_string=pictures.png(pixels),
       )
       values.append(self._summary.Summary.Value(tag=tag(name), image=image))
     self._write_values(step, values)

@@ -100,8 +100,8 @@ def start(
     ) from e
   # Earlier than JAX itself, which aborts without saying what they did last. It
   # hears of each process every heartbeat / 2, so that much may have gone by.
-  _watchdog.silence = max(2 * POLL, heartbeat / 2 - 3 * POLL)
-  _watchdog.start()
+  watchdog.silence = max(2 * POLL, heartbeat / 2 - 3 * POLL)
+  watchdog.start()
 
 
 def on_tpu_pod() -> bool:
@@ -309,7 +309,7 @@ def missing() -> str:
   before = _read('fractal/at/')
   for _ in range(3):
     time.sleep(POLL)
-    _watchdog.post()  # this process is alive
+    watchdog.post()  # this process is alive
   after = _read('fractal/at/')
   me = _me()
   at = {i: after[i].split('|') for i in after}  # [posts, step, doing]
@@ -469,12 +469,7 @@ def _shout(text: str) -> None:
   print(f'process {me}: {text}', file=sys.stderr, flush=True)
 
 
-_watchdog = Watchdog()
-
-
-def watchdog() -> Watchdog:
-  """The watchdog of this process."""
-  return _watchdog
+watchdog = Watchdog()  # of this process
 
 
 def crashed(error: BaseException) -> None:

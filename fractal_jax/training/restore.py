@@ -15,7 +15,8 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from fractal_jax import checks, paths
+from fractal_jax import checks, paths, sharding
+from fractal_jax.errors import short
 from fractal_jax.release import weights
 from fractal_jax.training import CheckpointError, checksums
 
@@ -90,12 +91,7 @@ def restore_params(workdir: str, step: int | None = None, shardings=None):
         f'{where} holds other parameters than the model asks for: is '
         f'{workdir}/config.json the config that it was trained with?'
       )
-    like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      stored,
-      shardings,
-    )
-    return read(like)
+    return read(sharding.shaped(stored, shardings))
 
 
 def restore_like(workdir: str, step: int | None, like: dict) -> dict:
@@ -110,9 +106,9 @@ def restore_like(workdir: str, step: int | None, like: dict) -> dict:
     return read(like)
 
 
-def check_params(workdir: str, like: dict, step: int | None = None) -> None:
+def check_params(workdir: str, like: dict) -> None:
   """Raises CheckpointError unless parameters are there, of these shapes."""
-  with _opened(workdir, step) as (where, stored, _):
+  with _opened(workdir) as (where, stored, _):
     check_fit(stored, like, where)
 
 
@@ -303,9 +299,3 @@ def _unreachable(what: str, error: Exception) -> CheckpointError:
     f'{what} cannot be read ({short(error)}): get the right to read it, and '
     'see whether its disk or bucket can be reached. It may well be whole.'
   )
-
-
-def short(what) -> str:
-  """The text of an error, or other value, in a line of some 300 characters."""
-  text = ' '.join(str(what).split()) or type(what).__name__
-  return text if len(text) < 300 else f'{text[:300]} ...'

@@ -7,13 +7,13 @@ these is refused. Any other change is said, one line per key.
 
 import os
 
+from fractal_jax import config as config_lib
+from fractal_jax.data.common import FROM_DIR
 from fractal_jax.errors import UserError
 from fractal_jax.training import checkpoint, logs
 
 # Keys that say which images the next batch holds.
 PLACE = ('seed', 'data.name', 'data.train_split', 'optim.batch')
-# Data sets that are what data.dir holds.
-READ_FROM_DIR = ('folder', 'npz', 'series')
 
 
 class ResumeError(UserError, ValueError):
@@ -31,8 +31,8 @@ def check(config, workdir: str) -> None:
     ResumeError: a key differs without which the run's place in the data would
       be another one; the message says what to set.
   """
-  before = flat(checkpoint.load_config(workdir))
-  now = flat(config)
+  before = config_lib.flat(checkpoint.load_config(workdir))
+  now = config_lib.flat(config)
   place = changed_place(before, now)
   if place:
     lines = [f'  {k}: {before[k]!r} before, {now[k]!r} now' for k in place]
@@ -60,22 +60,8 @@ def check(config, workdir: str) -> None:
 def changed_place(before: dict, now: dict) -> list[str]:
   """The keys of two flat configs that put a run elsewhere in the data."""
   place = [k for k in PLACE if before[k] != now[k]]
-  if now['data.name'] in READ_FROM_DIR and path_of(before) != path_of(now):
+  # However the path is written.
+  path_of = lambda keys: os.path.abspath(os.path.expanduser(keys['data.dir']))
+  if now['data.name'] in FROM_DIR and path_of(before) != path_of(now):
     place.append('data.dir')
   return place
-
-
-def flat(config) -> dict:
-  """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
-  found = {}
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      found |= {f'{name}.{key}': v for key, v in value.items()}
-    else:
-      found[name] = value
-  return found
-
-
-def path_of(keys: dict) -> str:
-  """Where data.dir is, however it is written."""
-  return os.path.abspath(os.path.expanduser(keys['data.dir']))

@@ -34,6 +34,11 @@ def boxed_params(net: fractal.Fractal) -> dict:
   return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
 
 
+def param_shapes(net: fractal.Fractal) -> dict:
+  """Shapes of the parameters by level: a tree of ShapeDtypeStruct."""
+  return sharding.unbox(boxed_params(net))
+
+
 def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """Where each parameter lies: a tree of NamedSharding."""
   return sharding.param_shardings(boxed_params(net), mesh)
@@ -41,11 +46,8 @@ def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
 
 def abstract_params(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """The parameters' shapes, types and shardings: a tree of ShapeDtypeStruct."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    sharding.unbox(boxed_params(net)),
-    param_shardings(net, mesh=mesh),
-  )
+  where = param_shardings(net, mesh=mesh)
+  return sharding.shaped(param_shapes(net), where)
 
 
 def abstract(
@@ -58,18 +60,22 @@ def abstract(
   """The state's shapes, types and shardings: a tree of ShapeDtypeStruct."""
   init = lambda: _init(net, tx, config)
   shapes = jax.eval_shape(init)
-  params = param_shardings(net, mesh=mesh)
+  params, whole = param_shardings(net, mesh=mesh), sharding.replicated(mesh)
+  trained, _ = optimizer.split(params, config)
   where = TrainState(
-    step=sharding.replicated(mesh),
+    step=whole,
     params=params,
-    opt_state=_like_params(shapes.opt_state, params, mesh=mesh),
-    guard=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.guard),
+    # Each moment lies where its parameter does.
+    opt_state=optax.tree_map_params(
+      tx,
+      lambda _, sharding: sharding,
+      shapes.opt_state,
+      trained,
+      transform_non_params=lambda _: whole,
+    ),
+    guard=jax.tree.map(lambda _: whole, shapes.guard),
   )
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    where,
-  )
+  return sharding.shaped(shapes, where)
 
 
 def create(
@@ -91,20 +97,3 @@ def _init(net, tx, config: ConfigDict) -> TrainState:
   params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
   trained, _ = optimizer.split(params, config)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
-
-
-def _like_params(opt_state, where: dict, *, mesh: Mesh):
-  """Shardings of optimizer state: each moment lies where its parameter does.
-
-  A leaf belongs to a parameter when its path ends in the parameter's.
-  """
-
-  def keys(path):
-    return tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-
-  leaves = jax.tree_util.tree_leaves_with_path(where)
-  by_path = {keys(path): leaf for path, leaf in leaves}
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: by_path.get(keys(path), sharding.replicated(mesh)),
-    opt_state,
-  )

@@ -1,4 +1,4 @@
-"""The texts of reports: a file a language, with the same keys.
+"""The texts of reports: a file per language, with the same keys.
 
 A key that ends in @KIND stands for the same key in pilots of that kind.
 

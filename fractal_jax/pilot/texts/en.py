@@ -79,14 +79,16 @@ TEXTS = {
   'gate most_leak': 'share of test data that stands in the training data',
   'gate most_drift': 'drift of a mean, in standard deviations',
   'gate least_incidents': 'incidents to test with',
-  'gate module_bits': 'bits a value saved against a model without memory',
-  'gate composition_bits': 'bits a value saved against the best simple model',
-  'gate flat_bits': 'bits a value saved against a flat model',
+  'gate module_bits': 'bits per value saved against a model without memory',
+  'gate composition_bits': 'bits per value saved against the best simple model',
+  'gate flat_bits': 'bits per value saved against a flat model',
   'gate found': 'share of the incidents found',
-  'gate weekly_false_alarms': 'false alarms a week',
+  'gate weekly_false_alarms': 'false alarms per week',
   'gate most_z2': 'squared error over what the model expects',
   'gate shadow_found': 'share of the incidents found, in the shadow run',
-  'gate shadow_weekly_false_alarms': ('false alarms a week, in the shadow run'),
+  'gate shadow_weekly_false_alarms': (
+    'false alarms per week, in the shadow run'
+  ),
   'gate most_delay': 'rows from an incident to its alarm',
   'gate most_milliseconds': 'milliseconds to score a row',
   'changed': (
@@ -101,17 +103,17 @@ TEXTS = {
   'fact incidents': 'incidents to be found',
   'fact anomalous': 'share of rows within incidents',
   'fact explained': 'share of the variance that a linear model explains',
-  'fact histogram': 'bits a value: model without memory',
-  'fact bits_0': 'bits a value: level 0 alone',
-  'fact bits_1': 'bits a value: level 1 alone',
+  'fact histogram': 'bits per value: model without memory',
+  'fact bits_0': 'bits per value: level 0 alone',
+  'fact bits_1': 'bits per value: level 1 alone',
   'fact spread_0': 'deviation between seeds: level 0',
   'fact spread_1': 'deviation between seeds: level 1',
   'fact enough': 'rows after which more bring little',
-  'fact together': 'bits a value: levels together',
-  'fact flat': 'bits a value: flat model of equal compute',
-  'fact last_value': 'bits a value: as the row before',
-  'fact linear': 'bits a value: linear autoregression',
-  'fact polynomial': 'bits a value: polynomial',
+  'fact together': 'bits per value: levels together',
+  'fact flat': 'bits per value: flat model of equal compute',
+  'fact last_value': 'bits per value: as the row before',
+  'fact linear': 'bits per value: linear autoregression',
+  'fact polynomial': 'bits per value: polynomial',
   'fact spread': 'deviation between seeds',
   'fact incidents_found': 'incidents found',
   'fact false_alarms': 'false alarms',
@@ -121,8 +123,8 @@ TEXTS = {
   'fact memory_gb': 'memory taken at most, GB',
   'picture data': 'The data; the grey part is learnt from.',
   'picture module': (
-    'Learning curve: bits a value on held-out rows against the rows that were '
-    'learnt from.'
+    'Learning curve: bits per value on held-out rows against the rows that '
+    'were learnt from.'
   ),
   'picture drawn': (
     'Above: windows of the data. Below: windows that the model made up. They '
@@ -143,21 +145,21 @@ TEXTS = {
   ),
   'roi formula': (
     'A year = incidents × share found × share of the cost that an alarm saves '
-    '× cost of an incident − false alarms a week × 52 × cost of one − hours of '
-    'upkeep × hour of work − hours of hardware × hour of hardware. The first '
-    'year has the hours of setup on top. Low and high take the bad and the '
-    'good ends of both intervals.'
+    '× cost of an incident − false alarms per week × 52 × cost of one − hours '
+    'of upkeep × hour of work − hours of hardware × hour of hardware. The '
+    'first year has the hours of setup on top. Low and high take the bad and '
+    'the good ends of both intervals.'
   ),
   'low': 'low',
   'middle': 'middle',
   'high': 'high',
   'roi found': 'share of incidents found',
-  'roi false_alarms': 'false alarms a week',
-  'roi saved': 'saved a year',
-  'roi alarms': 'false alarms, a year',
-  'roi upkeep': 'upkeep and hardware, a year',
+  'roi false_alarms': 'false alarms per week',
+  'roi saved': 'saved per year',
+  'roi alarms': 'false alarms, per year',
+  'roi upkeep': 'upkeep and hardware, per year',
   'roi setup': 'setup, once',
-  'roi yearly': 'net, a year',
+  'roi yearly': 'net, per year',
   'roi first_year': 'net, the first year',
   'roi months': 'months until it has paid',
   'never': 'never',
@@ -168,7 +170,7 @@ TEXTS = {
     '(shares: 100% at most)'
   ),
   'cost incident': 'cost of an incident',
-  'cost incidents_per_year': 'incidents a year',
+  'cost incidents_per_year': 'incidents per year',
   'cost preventable': 'share of the cost that an alarm saves',
   'cost false_alarm': 'cost of a false alarm',
   'cost hour_of_work': 'hour of work',
@@ -177,7 +179,7 @@ TEXTS = {
   'cost hour_of_hardware': 'hour of hardware',
   'cost hardware_hours': 'hours of hardware',
   'cost found': 'share of incidents found',
-  'cost weekly': 'false alarms a week',
+  'cost weekly': 'false alarms per week',
   'price': 'Cost of the pilot',
   'spent': 'So far {minutes} minutes of this machine.',
   'next price': (
@@ -230,7 +232,8 @@ TEXTS = {
     'MORE DATA: the interval lies on both sides, or too little is known.'
   ),
   'term bits': (
-    'Bits a value: how surprised a model is by what it sees. Fewer are better.'
+    'Bits per value: how surprised a model is by what it sees. Fewer are '
+    'better.'
   ),
   'term interval': (
     '95% interval: of a hundred such intervals about 95 hold the true number.'
@@ -254,11 +257,12 @@ TEXTS = {
   ),
   'fact gradient_peak_0': 'gradient of level 0: largest norm over the median',
   'fact gradient_peak_1': 'gradient of level 1: largest norm over the median',
-  'fact worth_0': 'bits a value lost without what level 0 tells level 1',
-  'fact worth_1': 'bits a value lost without what level 1 tells the values',
+  'fact worth_0': 'bits per value lost without what level 0 tells level 1',
+  'fact worth_1': 'bits per value lost without what level 1 tells the values',
   'picture gradients': (
-    'Norms of gradients, step by step: above level 0, below level 1, a line a '
-    'seed. Lines that lie on each other, without peaks, are stable training.'
+    'Norms of gradients, step by step: above level 0, below level 1, a line '
+    'per seed. Lines that lie on each other, without peaks, are stable '
+    'training.'
   ),
   # Of images: keys that end in @images take the place of those without.
   'about data@images': (
@@ -282,7 +286,7 @@ TEXTS = {
   ),
   'gate least_judged': 'images to test with',
   'gate least_anomalies': 'anomalous images to test with',
-  'gate most_gap': 'bits a value that unseen images cost more',
+  'gate most_gap': 'bits per value that unseen images cost more',
   'gate distance': 'distance of drawn images over that of real ones',
   'gate most_strange': (
     'share of drawn images that are like no real one, less that of real ones'
@@ -293,7 +297,7 @@ TEXTS = {
   ),
   'gate drawn_copies': 'share of drawn images that copy a training image',
   'gate completion': 'share of the error saved against the nearest image',
-  'gate shadow_bits': 'bits a value that images cost more, in the shadow run',
+  'gate shadow_bits': 'bits per value that images cost more, in the shadow run',
   'gate shadow_completion': 'share of the error saved, in the shadow run',
   'gate found@images': 'share of the anomalies found',
   'gate shadow_found@images': 'share of the anomalies found, in the shadow run',
@@ -305,26 +309,26 @@ TEXTS = {
   'fact classes': 'classes',
   'fact smallest_class': 'images of the smallest class',
   'fact largest_class': 'images of the largest class',
-  'fact uniform': 'bits a value: if every value were equally likely',
-  'fact forest': 'bits a value: random forest',
+  'fact uniform': 'bits per value: if every value were equally likely',
+  'fact forest': 'bits per value: random forest',
   'fact enough@images': 'images after which more bring little',
   'fact incidents@images': 'anomalous images',
   'fact incidents_found@images': 'anomalous images found',
   'fact weeks@images': 'weeks that as many normal images take',
-  'fact threshold@images': 'bits a value from which there is an alarm',
-  'fact held_bits': 'bits a value: images held out',
-  'fact train_bits': 'bits a value: images that were learnt from',
-  'fact drawn_bits': 'bits a value: images that the model drew',
+  'fact threshold@images': 'bits per value from which there is an alarm',
+  'fact held_bits': 'bits per value: images held out',
+  'fact train_bits': 'bits per value: images that were learnt from',
+  'fact drawn_bits': 'bits per value: images that the model drew',
   'fact strange': 'share of drawn images that are like none learnt from',
   'fact strange_held': 'the same of images held out',
   'fact missed': 'share of images held out that are like none drawn',
   'fact missed_train': 'the same, like none of as many learnt from',
-  'fact shadow_bits': 'bits a value: images of the shadow run',
+  'fact shadow_bits': 'bits per value: images of the shadow run',
   'fact gain': 'share of the error that is saved',
   'picture train': 'Some of the images that are learnt from.',
   'picture classes': 'How many images each class has.',
   'picture module@images': (
-    'Learning curve: bits a value of images held out against the images that '
+    'Learning curve: bits per value of images held out against the images that '
     'were learnt from.'
   ),
   'picture images': 'Images that the model made up.',
@@ -332,13 +336,13 @@ TEXTS = {
     'In turn: an image, and the same with its lower half made up.'
   ),
   'picture bits': (
-    'Bits a value, how often. Grey: images that were learnt from. Blue: held '
+    'Bits per value, how often. Grey: images that were learnt from. Blue: held '
     'out. Black: drawn by the model. Red: anomalies. Where grey and blue lie '
     'apart, images were learnt by heart.'
   ),
   'picture worst_images': 'The most surprising images held out.',
   'picture replay': (
-    'Bits a value of the images in their order; dashed is the threshold.'
+    'Bits per value of the images in their order; dashed is the threshold.'
   ),
   'roi none': (
     'Not computed: it follows from incidents, and the task is not to find any. '
