@@ -10,7 +10,6 @@ from tests.data import join, literal_adm, make_config, noise, write_npz
 
 def test_info_of_digits():
   assert pipeline.info(make_config()) == pipeline.Info(
-    shape=(8, 8, 1),
     classes=10,
     class_names=tuple('0123456789'),
     num_train=1500,
