@@ -4,6 +4,8 @@ import dataclasses
 import re
 import zipfile
 
+import numpy as np
+
 from fractal_jax import config as config_lib
 from fractal_jax import paths
 from fractal_jax.checks import (
@@ -76,7 +78,11 @@ TASK = {
     'anomalies: share of the normal images held out that may lie above the '
     'threshold',
   ),
-  'steps': Key(1000, integer(least=1), 'steps of training at full size'),
+  'steps': Key(
+    600, integer(least=1),
+    'steps of training at full size. Proposed are about 25 passes over the '
+    'images: many more, and few images are learnt by heart (most_gap)',
+  ),
   'small_steps': Key(
     400, integer(least=1),
     'steps of training of the stages `module` and `composition`',
@@ -224,6 +230,8 @@ def propose(data: str, folder: str, size: int | None) -> dict[str, dict]:
     values=found.values,
     anomalous=anomalous,
   )
+  passes = int(25 * len(found.sides) / 64)
+  out['task']['steps'] = int(np.clip(round(passes, -2), 400, 2000))
   if anomalous:
     out['task']['kind'] = 'anomalies'
   return out
