@@ -37,22 +37,21 @@ def get_config(arg=None):
   m.unroll = 3
 
   c.data.name = 'digits'
-  c.data.flip = False
-  c.data.shift = 1
+  c.data.flip = False  # nor moved: a model of moved digits draws moved ones
 
   c.optim.batch = 64
-  c.optim.steps = 1000
+  c.optim.steps = 600
   c.optim.lr = 1.2e-2  # a peak of 3e-3 at this batch
-  c.optim.save_every = 500
+  c.optim.save_every = 200
 
-  c.eval.every = 250
+  c.eval.every = 200
   c.eval.batch = 152  # 297 in two
   if arg == 'mar':
     m.mask_law = 'uniform'  # as the likelihood masks
-    c.optim.steps = 2500  # each sees but half of the values
+    c.optim.steps = 1600  # each sees but half of the values
     c.eval.passes = 8
 
-  c.sample.every = 1000
+  c.sample.every = 600
   c.sample.num = 60  # six rows, a column per class
   c.sample.guidance = 3.0
   return c
