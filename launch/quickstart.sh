@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up a virtual environment and runs the main job on the embedded digits:
-# trains a FractalAR, scores it, samples it. About five minutes on two cores
+# trains a FractalAR, scores it, samples it. About three minutes on two cores
 # after the installation. No network is needed once the packages are there.
 #
 #   launch/quickstart.sh [WORKDIR]        PYTHON=python3.12 to choose a Python

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the models that come with the package: trains each, measures it, draws
-# samples, and writes all of it to releases/NAME with a card. On two CPU cores
-# digits_ar takes about five minutes, digits_mar ten.
+# samples, and writes all of it to releases/NAME with a card. On a shared CPU core
+# digits_ar takes about three minutes, digits_mar seven.
 #
 #   launch/release.sh [NAME...]      digits_ar and digits_mar where none is named
 #   NAB=DIR launch/release.sh nab_ar
