@@ -77,12 +77,12 @@ def small(c, kind):
   m.remat = 'none'
   m.unroll = 4
 
-  # Not moved: images seen some forty times are not learnt by heart, and a model
-  # of moved images draws moved ones, which look broken the sooner.
-  m.dropout = 0.1
+  # Not moved, with a dropout of 0.1, it took 2.63 bits/dim after 2200 steps, and
+  # 2.57 so after 2000.
+  c.data.shift = 2
 
   c.optim.batch = 32
-  c.optim.steps = 2200
+  c.optim.steps = 3000
   c.optim.lr = 6e-3  # a peak of 7.5e-4 at this batch
   c.optim.save_every = 500
 

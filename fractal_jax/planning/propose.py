@@ -22,7 +22,6 @@ SIDES = (4, 8, 16, 32, 64, 128, 256)
 STATISTICS = 1000  # images for means and standard deviations
 SEEN = 64_000  # images, repeats counted, after which digits are well drawn
 PASSES = 40  # over the data at least, where there is time
-OFTEN = 100  # passes after which a few hundred images would be known by heart
 CPU_BATCH = 64  # as configs/digits.py has it
 MANY = 50_000  # images, from which on a run may take longer
 # FLOP/s in training: of a core, what the digits reach on two of them
@@ -365,14 +364,11 @@ def _training(c, choose, on: Machine, train: int, held: int) -> None:
   if time < wanted:
     why += f', what fits into about {hours * 60:.0f} minutes'
   choose(f'{why}; more steps, better samples', optim_steps=steps)
-  # Digits took 1.87 bits/dim after 43 passes of moved ones, which were drawn off
-  # their places, too; and 1.78 after 26 passes as they are.
-  often = passes > OFTEN
   choose(
-    'images that are seen so often are learnt by heart unless they are moved'
-    if often
-    else 'a model of moved images draws moved ones',
-    data_shift=max(1, c.model.sizes[0] // 16) if often else 0,
+    'helps where images are few'
+    if train < 10_000
+    else 'there are enough images',
+    data_shift=max(1, c.model.sizes[0] // 16) if train < 10_000 else 0,
   )
   choose(
     'twice as many images; set it to False where left and right differ, as in '
