@@ -88,7 +88,7 @@ def small(c, kind):
 
   c.eval.every = 500
   if kind == 'mar':
-    m.mask_law = 'uniform'  # as the likelihood masks; so does a patch per step
+    m.mask_law = 'uniform'  # as the likelihood masks
     c.eval.passes = 4
 
   c.sample.every = 1000
