@@ -13,6 +13,7 @@ output any more. After 70, 75, 143 and a crash the same command goes on from
 what was saved.
 """
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -331,7 +332,14 @@ def run_job(command: str, job, argv: list[str]) -> None:
     report()
     sys.stdout.flush()  # a closed pipe shows here, not at Python's end
   except (Exception, KeyboardInterrupt) as e:
-    leave_after(command, e)
+    try:
+      leave_after(command, e)
+    except SystemExit as end:
+      if isinstance(e, KeyboardInterrupt):
+        # XLA may be computing still, and crash as Python takes itself apart.
+        atexit._run_exitfuncs()
+        os._exit(end.code)
+      raise
 
 
 if __name__ == '__main__':
