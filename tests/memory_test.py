@@ -168,5 +168,5 @@ def test_table():
   flops = 1024 * cost.cost(c).total('training')
   second = flops / (8 * 197e12 * 0.4)
   assert f'a step takes {second:.3g} s' in text
-  assert f'all {1000 * 1024 / 1500:.4g} epochs' in text
+  assert f'all {600 * 1024 / 1500:.4g} epochs' in text
   assert max(map(len, text.splitlines())) <= 80
