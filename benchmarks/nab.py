@@ -233,10 +233,9 @@ def measured(tables, found: dict) -> dict:
 
 def trailing(x: np.ndarray) -> np.ndarray:
   """The mean [T] over the last SMOOTH rows, or those that there are."""
-  sums = np.cumsum(np.r_[0.0, x])
-  last = np.arange(1, len(sums))
-  first = np.maximum(last - SMOOTH, 0)
-  return (sums[last] - sums[first]) / (last - first)
+  # What lies half a window later is a mean around it of what came before.
+  late = np.full(SMOOTH - SMOOTH // 2 - 1, np.nan)
+  return scores.smoothed(np.r_[late, x], SMOOTH)[: len(x)]
 
 
 def baselines(tables) -> dict[str, dict]:
@@ -284,10 +283,9 @@ def print_table(arguments) -> None:
   rows = {(name, ''): [x] for name, x in others.items()} | found
   print(
     '\n| detector | score | seeds | VUS-PR raw | mean of 200 | stream | '
-    'trailing | AUC-PR raw | mean of 200 | stream | trailing |\n|---|---|---|'
-    + '---|'
-    * 8
+    'trailing | AUC-PR raw | mean of 200 | stream | trailing |'
   )
+  print('|---|---|---|' + '---|' * 2 * len(WAYS))
   for (name, kind), seeds in rows.items():
     means = np.array([[s[w].mean(0) for w in WAYS] for s in seeds])
     cells = [

@@ -31,6 +31,7 @@ from fractal_jax.pilot.settings import (
 )
 from fractal_jax.planning import propose as planning
 
+PASSES = 25  # over the images at full size, about
 DIGITS = 'digits'  # the data set that comes with scikit-learn
 LISTING = 'images.csv'  # in the pilot's folder: which image is in which split
 SMALLEST, USUAL, LARGEST = 8, 16, 32  # sides; a pilot is small
@@ -230,8 +231,8 @@ def propose(data: str, folder: str, size: int | None) -> dict[str, dict]:
     values=found.values,
     anomalous=anomalous,
   )
-  passes = int(25 * len(found.sides) / 64)
-  out['task']['steps'] = int(np.clip(round(passes, -2), 400, 2000))
+  steps = PASSES * len(found.sides) / planning.CPU_BATCH
+  out['task']['steps'] = int(np.clip(round(steps, -2), 400, 2000))
   if anomalous:
     out['task']['kind'] = 'anomalies'
   return out

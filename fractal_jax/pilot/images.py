@@ -183,7 +183,8 @@ class ImagePilot(Pilot):
     # drawn images are compared with real ones where those lie.
     c.data.name, c.data.flip, c.data.shift = 'npz', False, 0
     c.data.threads = 2  # images lie in memory
-    c.optim.batch = min(64, 2 ** int(np.log2(max(self.learnt, 2))))
+    most = planning.CPU_BATCH
+    c.optim.batch = min(most, 2 ** int(np.log2(max(self.learnt, 2))))
     c.optim.lr = 1.2e-2 * 64 / c.optim.batch  # a peak of 3e-3
     c.optim.steps = steps or self.settings.task['steps']
     c.optim.save_every = c.eval.every = c.optim.steps

@@ -107,18 +107,16 @@ def smoothed(x: np.ndarray, rows: int, causal: bool = False) -> np.ndarray:
   """
   known = ~np.isnan(x)
   held = np.where(known, x, 0.0)
-  if causal:
-    sums, counts = (
-      signal.lfilter([1.0], [1.0, 2 / (rows + 1) - 1], v)
-      for v in (held, known.astype(float))
-    )
-  else:
-    around = np.arange(len(x)) - rows // 2
-    first, last = np.maximum(around, 0), np.minimum(around + rows, len(x))
-    sums, counts = (
-      np.diff(np.r_[0, np.cumsum(v)][np.stack([first, last])], axis=0)[0]
-      for v in (held, known)
-    )
+  first = np.arange(len(x)) - rows // 2
+  first, last = np.maximum(first, 0), np.minimum(first + rows, len(x))
+
+  def total(v):
+    if causal:
+      return signal.lfilter([1.0], [1.0, 2 / (rows + 1) - 1], v)
+    sums = np.r_[0.0, np.cumsum(v)]
+    return sums[last] - sums[first]
+
+  sums, counts = total(held), total(known.astype(float))
   found = counts > 1e-9  # else all that are known are long past
   return np.where(found, sums / np.where(found, counts, 1), np.nan)
 
