@@ -1,6 +1,6 @@
 """What a report says of a series: alarms, what was learnt, what to distrust."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
@@ -148,9 +148,17 @@ def _weekly(table: Table, detector, threshold: float):
   return tuple(float(x / weeks) for x in (number, low, high))
 
 
-def _doubts(table, detector, points, learnt, weekly) -> Sequence[str]:
+def _doubts(table, detector, points, learnt, weekly) -> Iterator[str]:
   """What to distrust, a sentence each."""
   yield from (note[0].upper() + note[1:] + '.' for note in table.notes)
+  yield from _doubts_of_channels(table, detector, points)
+  if learnt is not None:
+    yield from _doubts_of_fit(learnt)
+  yield from _doubts_of_alarms(detector, weekly)
+
+
+def _doubts_of_channels(table, detector, points) -> Iterator[str]:
+  """Values out of range or not known, constants, and bins too coarse."""
   values, names = table.values, table.channels
   known = ~np.isnan(values)
   for c, name in enumerate(names):
@@ -175,18 +183,25 @@ def _doubts(table, detector, points, learnt, weekly) -> Sequence[str]:
           f"nine tenths of '{name}' lie in {fine:.0f} bins, since a few values "
           'are far away: fit with --range=scaled to see more of it.'
         )
-  if learnt is not None:
-    if learnt.z2 > 2:
-      yield (
-        f'On rows held out the residuals are {learnt.z2:.1f} times as large as '
-        'the model expects (in squares): it is overconfident, or the normal '
-        'state has moved.'
-      )
-    if learnt.linear_bits < learnt.bits:
-      yield (
-        'A linear autoregression predicts the rows held out better than the '
-        'model: take its residuals as the alarm, or train longer.'
-      )
+
+
+def _doubts_of_fit(learnt) -> Iterator[str]:
+  """Overconfidence, and a linear model that is better."""
+  if learnt.z2 > 2:
+    yield (
+      f'On rows held out the residuals are {learnt.z2:.1f} times as large as '
+      'the model expects (in squares): it is overconfident, or the normal '
+      'state has moved.'
+    )
+  if learnt.linear_bits < learnt.bits:
+    yield (
+      'A linear autoregression predicts the rows held out better than the '
+      'model: take its residuals as the alarm, or train longer.'
+    )
+
+
+def _doubts_of_alarms(detector, weekly) -> Iterator[str]:
+  """The estimate of false alarms, and where an alarm begins."""
   if weekly is None:
     yield (
       'False alarms per week are not estimated: this takes a time column of '

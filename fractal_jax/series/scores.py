@@ -179,10 +179,7 @@ def score(
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
   starts, which = cover(len(values), side, both=not net.exact)
-  bins = quantiser.read(values, label)
-  lacking = starts[-1] + side - len(bins)
-  unknown = np.minimum(bins[-1:], ~bins[-1:])  # the last row, marked
-  bins = np.concatenate([bins, unknown.repeat(lacking, 0)])
+  bins = _padded(quantiser.read(values, label), starts[-1] + side)
   batch = sharding.padded_batch(min(batch, len(starts)), mesh)
   found = np.zeros(values.shape + (STATISTICS,))
   for first in range(0, len(starts), batch):
@@ -200,6 +197,19 @@ def score(
     found[here] = some[which[here] - first, here - starts[which[here]]]
     yield Progress('scoring', min(first + batch, len(starts)), len(starts))
   found[np.isnan(values)] = np.nan
+  return _point_scores(found, quantiser, values, label)
+
+
+def _padded(bins: np.ndarray, rows: int) -> np.ndarray:
+  """So many rows: the last one is repeated, marked as not known."""
+  unknown = np.minimum(bins[-1:], ~bins[-1:])
+  return np.concatenate([bins, unknown.repeat(rows - len(bins), 0)])
+
+
+def _point_scores(
+  found: np.ndarray, quantiser: Quantiser, values: np.ndarray, label: int
+) -> PointScores:
+  """In bits and the data's unit, from [T, C, STATISTICS] in nats and bins."""
   nats, mean, variance, entropy, pit = np.moveaxis(found, -1, 0)
   _, width = quantiser.of(label)
   distance = quantiser.place(values, label) - mean

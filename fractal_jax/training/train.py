@@ -329,24 +329,22 @@ def make_step(
       'skipped': guard.skipped,
       'grad_norm': grad_norm,
     }
-    for name, grad in grads.items():
-      metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
-      metrics[f'param_norm/{name}'] = optax.tree.norm(trained[name])
+    norms = {name: optax.tree.norm(trained[name]) for name in trained}
 
     def ratios():  # kept nowhere else, the updates take a pass of their own
       again, _ = tx.update(grads, state.opt_state, trained)
-      return {
-        f'update_ratio/{name}': optax.tree.norm(update)
-        / metrics[f'param_norm/{name}']
-        for name, update in again.items()
-      }
+      return {n: optax.tree.norm(again[n]) / norms[n] for n in trained}
 
     def unknown():
-      nan = jnp.full((), jnp.nan, jnp.float32)
-      return {f'update_ratio/{name}': nan for name in grads}
+      return jax.tree.map(lambda norm: jnp.full_like(norm, jnp.nan), norms)
 
     logged = applied & (new.step % config.optim.log_every == 0)
-    return new, metrics | jax.lax.cond(logged, ratios, unknown)
+    update_ratios = jax.lax.cond(logged, ratios, unknown)
+    for name, grad in grads.items():
+      metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
+      metrics[f'param_norm/{name}'] = norms[name]
+      metrics[f'update_ratio/{name}'] = update_ratios[name]
+    return new, metrics
 
   return step
 
