@@ -1,5 +1,8 @@
 """Tables of sensors: what is read, what is refused and how it is said."""
 
+import datetime
+import re
+
 import numpy as np
 import pytest
 
@@ -77,6 +80,63 @@ def test_what_is_refused(text, words, tmp_path):
     assert word in str(e.value)
 
 
+# What pandas would guess is refused, or read as it stands.
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('a,b\n1,2,3\n4,5,6\n', 'Expected 2 fields in line 2, saw 3'),
+    ('a,b\n1,2,\n4,5,\n', 'as many cells in each row as in the header'),
+    ('a,a\n1,2\n3,4\n', "'a' is there, or asked for, more than once"),
+    ('a;b\n1;2\n3;4\n', "the header has ';' between its names"),
+    ('a\tb\n1\t2\n3\t4\n', 'write commas'),
+    ('a;b\n1,5;2\n3,5;4\n', 'Expected 1 fields in line 2, saw 2'),
+    ('a,b\n"1,5",2\n"3,5",4\n', "'1,5' is no number"),
+    ('day,a\nmay,1\njune,2\n', "'may' is no number"),
+    ('a,label\n1,normal\n2,fault\n', 'write 0 and 1 in it'),
+    ('time,a\n1,1\ninf,2\n', "'inf' is no time"),
+    ('time,a\n1500-01-01,1\n1500-01-02,2\n', 'must lie in 1678 to 2261'),
+    ('time,a\n01/02/2024,1\n02/02/2024,2\n', 'month or with the day'),
+  ],
+)
+def test_nothing_is_guessed(text, words, tmp_path):
+  with pytest.raises(DataError, match=re.escape(words)):
+    table.read(write(tmp_path / 'line.csv', text))
+
+
+def test_an_empty_line_of_one_column_is_an_empty_cell(tmp_path):
+  found = table.read(write(tmp_path / 'line.csv', 'a\n1\n\n3\n'))
+  np.testing.assert_array_equal(found.values[:, 0], [1, np.nan, 3])
+  found = table.read(write(tmp_path / 'two.csv', 'a,b\n1,2\n\n3,4\n'))
+  np.testing.assert_array_equal(found.values, [[1, 2], [3, 4]])
+
+
+def test_the_index_that_pandas_writes_is_no_channel(tmp_path):
+  found = table.read(write(tmp_path / 'line.csv', ',a\n0,5\n1,6\n'))
+  assert found.channels == ('a',) and 'no name' in found.notes[0]
+  found = table.read(write(tmp_path / 'na.csv', 'NA,a\n0,5\n1,6\n'))
+  assert found.channels == ('NA', 'a') and not found.notes
+  text = ',a\n2024-01-01,5\n2024-01-02,6\n'
+  found = table.read(write(tmp_path / 'days.csv', text))
+  assert found.channels == ('a',) and not found.notes
+  assert str(found.times[1]).startswith('2024-01-02')
+
+
+def test_truths_are_numbers(tmp_path):
+  text = 'on,label\nTrue,False\nfalse,TRUE\n,true\n'
+  found = table.read(write(tmp_path / 'line.csv', text))
+  np.testing.assert_array_equal(found.values[:, 0], [1, 0, np.nan])
+  assert found.labels.tolist() == [False, True, True]
+
+
+def test_days_may_come_first(tmp_path):
+  for form in ('%d/%m/%Y', '%m/%d/%Y', '%d.%m.%y'):
+    days = [datetime.date(2024, 1, 10 + i).strftime(form) for i in range(9)]
+    found = table.read(write(tmp_path / 'line.csv', lines(days, range(9))))
+    assert str(found.times[-1]).startswith('2024-01-18') and not found.notes
+
+
 def test_parquet_says_the_same_as_csv(tmp_path):
   pd = pytest.importorskip('pandas')
   frame = pd.DataFrame({'time': pd.to_datetime(DAYS), 'a': np.arange(10.0)})
@@ -130,6 +190,16 @@ def test_arrays_that_are_refused(arrays, words, tmp_path):
   np.savez(tmp_path / 'a.npz', **{'values': TEN, **arrays})
   with pytest.raises(DataError, match=words):
     table.read(tmp_path / 'a.npz')
+
+
+def test_columns_of_arrays(tmp_path):
+  np.savez(tmp_path / 'x.npz', values=np.eye(3), channels=['a', 'b', 'c'])
+  found = table.read(tmp_path / 'x.npz', ['c', 'a'])
+  assert found.channels == ('c', 'a')
+  np.testing.assert_array_equal(found.values, np.eye(3)[:, [2, 0]])
+  for columns, words in ((['d'], "no column 'd'"), (['a', 'a'], 'more than')):
+    with pytest.raises(DataError, match=words):
+      table.read(tmp_path / 'x.npz', columns)
 
 
 def test_columns_that_hold_no_numbers(tmp_path):

@@ -16,8 +16,21 @@ from fractal_jax.data.common import DataError
 
 ENDINGS = ('.csv', '.npz', '.parquet')
 TIMES = re.compile(r'(date)?_?time_?(stamp)?|date|ds|timestamps?', re.I)
+DATE = r'\d{4}|\d[-/.:]\w'  # what is in any date or time of day
+SLASHED = re.compile(r'\d{1,2}[-/.]\d{1,2}[-/.]\d')
 LABELS = re.compile(r'labels?|is_?anomaly|anomaly', re.I)
 EXTRA = "pip install 'fractal_jax[series]'"
+HOW = {'.csv': '; write UTF-8, and as many cells in each row as in the header'}
+TRUTHS = {
+  **dict.fromkeys(('False', 'false', 'FALSE'), '0'),
+  **dict.fromkeys(('True', 'true', 'TRUE'), '1'),
+}
+NO_NUMBER = (
+  'leave the cell empty if it is not known, or leave the column out with '
+  '--columns'
+)
+NO_LABEL = 'write 0 and 1 in it, or give the column another name'
+UNNAMED = 'a column has no name, and is left out as an index'
 FILLED = 10  # missing rows are filled in up to so many times the rows there are
 
 
@@ -110,7 +123,9 @@ def read(path, columns: Sequence[str] = ()) -> Table:
   ending = path.suffix.lower()
   if ending not in ENDINGS:
     raise DataError(f'{path} must be one of {", ".join(ENDINGS)}')
-  found = _npz(path) if ending == '.npz' else _frame(path, ending, columns)
+  found = (
+    _npz(path, columns) if ending == '.npz' else _frame(path, ending, columns)
+  )
   if len(found.values) < 2 or not found.values.shape[1]:
     raise DataError(
       f'{path}: {len(found.values)} rows of {found.values.shape[1]} channels: '
@@ -135,7 +150,22 @@ def from_array(values) -> Table:
   return Table('series', values, names, row=np.arange(len(values)))
 
 
-def _npz(path) -> Table:
+def _check_columns(path, names: list[str], columns: list[str]) -> None:
+  """Raises DataError unless there are such columns, each once."""
+  lacking = [name for name in columns if name not in names]
+  if lacking:
+    raise DataError(
+      f"{path} has no column '{lacking[0]}': it has {', '.join(names)}"
+    )
+  for found in (names, columns):
+    twice = [name for name in found if found.count(name) > 1]
+    if twice:
+      raise DataError(
+        f"{path}: column '{twice[0]}' is there, or asked for, more than once"
+      )
+
+
+def _npz(path, columns: Sequence[str]) -> Table:
   try:
     data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
@@ -164,7 +194,11 @@ def _npz(path) -> Table:
         f'{path} has {_shown(name, x)}: it must be {kind} of shape '
         f'{list(shape)}, as `values` has {rows} rows of {channels} channels'
       )
-  names = data.get('channels', np.arange(channels)).astype(str)
+  names = data.get('channels', np.arange(channels)).astype(str).tolist()
+  if columns:
+    _check_columns(path, names, list(columns))
+    values = values[:, [names.index(name) for name in columns]]
+    names = columns
   labels, times, train = map(data.get, ('labels', 'timestamps', 'train'))
   if train is not None and not 1 <= train <= rows:
     raise DataError(
@@ -183,7 +217,7 @@ def _npz(path) -> Table:
   return Table(
     path.stem,
     values,
-    tuple(names.tolist()),
+    tuple(names),
     times,
     np.arange(rows),
     None if labels is None else labels > 0,
@@ -218,34 +252,33 @@ def _frame(path, ending: str, columns: Sequence[str]) -> Table:
     raise DataError(f'{path} needs pandas: {EXTRA}') from e
   try:
     with paths.local(path) as copy:
-      if ending == '.csv':
-        frame = pd.read_csv(copy, dtype=str, skipinitialspace=True)
-      else:
-        frame = pd.read_parquet(copy)
+      frame = _csv(pd, copy) if ending == '.csv' else pd.read_parquet(copy)
   except ImportError as e:
     raise DataError(f'{path} needs pyarrow: {EXTRA}') from e
   except Exception as e:  # pandas and what it reads with have many
     text = ' '.join(str(e).split())
-    raise DataError(f'{path} cannot be read as {ending[1:]}: {text}') from e
-  frame.columns = [str(name).strip() for name in frame.columns]
-  lacking = [name for name in columns if name not in frame]
-  if lacking:
     raise DataError(
-      f"{path} has no column '{lacking[0]}': it has {', '.join(frame)}"
+      f'{path} cannot be read as {ending[1:]}: {text}{HOW.get(ending, "")}'
+    ) from e
+  frame.columns = [str(name).strip() for name in frame.columns]
+  if len(frame.columns) == 1 and (
+    other := re.search('[;\t|]', frame.columns[0])
+  ):
+    raise DataError(
+      f'{path}: the header has {other[0]!r} between its names: write commas, '
+      'and points in numbers'
     )
-  for found in (frame.columns.tolist(), list(columns)):
-    twice = [name for name in found if found.count(name) > 1]
-    if twice:
-      raise DataError(
-        f"{path}: column '{twice[0]}' is there, or asked for, more than once"
-      )
+  _check_columns(path, frame.columns.tolist(), list(columns))
   time = next((c for c in frame if TIMES.fullmatch(c)), None)
   if time is None and _dates(pd, frame.iloc[:, 0]) is not None:
     time = frame.columns[0]
   label = next((c for c in frame if LABELS.fullmatch(c)), None)
-  names = list(columns) or [c for c in frame if c not in (time, label)]
-  numbers = lambda name: _numbers(pd, path, frame[name])
-  values = [numbers(name) for name in names]
+  # A column without a name is the index that pandas writes.
+  names = list(columns) or [c for c in frame if c and c not in (time, label)]
+  values = [_numbers(pd, path, frame[name]) for name in names]
+  labels = None
+  if label is not None:
+    labels = np.nan_to_num(_numbers(pd, path, frame[label], NO_LABEL)) > 0
   times = None if time is None else _times(pd, path, frame[time])
   return Table(
     path.stem,
@@ -253,11 +286,25 @@ def _frame(path, ending: str, columns: Sequence[str]) -> Table:
     tuple(names),
     times,
     np.arange(len(frame)),
-    None if label is None else np.nan_to_num(numbers(label)) > 0,
+    labels,
+    notes=(UNNAMED,) if '' in set(frame) - {time, *names} else (),
   )
 
 
-def _numbers(pd, path, column) -> np.ndarray:
+def _csv(pd, file):
+  """A CSV file as texts; what pandas would guess is an error, or as it is."""
+  how = dict(dtype=str, skipinitialspace=True, header=None)
+  frame = pd.read_csv(file, **how)
+  if frame.shape[1] == 1:  # an empty line is an empty cell
+    frame = pd.read_csv(file, skip_blank_lines=False, **how)
+  # With header=None a row that is too long is an error, and not an index, and
+  # names are not changed where two are the same.
+  names = pd.read_csv(file, nrows=1, keep_default_na=False, **how)
+  frame.columns = names.iloc[0]  # one may be called NA
+  return frame[1:].reset_index(drop=True).replace(TRUTHS)  # as Parquet's
+
+
+def _numbers(pd, path, column, remedy: str = NO_NUMBER) -> np.ndarray:
   """A column as float64; NaN where it is empty."""
   try:
     found = pd.to_numeric(column, errors='coerce').astype(float)
@@ -271,8 +318,7 @@ def _numbers(pd, path, column) -> np.ndarray:
     cell = str(column.iloc[wrong[0]])
     raise DataError(
       f"{path}, row {wrong[0] + 2}, column '{column.name}': {cell!r} is no "
-      'number; leave the cell empty if it is not known, or leave the column '
-      'out with --columns'
+      f'number; {remedy}'
     )
   return found.to_numpy(np.float64)
 
@@ -284,17 +330,27 @@ def _dates(pd, column):
   first = column.dropna().head(5)
   if not len(first) or pd.to_numeric(first, errors='coerce').notna().any():
     return None
-  dates = pd.to_datetime(first, errors='coerce', utc=True, format='mixed')
-  if dates.isna().any():
+  # pandas takes 'may', 'now' and '1,5' for dates, too.
+  if not first.astype(str).str.contains(DATE).all():
     return None
-  return pd.to_datetime(column, errors='coerce', utc=True, format='mixed')
+  if _parsed(pd, first).isna().any():
+    return None
+  return _parsed(pd, column)
+
+
+def _parsed(pd, column, dayfirst: bool = False):
+  """A column of texts as dates; NaT where they are none."""
+  how = dict(errors='coerce', utc=True, format='mixed', dayfirst=dayfirst)
+  return pd.to_datetime(column, **how)
 
 
 def _times(pd, path, column) -> np.ndarray:
   """A time column, ascending; DataError names the row that is not."""
   dates = _dates(pd, column)
+  if dates is not None and SLASHED.match(str(column.iloc[0])):
+    dates = _which_first(pd, path, column, dates)
   found = pd.to_numeric(column, errors='coerce') if dates is None else dates
-  wrong = np.flatnonzero(found.isna())
+  wrong = np.flatnonzero(found.isna() | found.isin([np.inf, -np.inf]))
   if len(wrong):
     raise DataError(
       f"{path}, row {wrong[0] + 2}, column '{column.name}': "
@@ -303,11 +359,34 @@ def _times(pd, path, column) -> np.ndarray:
   if dates is None:
     found = found.to_numpy(np.float64)
   else:
-    found = found.dt.tz_localize(None).to_numpy('datetime64[ns]')
+    try:
+      found = found.dt.tz_localize(None).dt.as_unit('ns').to_numpy()
+    except pd.errors.OutOfBoundsDatetime as e:
+      raise DataError(
+        f"{path}, column '{column.name}': {e}: dates must lie in 1678 to 2261"
+      ) from e
   _check_ascending(
     found, lambda i: f"{path}, row {i + 2}, column '{column.name}'"
   )
   return found
+
+
+def _which_first(pd, path, column, dates):
+  """Dates such as 02/01/2024, which begin with a month or with a day.
+
+  They are read as what ascends; DataError where both do.
+  """
+  other = _parsed(pd, column, dayfirst=True)
+  ascend = lambda x: x.notna().all() and x.is_monotonic_increasing
+  if not ascend(other) or other.equals(dates):
+    return dates
+  if ascend(dates):
+    raise DataError(
+      f"{path}, column '{column.name}': {column.iloc[0]!r} may begin with the "
+      'month or with the day, and times ascend either way: write dates as '
+      '2024-01-31'
+    )
+  return other
 
 
 def _spaced(found: Table) -> Table:
