@@ -503,3 +503,47 @@ def test_a_damaged_stage_is_named(text, tmp_path):
     run.load(pilot)
   with pytest.raises(settings.PilotError, match='data.npz is damaged'):
     run.curves(pilot, 'data')
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda x: x['gates'][0].update(name='unknown'),
+    lambda x: x['gates'][0].update(threshold='5'),
+    lambda x: x['gates'][0]['found'].update(value=None),
+    lambda x: x['facts'].update(rows='many'),
+    lambda x: x.update(facts=[1]),
+    lambda x: x.update(seconds='5'),
+    lambda x: x.update(name='module'),
+    lambda x: x.update(gates=[]),
+  ],
+)
+def test_a_stage_that_was_edited_is_named(change, tmp_path):
+  pilot = make(tmp_path, line(4000))
+  run.run_stage(pilot, 'data', follow=result_of)
+  path = pilot.path('stages', 'data.json')
+  kept = json.loads(path.read_text())
+  change(kept)
+  path.write_text(json.dumps(kept))
+  with pytest.raises(settings.PilotError, match='data.json is damaged'):
+    run.load(pilot)
+
+
+def test_arrays_that_are_gone_are_made_again(tmp_path):
+  pilot = make(tmp_path, line(4000))
+  run.run_stage(pilot, 'data', follow=result_of)
+  path = pilot.path('stages', 'data.npz')
+  path.unlink()
+  assert not run.load(pilot)
+  run.run_stage(pilot, 'data', follow=result_of)
+  assert run.load(pilot) and path.exists()
+  np.savez(path, other=0)
+  with pytest.raises(settings.PilotError, match="no array 'values'"):
+    report.write(pilot, 'en')
+
+
+def test_numbers_that_nothing_can_be_computed_with_are_refused(tmp_path):
+  for key in ('incident', 'rows_per_week', 'seeds'):
+    with pytest.raises(settings.PilotError, match=f'{key}=1.* at most'):
+      make(tmp_path, line(4000), **{key: 10**200 if key == 'seeds' else 1e200})
+  assert gates.rate(3, 0.0) is None

@@ -117,8 +117,10 @@ def more(a: np.ndarray, b: np.ndarray) -> Interval | None:
   )
 
 
-def rate(number: int, weeks: float) -> Interval:
-  """Events per week, by the exact Poisson interval."""
+def rate(number: int, weeks: float) -> Interval | None:
+  """Events per week, by the exact Poisson interval; None of no time."""
+  if not weeks:
+    return None
   tail = (1 - LEVEL) / 2
   low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
   high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2

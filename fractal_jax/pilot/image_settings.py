@@ -64,7 +64,7 @@ DATA = {
     'classes that are anomalies: nothing is learnt from them',
   ),
   'images_per_week': Key(
-    UNSET, Number(above=0),
+    UNSET, Number(above=0, most=1e12),
     'images that are judged per week; false alarms are counted by the week',
   ),
 }  # fmt: skip

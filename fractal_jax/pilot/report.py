@@ -363,7 +363,9 @@ def _price(found: Report, words) -> str:
 
 def _stage(found: Report, name: str, words) -> str:
   stage = found.done[name]
-  facts = [(words[f'fact {k}'], number(v)) for k, v in stage.facts.items()]
+  facts = [
+    (words.get(f'fact {k}', k), number(v)) for k, v in stage.facts.items()
+  ]
   shots = found.pilot.pictures(name, run.curves(found.pilot, name))
   title = words['of stage'].format(
     stage=words[name], verdict=words[stage.verdict]

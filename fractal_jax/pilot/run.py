@@ -63,7 +63,7 @@ def load(pilot: Pilot) -> dict[str, Done]:
   out = {}
   for name in STAGES:
     path = pilot.path('stages', f'{name}.json')
-    if not path.exists():
+    if not (path.exists() and path.with_suffix('.npz').exists()):
       continue
     try:
       kept = json.loads(path.read_text())
@@ -72,7 +72,7 @@ def load(pilot: Pilot) -> dict[str, Done]:
         for g in kept['gates']
       )
       done = Done(**kept)
-      float(done.seconds), done.verdict  # raise where there are no numbers
+      _check(pilot, name, done)
     except errors.DAMAGES as e:
       raise PilotError(
         f'{path} is damaged ({type(e).__name__}: {e}): remove it, and the '
@@ -81,6 +81,16 @@ def load(pilot: Pilot) -> dict[str, Done]:
     if done.key == pilot.settings.key():
       out[name] = done
   return out
+
+
+def _check(pilot: Pilot, name: str, done: Done) -> None:
+  """Raises one of DAMAGES unless this is what `run_stage` keeps of a stage."""
+  if done.name != name or not done.gates:
+    raise ValueError(f'it is of stage {done.name!r}, with {done.gates}')
+  sum(done.facts.values(), done.seconds)  # numbers
+  for gate in done.gates:
+    sum(dataclasses.astuple(gate.found) if gate.found else ())
+    gate.verdict, pilot.settings.gates[gate.name]
 
 
 def curves(pilot: Pilot, name: str) -> dict[str, np.ndarray]:

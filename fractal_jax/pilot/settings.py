@@ -17,7 +17,7 @@ from fractal_jax.checks import Flag, Key, Number, Text, integer
 from fractal_jax.errors import UserError
 
 FILE = 'pilot.toml'
-MONEY = Number(least=0)
+MONEY = Number(least=0, most=1e12)  # products of a few can be counted with
 UNSET = -1.0  # of a number that only the owner knows
 
 QUESTION = {
@@ -28,7 +28,7 @@ QUESTION = {
 # Of the task and the gates, what stages have in common; see stages.py.
 SEEDS = {
   'seeds': Key(
-    3, integer(least=2), 'models that are trained of each kind, by chance'
+    3, integer(2, 100), 'models that are trained of each kind, by chance'
   ),
 }
 LEARNING = {

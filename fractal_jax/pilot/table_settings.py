@@ -39,7 +39,7 @@ DATA = {
     'are those of the stage `full`',
   ),
   'rows_per_week': Key(
-    UNSET, Number(above=0),
+    UNSET, Number(above=0, most=1e12),
     'how many rows a week has; false alarms are counted by the week',
   ),
 }  # fmt: skip

@@ -184,14 +184,28 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
   return found
 
 
-def arrays(path) -> dict[str, np.ndarray]:
+class Arrays(dict):
+  """Arrays by name, of a file; a name that is missing is a PilotError."""
+
+  def __init__(self, path, found: Mapping[str, np.ndarray]):
+    super().__init__(found)
+    self._path = path
+
+  def __missing__(self, name: str):
+    raise PilotError(
+      f"{self._path} has no array '{name}', and is not of this pilot: remove "
+      'it, and what is in it is computed again'
+    )
+
+
+def arrays(path) -> Arrays:
   """The arrays that a pilot kept in a file.
 
   Raises:
     PilotError: it is damaged.
   """
   try:
-    return paths.read_npz(path)
+    return Arrays(path, paths.read_npz(path))
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise PilotError(
       f'{path} is damaged ({type(e).__name__}: {e}): remove it, and what is '
@@ -273,7 +287,8 @@ def probe(pilot: Pilot) -> dict:
     step = (at[-1] - at[0]) / max(len(at) - 1, 1)
     return {'step': np.float64(step), 'compiling': np.float64(at[0] - begun)}
 
-  return {k: float(v) for k, v in result_of(kept(pilot, 'probe', make)).items()}
+  found = result_of(kept(pilot, 'probe', make))
+  return {name: float(found[name]) for name in ('step', 'compiling')}
 
 
 def price(pilot: Pilot, fits: list[tuple[int, int, int]]) -> float:
