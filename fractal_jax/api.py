@@ -129,10 +129,10 @@ class Model:
 
     Raises:
       ReleaseError: no such dtype, numbers or samples; or the folder holds a
-        run.
+        run, or is what this model was loaded from.
       PathError: it can't be written to.
     """
-    check = lambda: folder.check_target(directory, 'directory')
+    check = lambda: folder.check_target(directory, 'directory', self.origin)
     processes.together(check, UserError)  # or one would wait for another
     name = card.pop('name', None) or os.path.basename(
       os.path.abspath(directory)

@@ -107,6 +107,15 @@ def absolute(name: str | os.PathLike) -> str:
   return str(found.absolute() if isinstance(found, pathlib.Path) else found)
 
 
+def same(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+  """Whether two names lead to one file or folder."""
+  a, b = path(a), path(b)
+  try:
+    return os.path.samefile(a, b)
+  except OSError:  # one is not there, or in a bucket
+    return str(a) == str(b)
+
+
 def entries(folder: Path) -> list[tuple[str, bool]]:
   """(path, whether it is a file) of what a folder holds, but hidden names.
 

@@ -222,6 +222,25 @@ def test_bad_labels_and_a_changed_model_are_refused(workdir):
   assert 'model.widths' in text
 
 
+def test_nothing_that_is_needed_is_replaced(workdir, tmp_path):
+  rows = ''.join(f'{i}\n' for i in range(99))
+  for command, name in (('anomaly', 'scores'), ('forecast', 'forecast')):
+    data = tmp_path / f'{name}.csv'
+    data.write_text(f'a\n{rows}')
+    text = call(command, f'--data={data}', f'--out={tmp_path}', code=2)
+    assert 'is what --data names, and would be replaced' in text
+    assert data.read_text() == f'a\n{rows}'
+  out = tmp_path / 'image.npy'
+  np.save(out, np.zeros((8, 8, 1), int))
+  (tmp_path / 'link.npy').symlink_to(out)
+  args = f'--image={tmp_path}/link.npy', '--mode=lower', f'--out={out}'
+  text = call('edit', f'--workdir={workdir}', *args, code=2)
+  assert 'is what --image names' in text and np.load(out).ndim == 3
+  out = f'--out={workdir}/config.json'
+  text = call('likelihood', f'--workdir={workdir}', out, code=2)
+  assert 'is a part of the run' in text
+
+
 def test_edit_and_explain_need_only_the_workdir(workdir, tmp_path):
   from PIL import Image
 

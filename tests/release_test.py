@@ -228,6 +228,8 @@ def test_nothing_is_trained_or_written_over(model, run, release):
   assert (release / 'config.json').read_bytes() == before
   with pytest.raises(ReleaseError, match='work directory of a run'):
     model.save_pretrained(run)
+  with pytest.raises(ReleaseError, match='is what the model is read from'):
+    api.load(str(release)).save_pretrained(f'{release}/', dtype='int8')
   with pytest.raises(CheckpointError, match=r'no checkpoint of step 7.*\[0\]'):
     restore.restore_params(str(release), 7)
 

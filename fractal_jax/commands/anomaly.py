@@ -93,7 +93,7 @@ def check_flags(*files: str) -> None:
     *files: that will be written to the folder --out.
   """
   for name in files:
-    paths.check_output(paths.path(FLAGS.out) / name, '--out')
+    common.check_output(paths.path(FLAGS.out) / name, '--out')
   if not FLAGS.workdir:
     paths.check_folder(str(paths.path(FLAGS.out) / 'run'), '--out')
     if FLAGS.label is not None:

@@ -135,6 +135,38 @@ def batch_flag():
   number_flag('batch', None, text)
 
 
+# Flags of files that a command reads, and files that a run is made of.
+READ = ('data', 'image', 'mask', 'images', 'ref', 'pth', 'inception')
+KEPT = (
+  'config.json', 'classes.json', 'quantiser.json', 'detector.json',
+  'images.csv', 'model.safetensors',
+)  # fmt: skip
+
+
+def check_output(name, flag: str = '--out', endings: tuple = ()) -> None:
+  """As paths.check_output; and that nothing is replaced that is needed.
+
+  Raises:
+    PathError: it can't be written.
+    UsageError: the command reads it, or it is a part of a run or release.
+  """
+  paths.check_output(name, flag, endings)
+  found = paths.path(name)
+  for other in READ:
+    if other in FLAGS and (value := FLAGS[other].value):
+      if paths.same(name, value):
+        raise UsageError(
+          f'{flag}={name} is what --{other} names, and would be replaced: '
+          f'choose another {flag}'
+        )
+  if found.name in KEPT and found.exists():
+    if (found.parent / 'config.json').exists():
+      raise UsageError(
+        f'{flag}={name} is a part of the run in {found.parent}, and would be '
+        f'replaced: choose another {flag}'
+      )
+
+
 def metrics_flags():
   """What the metrics need to see images with."""
   flags.DEFINE_string(

@@ -90,9 +90,10 @@ def check_flags():
       '--pth needs the --config that the weights belong to.'
     )
   if to_file():
-    paths.check_output(FLAGS.out, '--out')
+    common.check_output(FLAGS.out, '--out')
   elif FLAGS.out:
-    folder.check_target(FLAGS.out)
+    origin = common.workdir() if FLAGS.workdir else None
+    folder.check_target(FLAGS.out, origin=origin)
 
 
 def to_file() -> bool:

@@ -61,7 +61,7 @@ def run():
   """Completes the image, and writes the completions."""
   from fractal_jax.inference import edit, inputs, sample
 
-  paths.check_output(FLAGS.out, '--out', ('.png', '.npy'))
+  common.check_output(FLAGS.out, '--out', ('.png', '.npy'))
   check_mask_flags()
   config = common.load_config()
   changes = sampling.changes()

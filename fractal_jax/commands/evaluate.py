@@ -142,7 +142,7 @@ def check_flags():
       )
   for name, ending in (('save', '.npz'), ('out', '.json')):
     if FLAGS[name].value:
-      paths.check_output(FLAGS[name].value, f'--{name}', (ending,))
+      common.check_output(FLAGS[name].value, f'--{name}', (ending,))
   if FLAGS.workdir and not (FLAGS.images and FLAGS.ref):
     cache()
 

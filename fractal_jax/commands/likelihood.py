@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from fractal_jax import checks, paths
+from fractal_jax import checks
 from fractal_jax.commands import common
 
 FLAGS = flags.FLAGS
@@ -48,7 +48,7 @@ def run():
   from fractal_jax.inference import likelihood
 
   if FLAGS.out:
-    paths.check_output(FLAGS.out, '--out', ('.json',))
+    common.check_output(FLAGS.out, '--out', ('.json',))
   config = common.load_config()
   split = FLAGS.split or config.data.val_split
   scored = config

@@ -48,7 +48,7 @@ def run():
   from fractal_jax.data import pipeline
   from fractal_jax.metrics import features, reference, weights
 
-  paths.check_output(FLAGS.out, '--out', ('.npz',))
+  common.check_output(FLAGS.out, '--out', ('.npz',))
   config = the_config()
   features.check_model(config.model)
   extractor = features.Extractor(

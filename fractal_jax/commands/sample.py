@@ -49,8 +49,8 @@ def run():
 
   if FLAGS.movie:
     pictures.check_movie(FLAGS.movie)
-    paths.check_output(FLAGS.movie, '--movie')
-  paths.check_output(FLAGS.out, '--out', ('.png', '.npz'))
+    common.check_output(FLAGS.movie, '--movie')
+  common.check_output(FLAGS.out, '--out', ('.png', '.npz'))
   config = common.load_config()
   changes = sampling.changes()
   sample.settings(config, **changes)  # checked at once

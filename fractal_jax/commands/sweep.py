@@ -59,8 +59,8 @@ def run():
   from fractal_jax.inference import sample
   from fractal_jax.metrics import results, sweep
 
-  paths.check_output(FLAGS.out, '--out', ('.csv',))
-  paths.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
+  common.check_output(FLAGS.out, '--out', ('.csv',))
+  common.check_output(FLAGS.plot, '--plot', ('.png', '.pdf', '.svg'))
   last = FLAGS.seed + FLAGS.seeds - 1
   if not checks.SEED.holds(last):
     raise common.UsageError(

@@ -32,11 +32,16 @@ LOCAL = {
 }
 
 
-def check_target(folder, flag: str = '--out') -> None:
+def check_target(folder, flag: str = '--out', origin=None) -> None:
   """Whether a release can be written to a folder, before the work for it.
 
+  Args:
+    folder: where to.
+    flag: that named it, for the message.
+    origin: the run or release that the model is loaded from, if any.
+
   Raises:
-    ReleaseError: it holds a run.
+    ReleaseError: it holds a run, or is the origin.
     PathError: it can't be written to.
   """
   found = paths.path(folder)
@@ -44,6 +49,11 @@ def check_target(folder, flag: str = '--out') -> None:
   if (found / 'checkpoints').exists():
     raise ReleaseError(
       f'{flag}={folder} is the work directory of a run: choose another folder.'
+    )
+  if origin and paths.same(folder, origin):
+    raise ReleaseError(
+      f'{flag}={folder} is what the model is read from, and would be replaced: '
+      'choose another folder.'
     )
 
 
