@@ -381,12 +381,27 @@ def test_edits_draw_what_is_marked_as_not_known(model):
     )
 
 
+ROWS = np.zeros((5, 1))
+
+
 @pytest.mark.parametrize(
   'call, word',
   [
     (lambda m: m.forecast(np.zeros((5, 2)), 3), r'\[T, 1\]'),
     (lambda m: m.forecast(np.zeros((5, 1)), 0), 'horizon=0'),
     (lambda m: m.forecast(np.zeros((5, 1)), 3, quantiles=[1.5]), 'quantiles'),
+    (lambda m: m.forecast(ROWS, 3, quantiles=0.5), 'quantiles=0.5'),
+    (lambda m: m.forecast(ROWS, None), 'horizon=None'),
+    (lambda m: m.forecast(ROWS, 3, num=None), 'num=None'),
+    (lambda m: m.forecast(ROWS, 3, seed='a'), 'seed='),
+    (lambda m: m.forecast(ROWS, 3, batch=1.5), 'batch=1.5'),
+    (lambda m: m.forecast(ROWS, 3, label=-1), 'label=-1'),
+    (lambda m: m.forecast(ROWS, 3, label='a'), "label='a'"),
+    (lambda m: m.impute(ROWS, label=9), 'label=9: classes are 0 to 0'),
+    (lambda m: m.impute([['a']]), 'values of type <U1'),
+    (lambda m: m.impute([[1], [2, 3]]), 'values are no array'),
+    (lambda m: m.impute(ROWS + 1j), 'values of type complex'),
+    (lambda m: m.sample(guide='digits_ar'), "guide='digits_ar' must be a"),
     (lambda m: m.impute(np.full((5, 1), np.inf)), 'infinity'),
     (
       lambda m: dataclasses.replace(m, quantiser=None).impute(np.zeros((5, 1))),
@@ -397,6 +412,12 @@ def test_edits_draw_what_is_marked_as_not_known(model):
 def test_what_is_refused(model, call, word):
   with pytest.raises((forecast.ForecastError, ValueError), match=word):
     call(model)
+
+
+def test_the_largest_seed_serves_all_parts_of_a_forecast(model):
+  levels = np.array([0.1, 0.9])  # an array, too
+  found = model.forecast(ROWS, 9, num=1, seed=2**32 - 1, quantiles=levels)
+  assert found.samples.shape == (1, 9, 1) and found.levels == (0.1, 0.9)
 
 
 # The commands.

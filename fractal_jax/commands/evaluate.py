@@ -91,7 +91,7 @@ def run():
     ref = the_reference(config, extractor)
     if note := seen.fit(ref.side):
       common.say(note)
-    names = classes.load(FLAGS.workdir) if known else ref.class_names
+    names = classes.load(common.workdir()) if known else ref.class_names
     images = images_lib.of_files(seen, FLAGS.batch or BATCH, names or ())
   else:
     changes = sampling.changes()

@@ -22,7 +22,8 @@ class InputError(UserError, ValueError):
   """An image, mask, label or setting that the model can't take."""
 
 
-def _array(x, name: str) -> np.ndarray:
+def array(x, name: str) -> np.ndarray:
+  """As an array; an InputError says what is none."""
   try:
     return np.asarray(x)
   except (TypeError, ValueError, OverflowError) as e:  # rows of unequal length
@@ -34,7 +35,7 @@ def check_images(images: ArrayLike, model: ConfigDict) -> np.ndarray:
 
   Of series with values that are not known (model.unknown) also ~v, below 0.
   """
-  images = _array(images, 'images')
+  images = array(images, 'images')
   shape = image_shape(model)
   if images.shape[1:] != shape:
     raise InputError(
@@ -65,7 +66,7 @@ def check_mask(mask: ArrayLike, images: np.ndarray) -> np.ndarray:
       or 0 and 1.
     images: [n, S, (S,) C].
   """
-  mask = _array(mask, 'masks')
+  mask = array(mask, 'masks')
   if mask.dtype.kind not in 'biuf' or not np.isin(mask, (0, 1)).all():
     raise InputError('a mask must be bool, or hold 0 and 1 only')
   mask = mask.astype(bool)
@@ -95,7 +96,7 @@ def check_planes(mask: np.ndarray, model: ConfigDict) -> None:
 
 def check_labels(labels: ArrayLike, model: ConfigDict) -> np.ndarray:
   """Classes, -1 for "no class", as int32 [k]."""
-  labels = np.atleast_1d(_array(labels, 'labels'))
+  labels = np.atleast_1d(array(labels, 'labels'))
   if (
     labels.dtype.kind not in 'iu'
     or labels.ndim != 1
@@ -149,15 +150,16 @@ def check_counts(**counts) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
     if value is not None:
-      _check_number(name, value, checks.FROM_1)
+      check_number(name, value, checks.FROM_1)
 
 
 def check_seed(seed: int) -> None:
   """Refuses a seed of more than 32 bits, which would repeat a smaller one."""
-  _check_number('seed', seed, checks.SEED)
+  check_number('seed', seed, checks.SEED)
 
 
-def _check_number(name: str, value, rule: checks.Rule) -> None:
+def check_number(name: str, value, rule: checks.Rule) -> None:
+  """Refuses a number that breaks a rule."""
   if wrong := checks.problem(name, value, rule):
     raise InputError(wrong)
 

@@ -209,6 +209,10 @@ def draw(
   inputs.check_seed(seed)
   sampling, guided = settings(config, record=record or stepwise, **changes)
   if guide is not None:
+    if not hasattr(guide, 'params'):
+      raise inputs.InputError(
+        f'guide={guide!r} must be a Model, as fractal_jax.load gives it'
+      )
     inputs.check_guide(guide.config.model, config.model)
     guide = Guide(guide.net, guide.params) if guided else None
   mesh = sharding.single_device_mesh() if mesh is None else mesh

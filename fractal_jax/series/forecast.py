@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from fractal_jax import checks
 from fractal_jax.errors import UserError
 from fractal_jax.inference import edit, inputs
 from fractal_jax.inference.progress import Job, Progress, result_of
@@ -52,11 +53,11 @@ def forecast(
   **settings,
 ) -> Job:
   """The job of `api.Model.forecast`, whose arguments and errors these are."""
-  _check(model, context, quantiles, num)
-  inputs.check_counts(horizon=horizon)
+  context = _checked(model, context, quantiles, num, label, seed, settings)
+  inputs.check_number('horizon', horizon, checks.FROM_1)
   side = model.config.model.sizes[0]
   step = min(horizon, max(side // 4, 1))
-  context = np.asarray(context, np.float64)[-side:]
+  context = context[-side:]
   bins, known = _front(model, context, label, side)
   bins = np.repeat(bins[None], num, 0)  # [num, side, C]
   known = np.repeat(known[None], num, 0)
@@ -91,8 +92,7 @@ def impute(
   drawn, the last quarter is drawn again in the next round, unless the gap ends
   there, so that masked levels see what comes after a gap.
   """
-  _check(model, values, quantiles, num)
-  values = np.asarray(values, np.float64)
+  values = _checked(model, values, quantiles, num, label, seed, settings)
   side, rows = model.config.model.sizes[0], len(values)
   bins, known = _front(model, values, label, max(side, rows))
   offset = len(bins) - rows  # rows put before a series shorter than a window
@@ -153,29 +153,51 @@ def _edit(model, bins, mask, label: int, seed: int, settings: dict):
     return bins
   batch = settings.get('batch') or model.config.sample.batch
   whole = np.arange(-(-len(bins) // batch) * batch) % len(bins)
+  seed %= 2**32  # of a later part
   job = model.start(
     edit.edit, bins[whole], mask[whole], label, seed=seed, **settings
   )
   return result_of(job)[: len(bins), 0].astype(np.int32)
 
 
-def _check(model, values, quantiles: Sequence[float], num: int) -> None:
-  inputs.check_counts(num=num)
-  channels = model.config.model.channels
+def _checked(
+  model, values, quantiles, num, label, seed, settings: dict
+) -> np.ndarray:
+  """The values as float64 [T, C], after a look at all arguments."""
+  inputs.check_number('num', num, checks.FROM_1)
+  inputs.check_number('label', label, checks.FROM_0)
+  inputs.check_seed(seed)
+  inputs.check_counts(batch=settings.get('batch'))
+  m = model.config.model
   if model.quantiser is None:
     raise ForecastError(
       'this run has no quantiser.json: forecasts and imputation are for runs '
       "of data.name='series'"
     )
-  values = np.asarray(values)
-  if values.ndim != 2 or values.shape[1] != channels or not len(values):
+  if label >= m.classes:
+    raise ForecastError(f'label={label}: classes are 0 to {m.classes - 1}')
+  found = inputs.array(values, 'values')
+  if found.ndim != 2 or found.shape[1] != m.channels or not len(found):
     raise ForecastError(
-      f'values of shape {values.shape}: this model takes [T, {channels}], '
+      f'values of shape {found.shape}: this model takes [T, {m.channels}], '
       f'channels {", ".join(model.quantiser.channels)}'
     )
-  if np.isinf(values.astype(np.float64)).any():
+  try:
+    if found.dtype.kind not in 'biufO':
+      raise TypeError('they are no numbers')
+    found = found.astype(np.float64)
+  except (TypeError, ValueError) as e:
+    raise ForecastError(f'values of type {found.dtype}: {e}') from e
+  if np.isinf(found).any():
     raise ForecastError('values hold infinity: what is not known is NaN')
-  if not quantiles or not all(0 < q < 1 for q in quantiles):
+  levels = inputs.array(quantiles, 'quantiles')
+  if (
+    levels.dtype.kind != 'f'
+    or levels.ndim != 1
+    or not len(levels)
+    or not ((levels > 0) & (levels < 1)).all()
+  ):
     raise ForecastError(
-      f'quantiles={tuple(quantiles)} must be numbers above 0 and below 1'
+      f'quantiles={quantiles} must be numbers above 0 and below 1'
     )
+  return found
