@@ -493,10 +493,10 @@ def _load(found: str, step=None, config=None, mesh=None, dtype=None) -> Model:
   step = restore.steps(found)[-1] if step is None else step
   quantiser = series_quantiser.load(found)
   m = config.model
-  shape = m.channels, m.num_values
-  if quantiser is not None and quantiser.shape != shape:
+  shape = m.classes, m.channels, m.num_values
+  if quantiser and (kept := (len(quantiser.low), *quantiser.shape)) != shape:
     raise series_quantiser.QuantiserError(
-      f'{found}/{series_quantiser.FILE} has (channels, values) = '
-      f'{quantiser.shape}, config.json has {shape}: they are not of one run'
+      f'{found}/{series_quantiser.FILE} has (classes, channels, values) = '
+      f'{kept}, config.json has {shape}: they are not of one run'
     )
   return Model(config, net, params, mesh, found, step, quantiser)

@@ -13,6 +13,7 @@ import pytest
 from fractal_jax import config as config_lib
 from fractal_jax.data import classes, common, decode, pipeline, prepared
 from fractal_jax.demo import uploads
+from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.metrics import files
 from tests import tiny
@@ -350,6 +351,8 @@ def test_classes_by_name_and_number():
   texts = ['Flags', 'food', '1', '7', ' Flags']
   assert classes.numbers(texts, names, 5) == [2, 3, 1, 4, 2]
   assert classes.numbers(['0', '2'], (), 3) == [0, 2]
+  with pytest.raises(UserError, match="no class 'b'"):  # a name too many
+    classes.numbers(['b'], ['a', 'b'], 1)
   for text, words in (
     ('A', "'A' may be any of Activities, Animals"),
     ('Flagz', "no class 'Flagz'. Did you mean 'Flags'"),

@@ -100,6 +100,8 @@ def test_clones_and_pickles(fitted):
   np.testing.assert_array_equal(
     again.decision_function(x), fitted.decision_function(x)
   )
+  with pytest.raises(DetectorError, match='smooth=0 must be'):
+    again.set_params(smooth=0).predict(x)
 
 
 @pytest.mark.parametrize(

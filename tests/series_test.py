@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -475,6 +476,8 @@ def test_a_run_keeps_its_detector(run_of, model):
     for parameters, scores in (
       ({}, []),
       ({}, 'x'),
+      ({}, [1.0, None]),
+      ({}, [1.0, float('inf')]),
       ({}, [[1.0]]),
       ({'windows': 32}, [1.0]),
       ({'smooth': 'a'}, [1.0]),
@@ -567,6 +570,20 @@ def test_forecast_and_impute(command):
 def test_what_commands_refuse(command, name, flags, words):
   with pytest.raises(UserError, match=words):
     command(name, *flags)
+
+
+def test_columns_in_another_order_are_refused(command, monkeypatch, tmp_path):
+  found = mock.Mock(**{'quantiser_.channels': ('b', 'a')})
+  monkeypatch.setattr(runs, 'load', lambda *args, **how: found)
+  (tmp_path / 'line.csv').write_text('a,b\n1,2\n3,4\n')
+  with pytest.raises(UserError, match='another order.*--columns=b,a'):
+    command('anomaly', f'--data={tmp_path}/line.csv')
+
+
+@pytest.mark.parametrize('threshold', [0, -1])
+def test_any_threshold_makes_a_report(threshold, command):
+  out = command('anomaly', f'--threshold={threshold}')
+  assert (out / 'report.html').exists()
 
 
 # The linear model and the report.

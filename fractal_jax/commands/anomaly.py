@@ -3,6 +3,8 @@
 fractal-jax anomaly --data=line.csv --train=5000 --out=line
 """
 
+import dataclasses
+
 from absl import flags
 
 from fractal_jax import checks, cpu, paths
@@ -136,7 +138,14 @@ def the_detector(one, train: int, **parameters):
   cpu.use_cores(32)
   if FLAGS.workdir:
     given = {k: v for k, v in parameters.items() if FLAGS[k].present}
-    return runs.load(common.workdir(), FLAGS.label, **given)
+    found = runs.load(common.workdir(), FLAGS.label, **given)
+    names = found.quantiser_.channels
+    if names != one.channels and sorted(names) == sorted(one.channels):
+      raise common.UsageError(
+        f'--data={FLAGS.data} has the columns {", ".join(one.channels)} in '
+        f'another order than {FLAGS.workdir}: --columns={",".join(names)}'
+      )
+    return found
   workdir = str(paths.path(FLAGS.out) / 'run')
   if restore.steps(workdir):
     raise common.UsageError(
@@ -152,6 +161,9 @@ def the_detector(one, train: int, **parameters):
     **parameters,
   )
   common.follow(detector.fitting(one.values[:train]))
+  detector.quantiser_ = dataclasses.replace(
+    detector.quantiser_, channels=one.channels
+  )
   runs.save(workdir, detector, one.name)
   common.say(f'model: {paths.absolute(workdir)}')
   return detector

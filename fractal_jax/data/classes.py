@@ -81,7 +81,8 @@ def numbers(texts: Sequence[str], names: Sequence[str], classes: int) -> list:
   Raises:
     DataError: there is no such class, or several.
   """
-  return [_number(text.strip(), names, classes) for text in texts]
+  names = names[:classes]  # a damaged file may hold more
+  return [_number(str(text).strip(), names, classes) for text in texts]
 
 
 def _number(text: str, names: Sequence[str], classes: int) -> int:

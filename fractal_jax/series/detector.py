@@ -232,12 +232,13 @@ class FractalDetector(BaseEstimator):
     return config
 
   def _check(self, X, *, reset: bool) -> np.ndarray:
-    """X as float64 [T, C]; NaN may be in it."""
+    """X as float64 [T, C], NaN may be in it; and the parameters."""
     X = validate_data(
       self, X, reset=reset, dtype=np.float64, ensure_all_finite='allow-nan'
     )
     if np.isnan(X).all():
       raise DetectorError('X holds NaN alone: nothing of it is known')
+    self.check_parameters()  # they may have been set after the fit
     return X
 
   def __sklearn_tags__(self):

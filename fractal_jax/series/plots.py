@@ -57,7 +57,7 @@ def series(found: Analysis) -> bytes:
   axis.set_ylabel(f'score ({found.detector.score})', fontsize=8)
   top = np.nanmax(found.rows)
   if top > 50 * max(found.threshold, 1e-9):
-    axis.set_yscale('symlog', linthresh=found.threshold)
+    axis.set_yscale('symlog', linthresh=max(found.threshold, 1e-9))
   for axis in axes:
     for alarm in found.alarms:
       axis.axvspan(alarm.first, alarm.last + 1, color=ALARM, alpha=0.15, lw=0)

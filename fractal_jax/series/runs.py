@@ -93,8 +93,8 @@ def _kept(workdir: str) -> tuple[dict, np.ndarray | None]:
     scores = np.array(kept['held_out_scores'], np.float64)
     parameters = dict(kept['parameters'])
     FractalDetector(**parameters).check_parameters()
-    if scores.ndim != 1 or not len(scores):
-      raise ValueError(f'held_out_scores of shape {scores.shape}')
+    if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
+      raise ValueError('held_out_scores must hold finite numbers')
   except errors.DAMAGES as e:
     raise RunError(
       f'{path} does not hold what `fractal-jax anomaly` keeps '
