@@ -86,7 +86,7 @@ def load(pilot: Pilot) -> dict[str, Done]:
 def _check(pilot: Pilot, name: str, done: Done) -> None:
   """Raises one of DAMAGES unless this is what `run_stage` keeps of a stage."""
   if done.name != name or not done.gates:
-    raise ValueError(f'it is of stage {done.name!r}, with {done.gates}')
+    raise ValueError(f'{len(done.gates)} gates of stage {done.name!r}')
   sum(done.facts.values(), done.seconds)  # numbers
   for gate in done.gates:
     sum(dataclasses.astuple(gate.found) if gate.found else ())
