@@ -15,7 +15,7 @@ import optax
 
 from fractal_jax import config as config_lib
 from fractal_jax import paths, run_report, sharding
-from fractal_jax.data import classes, pipeline
+from fractal_jax.data import classes, folder, pipeline
 from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt
@@ -63,6 +63,8 @@ def train(
   """
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
+  if config.data.name == 'folder' and not restore.steps(workdir):
+    folder.check_apart(config.data.dir, workdir)
   info = pipeline.info(config)
   total = optimizer.steps(config, info.num_train)
   with contextlib.ExitStack() as stack:
