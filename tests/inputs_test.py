@@ -110,6 +110,8 @@ def test_images_of_another_size_are_cropped_as_in_training(size, tmp_path):
     ({'num': 1.5}, 'num=1.5 must be a whole number'),
     ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
     ({'labels': [0, 1]}, '2 labels for 1 images'),
+    ({'num': None}, 'num=None must be a whole number at least 1'),
+    ({'candidates': None}, 'candidates=None must be a whole number'),
     ({'num': 0}, 'num=0 must be a whole number at least 1'),
     ({'candidates': -1}, 'candidates=-1 must be a whole number at least 1'),
   ],

@@ -204,6 +204,10 @@ def test_cost_prints_the_papers_total():
       ['explain', '--workdir=nab_ar', '--index=0', '--out=X'],
       ['data of --workdir=nab_ar are not here', '--image=FILE'],
     ),
+    (
+      ['ab', '--a=nab_ar', '--b=nab_ar', '--level=0'],
+      ['data of --a=nab_ar are not here'],
+    ),
     (['likelihood', '--workdir=nab_ar'], ['name other data by --data']),
     (
       ['train', DIGITS, '--config.foo=1', '--workdir=X'],

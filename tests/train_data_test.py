@@ -13,6 +13,7 @@ import pytest
 from fractal_jax import api, run_report
 from fractal_jax.commands import common, likelihood, train_data
 from fractal_jax.data.common import DataError
+from fractal_jax.planning import probe
 from fractal_jax.training import CheckpointError, checkpoint, resume
 from tests import commandline
 from tests.listing_test import picture
@@ -204,6 +205,16 @@ def test_a_run_lies_apart_from_its_images(photos):
     with pytest.raises(DataError, match='lies in the folder of the data'):
       call(f'--data={photos}', f'--workdir={workdir}', *TINY)
   assert sorted(x.name for x in photos.iterdir()) == ['cat', 'dog']
+
+
+def test_levels_that_do_not_fit_are_told_before_anything_is_timed(
+  photos, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(probe, 'probe', lambda config: 1 / 0)
+  first = f'--config.model.init_from={tmp_path}/none'
+  given = (first, '--config.model.init_levels=(1,)')
+  with pytest.raises(CheckpointError, match='none does not exist'):
+    call(f'--data={photos}', '--size=8', f'--workdir={tmp_path}', *TINY, *given)
 
 
 def test_a_list_of_other_things_is_not_replaced(photos, tmp_path):

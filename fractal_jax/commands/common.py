@@ -276,12 +276,13 @@ def the_image(config):
   return one['image'][0], label
 
 
-def check_own_data(config, instead: str) -> None:
+def check_own_data(config, instead: str, flag: str = 'workdir') -> None:
   """Raises UsageError where a release, or a run that moved, lacks its data.
 
   Args:
     config: of the run.
     instead: what to do without them.
+    flag: that names the run.
   """
   from fractal_jax.data.common import FROM_DIR
 
@@ -289,7 +290,8 @@ def check_own_data(config, instead: str) -> None:
   if d.name in FROM_DIR and not (d.dir and paths.path(d.dir).exists()):
     where = f"data.dir='{d.dir}'" if d.dir else 'it is a release'
     raise UsageError(
-      f'the data of --workdir={FLAGS.workdir} are not here ({where}): {instead}'
+      f'the data of --{flag}={FLAGS[flag].value} are not here ({where}): '
+      f'{instead}'
     )
 
 

@@ -167,12 +167,16 @@ def say_chosen(chosen, on, reasons: dict[str, str], path) -> None:
 
 def say_what_to_expect(config, workdir: str) -> None:
   """Times a few steps, unless the run has begun, and says when it is done."""
+  from fractal_jax import sharding
+  from fractal_jax.models import fractal
   from fractal_jax.planning import probe
-  from fractal_jax.training import restore
+  from fractal_jax.training import restore, train
   from fractal_jax.training.logs import duration
 
   if restore.steps(workdir):
     return
+  mesh, net = sharding.make_mesh(config), fractal.from_config(config.model)
+  train.given_levels(net, config, mesh=mesh)  # raises before it compiles
   common.say('Timing a few steps ...')
   found = probe.probe(config)
   side, every = config.model.sizes[0], config.sample.every

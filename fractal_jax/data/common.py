@@ -63,7 +63,8 @@ def check_split(config, split: str, splits) -> None:
   if split not in splits:
     raise DataError(
       f"data set '{config.data.name}' has no split '{split}': set "
-      f'data.train_split and data.val_split to two of {", ".join(splits)}.'
+      f'data.train_split and data.val_split to two of {", ".join(splits)}, or '
+      '--split to one.'
     )
 
 

@@ -220,7 +220,6 @@ def given_levels(
   found = restore.restore_subtrees(
     hub.folder(m.init_from), {name: like[name] for name in subtrees}
   )
-  logs.say(f'{", ".join(subtrees)} begin as in {m.init_from}')
   return found
 
 
@@ -240,6 +239,8 @@ def begin(
   )
   if start is None:
     given = given_levels(net, config, mesh=mesh)
+    if given:
+      logs.say(f'{", ".join(given)} begin as in {config.model.init_from}')
     state = train_state.create(net, tx, config, mesh=mesh)
     return state.replace(params=state.params | given), batches
   like = train_state.abstract(net, tx, config, mesh=mesh)
