@@ -637,6 +637,8 @@ def problems(config) -> list[str]:
       broken['optim'] = _optim_problems(config, levels)
   if not broken['model']:
     broken['sample'] = sample_problems(config.sample, config.model)
+  if not broken['model'] + broken['data']:
+    broken['data'] = _data_problems(config)
   if not broken['mesh'] + broken['optim']:
     broken['mesh'] = _mesh_problems(config)
   return out + sum(broken.values(), [])
@@ -658,6 +660,23 @@ def _optim_problems(config, levels: int) -> list[str]:
     out.append('optim.frozen freezes every level: nothing is left to train')
   out += shared.named_with_owners(m, 'optim.frozen', o.frozen)
   return out + shared.named_with_owners(m, 'model.init_levels', m.init_levels)
+
+
+def _data_problems(config) -> list[str]:
+  """Rules that keys of section `data` break together, or with the model."""
+  d, side = config.data, config.model.sizes[0]
+  out = []
+  if d.shift >= side:
+    out.append(
+      f'data.shift={d.shift} must be below model.sizes[0]={side}, else nothing '
+      'of an image may be left'
+    )
+  if d.list and d.name not in ('folder', 'npz'):
+    out.append(
+      f"data.list='{d.list}' is for data.name='folder' or 'npz', not for "
+      f"'{d.name}': set it to ''"
+    )
+  return out
 
 
 def _mesh_problems(config) -> list[str]:

@@ -302,7 +302,10 @@ def parse(command: str, argv: list[str]) -> list[str]:
     )
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
     # A key, value or file of --config; a list of choices takes several lines.
-    text = str(e).strip('\'"').replace('\\n', '\n').replace("\\'", "'")
+    text = str(e).strip('\'"')
+    if text.isidentifier():  # a key that has no like
+      text = f'no config has the key {text}'
+    text = text.replace('\\n', '\n').replace("\\'", "'")
     if isinstance(e, OSError):  # its text holds a whole traceback
       text = ' '.join(line.strip() for line in text.splitlines()[-2:])
     leave(f'fractal-jax {command}: --config: {text}', 2)
@@ -310,9 +313,12 @@ def parse(command: str, argv: list[str]) -> list[str]:
 
 def check_numbers() -> None:
   """Raises UsageError for a flag's whole number that is too large to use."""
+  seeds = ('seed', 'config.seed')  # which have a rule of their own
   for name in FLAGS:
     flag = FLAGS[name]
-    if flag.flag_type() == 'int' and name != 'seed' and flag.value is not None:
+    if (
+      flag.flag_type() == 'int' and name not in seeds and flag.value is not None
+    ):
       if wrong := checks.problem(f'--{name}', flag.value, checks.integer()):
         raise common.UsageError(wrong)
 

@@ -116,6 +116,18 @@ def same(a: str | os.PathLike, b: str | os.PathLike) -> bool:
     return str(a) == str(b)
 
 
+def within(inner: str | os.PathLike, outer: str | os.PathLike) -> bool:
+  """Whether a place, which need not be there, is a folder or lies in it.
+
+  What is hidden there, which `entries` passes over, is not in it.
+  """
+  real = lambda x: x if is_remote(x) else os.path.realpath(path(x))
+  inner, outer = (pathlib.PurePath(str(real(x))) for x in (inner, outer))
+  if not inner.is_relative_to(outer):
+    return False
+  return not any(part[0] == '.' for part in inner.relative_to(outer).parts)
+
+
 def entries(folder: Path) -> list[tuple[str, bool]]:
   """(path, whether it is a file) of what a folder holds, but hidden names.
 

@@ -8,6 +8,7 @@ import html
 import importlib.metadata
 import math
 import platform
+import re
 
 from fractal_jax import charts, config_files, pages, paths
 from fractal_jax.data import classes
@@ -63,7 +64,7 @@ def page(workdir: str, machine: str = '') -> str:
 def _facts(config, names, lines, machine: str) -> list[tuple[str, str]]:
   """Rows of the table at the top."""
   m, out = config.model, []
-  scored = [x for x in lines if 'val/bits_per_dim' in x]
+  scored = [x for x in lines if {'val/bits_per_dim', 'val/stderr'} <= x.keys()]
   if scored:
     last = scored[-1]
     best = min(scored, key=lambda x: x['val/bits_per_dim'])
@@ -117,7 +118,11 @@ def _samples(workdir: str) -> str:
     if folder.is_dir()
     else []
   )
-  grids = [file for file in files if file.endswith('.png')]
+  grids = [  # others may have been put there
+    file
+    for file in files
+    if re.fullmatch(r'step_\d+\.png', paths.path(file).name)
+  ]
   if len(grids) > SHOWN:
     step = (len(grids) - 1) / (SHOWN - 1)
     grids = [grids[round(i * step)] for i in range(SHOWN)]

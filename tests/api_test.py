@@ -12,6 +12,7 @@ import pytest
 
 import fractal_jax
 from fractal_jax import api
+from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.models.types import NEVER
 from fractal_jax.training import checkpoint
@@ -119,3 +120,9 @@ def test_streams_refuse_in_words(model):
     model.stream('draw')
   with pytest.raises(inputs.InputError, match=r'labels \[99\]: classes are'):
     next(model.stream('sample', 99))
+
+
+@pytest.mark.parametrize('name', [None, 5, b'digits_ar'])
+def test_a_name_is_a_text(name):
+  with pytest.raises(UserError, match='is no name of a run or release'):
+    api.load(name)

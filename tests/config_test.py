@@ -10,6 +10,8 @@ SHARED = dict(
 INF = float('inf')
 # One value that breaks a rule each: {key: value}, and words of the message.
 BAD = [
+  ({'data.shift': 64}, 'data.shift=64', 'below model.sizes[0]=64'),
+  ({'data.list': 'images.csv'}, 'data.list', "not for 'digits'"),
   # model: sizes and lists
   (dict(sizes=(64, 4)), 'model.sizes', 'end in 1'),
   (dict(sizes=(1,)), 'model.sizes', 'two or more'),
@@ -204,6 +206,7 @@ def test_rule(values, key, words):
 
 
 GOOD = [
+  {'data.name': 'npz', 'data.list': 'images.csv'},
   dict(num_conds=(5, 3)),
   dict(colour='ycbcr', channel_order=(1, 0, 2)),
   {**SHARED, 'optim.frozen': (0,)},

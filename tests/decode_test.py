@@ -351,6 +351,10 @@ def test_classes_by_name_and_number():
   texts = ['Flags', 'food', '1', '7', ' Flags']
   assert classes.numbers(texts, names, 5) == [2, 3, 1, 4, 2]
   assert classes.numbers(['0', '2'], (), 3) == [0, 2]
+  with pytest.raises(
+    pipeline.DataError, match="'crane' may be any of 0, 2: write its"
+  ):
+    classes.numbers(['crane'], ('crane', 'heron', 'crane'), 3)
   with pytest.raises(UserError, match="no class 'b'"):  # a name too many
     classes.numbers(['b'], ['a', 'b'], 1)
   for text, words in (

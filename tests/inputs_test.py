@@ -66,7 +66,11 @@ def test_files_are_read_as_they_were_written(tmp_path):
   np.savez(tmp_path / 'x.npz', a=1)
   (tmp_path / 'x.npz').rename(tmp_path / 'several.npy')
   (tmp_path / 'empty.npy').write_bytes(b'')
+  np.save(tmp_path / 'flat.npy', values[..., 0])
+  np.save(tmp_path / 'shares.npy', values / 16)
   for name, words in (
+    ('flat', r'flat.npy has the shape \(8, 8\): this model takes \(8, 8, 1\)'),
+    ('shares', 'shares.npy: images of type float64'),
     ('empty', 'is not a .npy file'),
     ('several', 'holds several arrays'),
     ('none', 'cannot be opened'),
@@ -97,11 +101,17 @@ def test_images_of_another_size_are_cropped_as_in_training(size, tmp_path):
     ({'mask': np.full((4, 4), 7)}, 'must be bool'),
     ({'mask': np.full((4, 4), 'x')}, 'must be bool'),
     ({'mask': [[1], [1, 0]]}, 'masks are no array'),
+    (
+      {'images': np.ma.masked_equal(np.eye(4, dtype=int)[None, ..., None], 1)},
+      'masked in part',
+    ),
     ({'labels': [[0]]}, r'labels \[\[0\]\]: classes are'),
     ({'labels': [2**70]}, 'classes are 0 to 2'),
     ({'num': 1.5}, 'num=1.5 must be a whole number'),
     ({'labels': 3}, r'labels \[3\]: classes are 0 to 2'),
     ({'labels': [0, 1]}, '2 labels for 1 images'),
+    ({'num': None}, 'num=None must be a whole number at least 1'),
+    ({'candidates': None}, 'candidates=None must be a whole number'),
     ({'num': 0}, 'num=0 must be a whole number at least 1'),
     ({'candidates': -1}, 'candidates=-1 must be a whole number at least 1'),
   ],

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax.data import listing
+from fractal_jax.data.common import DataError
 
 
 def picture(seed, side=64):
@@ -62,3 +63,11 @@ def test_groups_stay_together():
   assert not listing.held_out(np.zeros(5), list('abcde')).any()  # all are one
   two = listing.held_out(np.array([0, 0, 0, 1, 1]), list('abcde'))
   assert two.tolist() == [False] * 3 + [True] * 2
+
+
+def test_an_example_has_one_split(tmp_path):
+  row = listing.Row('a.png', 'a', 'train')
+  rows = [row, listing.Row('b.png', 'a', 'train'), row]
+  listing.write(str(tmp_path / 'images.csv'), rows)
+  with pytest.raises(DataError, match="the example 'a.png' 2 times"):
+    listing.read(str(tmp_path / 'images.csv'))

@@ -166,3 +166,38 @@ def test_arrays(tmp_path):
   found = look.at(path)
   assert found.rows is None and found.splits == ('train', 'test')
   assert found.values == 17 and found.class_names == ('0', '1', '2')
+
+
+def test_splits_by_other_names_are_no_classes(tmp_path):
+  for i in range(6):
+    save(tmp_path / ('Train', 'valid')[i % 2] / f'{i}.png', picture(i))
+  with pytest.raises(DataError, match='the folders Train, valid, .* splits'):
+    look.at(str(tmp_path))
+  (tmp_path / 'Train').rename(tmp_path / 'train')
+  (tmp_path / 'valid').rename(tmp_path / 'val')
+  assert look.at(str(tmp_path)).class_names == (tmp_path.name,)
+
+
+def test_an_empty_split_is_named(tmp_path):
+  for i in range(4):
+    save(tmp_path / 'train' / 'a' / f'{i}.png', picture(i))
+  (tmp_path / 'val').mkdir()
+  with pytest.raises(DataError, match='all in train: put some into each'):
+    look.at(str(tmp_path))
+
+
+def test_folders_beside_those_of_splits_are_left_out_and_said(tmp_path):
+  for i, name in enumerate(('train/a', 'val/b', 'train/a', 'val/a', 'cats')):
+    save(tmp_path / name / f'{i}.png', picture(i))
+  found = look.at(str(tmp_path))
+  assert len(found.rows) == 4
+  notes = ' '.join(found.notes)
+  assert '1 file(s)' in notes and 'cats/4.png' in notes
+  assert "1 class(es) have held-out images alone, such as 'b'" in notes
+
+
+def test_arrays_that_are_all_alike_are_refused(tmp_path):
+  file = tmp_path / 'x.npz'
+  np.savez(file, images=np.zeros((9, 8, 8), np.uint8), labels=np.zeros(9, int))
+  with pytest.raises(DataError, match='the 9 images .* are all copies of one'):
+    look.at(str(file))

@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from fractal_jax import main
-from fractal_jax.commands import common, evaluate
+from fractal_jax.commands import common, evaluate, sample
 from fractal_jax.pictures import LETTERS
 from tests import commandline
 from tests.commandline import call
@@ -200,6 +200,32 @@ def test_cost_prints_the_papers_total():
       ['--num=0', 'must be a whole number at least 1'],
     ),
     (['sample', '--workdir=X', '--out=a.bmp'], ['a.bmp', '.png']),
+    (
+      ['explain', '--workdir=nab_ar', '--index=0', '--out=X'],
+      ['data of --workdir=nab_ar are not here', '--image=FILE'],
+    ),
+    (
+      ['ab', '--a=nab_ar', '--b=nab_ar', '--level=0'],
+      ['data of --a=nab_ar are not here'],
+    ),
+    (['likelihood', '--workdir=nab_ar'], ['name other data by --data']),
+    (
+      ['train', DIGITS, '--config.foo=1', '--workdir=X'],
+      ['no config has the key foo'],
+    ),
+    (
+      [
+        'edit',
+        '--workdir=digits_ar',
+        '--image=X',
+        '--split=train',
+        '--mode=lower',
+      ],
+      ['--split goes with --index'],
+    ),
+    (['pilot', 'check', 'X', '--size=8'], ['--size is for pilot init: leave']),
+    (['pilot', 'init', '--stage=data'], ['--stage is for pilot run']),
+    (['pilot', 'run', 'X', '--out=Y'], ['--out is for pilot init']),
     (
       ['edit', '--workdir=X', '--mode=lower', '--box=1,1,2,2'],
       ['--box goes with --mode=inpaint or class'],
@@ -429,3 +455,29 @@ def test_another_seed_is_refused(workdir):
     'train', DIGITS, f'--workdir={workdir}', *TINY, '--config.seed=5', code=2
   )
   assert 'seed: 0 before, 5 now' in out and 'Traceback' not in out
+
+
+def test_the_largest_seed_of_a_config_is_taken():
+  text = call('train', DIGITS, '--config.seed=4294967295', '--show')
+  assert 'c.seed = 4294967295' in text
+  text = call(
+    'train', DIGITS, '--config.seed=4294967296', '--workdir=X', code=2
+  )
+  assert 'seed=4294967296 must be' in text and 'at most 4294967295' in text
+
+
+def test_no_class_may_stand_among_classes():
+  with commandline.flags_of(
+    'sample', '--workdir=digits_ar', '--labels=none, 1'
+  ):
+    assert sample.classes(common.load_config().model) == [-1, 1]
+
+
+def test_a_mask_of_nothing_is_refused(tmp_path):
+  np.save(tmp_path / 'mask.npy', np.zeros((8, 8), bool))
+  np.save(tmp_path / 'image.npy', np.zeros((8, 8, 1), int))
+  text = call(
+    'edit', '--workdir=digits_ar', f'--image={tmp_path}/image.npy',
+    f'--mask={tmp_path}/mask.npy', f'--out={tmp_path}/x.png', code=2,
+  )  # fmt: skip
+  assert 'mask.npy is black, or False, everywhere' in text

@@ -210,3 +210,13 @@ def test_errors_of_storage_and_others():
     assert paths.of_storage(e)
   assert not paths.of_storage(FileNotFoundError())
   assert not paths.of_storage(ValueError('DATA_LOSS'))
+
+
+def test_what_lies_in_a_folder(tmp_path):
+  (tmp_path / 'link').symlink_to('photos')
+  for inner in ('photos', 'photos/run', 'link/run', 'photos/x/../run'):
+    assert paths.within(tmp_path / inner, tmp_path / 'photos')
+  for inner in ('photos2', '.', 'runs/photos', 'photos/.run/x'):
+    assert not paths.within(tmp_path / inner, tmp_path / 'photos')
+  assert paths.within('gs://a/photos/run', 'gs://a/photos')
+  assert not paths.within(tmp_path, 'gs://a/photos')

@@ -334,6 +334,7 @@ def test_a_folder_by_the_command(tmp_path):
   flags = ('pilot', f'--data={folder}', f'--out={out}', '--size=8')
   with commandline.flags_of(*flags) as job:
     job.run('init')
+  with commandline.flags_of('pilot') as job:
     job.run('check', str(out))
   pilot = run.open_pilot(str(out))
   assert pilot.data.train.shape == (18, 8, 8, 3)

@@ -435,6 +435,7 @@ def test_the_command(tmp_path, capsys):
     job.run('init')
     with pytest.raises(ValueError, match='exists'):
       job.run('init')
+  with commandline.flags_of('pilot') as job:
     with pytest.raises(settings.PilotError, match='rows_per_week'):
       job.run('check', str(folder))
     path = folder / settings.FILE

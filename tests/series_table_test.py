@@ -51,6 +51,11 @@ def test_missing_rows_are_not_known(tmp_path):
   assert str(found.times[5]).startswith('2024-01-06')
 
 
+def test_what_is_masked_is_not_known():
+  found = table.from_array(np.ma.masked_equal([[1, 2], [3, 4]], 3))
+  np.testing.assert_array_equal(found.values, [[1, 2], [np.nan, 4]])
+
+
 def test_uneven_times_are_said(tmp_path):
   text = 'time,a\n' + lines([0, 1, 2.5, 3, 4.4, 5, 6.2, 7], range(8))
   found = table.read(write(tmp_path / 'a.csv', text))
@@ -65,6 +70,10 @@ def test_uneven_times_are_said(tmp_path):
     ('time,a\n1,1\n1,1\n', ['row 3', 'come after']),
     ('time,a\n1,1\n,1\n', ['row 3', 'no time']),
     ('a\n1\ninf\n', ['row 3', "'a'", 'infinite']),
+    ('a,b\n\n1,2\n\n3,bad\n', ['row 5', "'bad'"]),
+    ('time,a\n1,1\n\n1,1\n', ['row 4', 'come after']),
+    ('a,b\n1,2\n \n3,inf\n', ['row 4', 'infinite']),
+    ('a,b\n"1\n",2\n3,bad\n', ['row 3', "'bad'"]),
     ('a,b\n1,2\n', ['two rows']),
     ('time\n1\n2\n', ['0 channels']),
     ('a,b\n1,2,3\n4,5,6,7\n', ['csv']),

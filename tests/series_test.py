@@ -572,6 +572,21 @@ def test_what_commands_refuse(command, name, flags, words):
     command(name, *flags)
 
 
+def test_normal_rows_are_counted_as_the_file_has_them(tmp_path):
+  times = [*range(40), *range(50, 110)]  # ten rows are missing
+  file = tmp_path / 'line.csv'
+  file.write_text('time,a\n' + ''.join(f'{t},{t % 7}\n' for t in times))
+  for given, rows in (('40', 40), ('41', 51), ('100', 110)):
+    with commandline.flags_of(
+      'anomaly', f'--data={file}', f'--train={given}'
+    ) as job:
+      one, train = job.the_table()
+      assert (train, one.times[train - 1]) == (rows, times[int(given) - 1])
+  with commandline.flags_of('anomaly', f'--data={file}', '--train=101') as job:
+    with pytest.raises(UserError, match='has 100 rows'):
+      job.the_table()
+
+
 def test_columns_in_another_order_are_refused(command, monkeypatch, tmp_path):
   found = mock.Mock(**{'quantiser_.channels': ('b', 'a')})
   monkeypatch.setattr(runs, 'load', lambda *args, **how: found)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import runpy
+import shutil
 
 from absl import flags
 from PIL import Image
@@ -11,7 +12,9 @@ import pytest
 
 from fractal_jax import api, run_report
 from fractal_jax.commands import common, likelihood, train_data
-from fractal_jax.training import checkpoint
+from fractal_jax.data.common import DataError
+from fractal_jax.planning import probe
+from fractal_jax.training import CheckpointError, checkpoint, resume
 from tests import commandline
 from tests.listing_test import picture
 
@@ -99,6 +102,26 @@ def test_a_run_without_samples_or_scores_has_a_page_too(run, tmp_path):
   assert 'No samples were drawn' in page and 'Nothing was logged' in page
 
 
+def test_what_others_put_into_a_run_is_not_shown(run, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(run[0], workdir)
+  sample = workdir / 'samples' / 'step_0000004.png'
+  before = run_report.page(str(workdir))
+  for name in ('foo.png', 'step_x.png', 'step_0000004 (1).png'):
+    shutil.copy(sample, sample.with_name(name))
+  assert run_report.page(str(workdir)) == before
+  with open(workdir / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 4, "val/bits_per_dim": 1.0}\n')
+    file.write(f'{{"step": 4, "train/loss": {"9" * 400}}}\n')
+  run_report.page(str(workdir))
+  (workdir / 'config.json').unlink()
+  listed = (workdir / 'images.csv').read_text()
+  (workdir / 'images.csv').write_text(listed + '\n')
+  with pytest.raises(CheckpointError, match='has no config.json'):
+    call(f'--data={run[0].parent / "photos"}', f'--workdir={workdir}')
+  assert (workdir / 'images.csv').read_text() == listed + '\n'
+
+
 def test_the_same_command_goes_on_and_another_is_refused(run, photos, capsys):
   workdir, _ = run
   before = (workdir / 'images.csv').read_text()
@@ -174,3 +197,42 @@ def test_the_run_is_named_after_the_data():
 def test_a_work_directory_is_needed_with_a_config():
   with pytest.raises(flags.IllegalFlagValueError, match='--workdir=DIR'):
     call('--config=digits')
+
+
+def test_a_run_lies_apart_from_its_images(photos):
+  for name in ('photos', 'photos/run', 'photos/cat'):
+    workdir = photos.parent / name
+    with pytest.raises(DataError, match='lies in the folder of the data'):
+      call(f'--data={photos}', f'--workdir={workdir}', *TINY)
+  assert sorted(x.name for x in photos.iterdir()) == ['cat', 'dog']
+
+
+def test_levels_that_do_not_fit_are_told_before_anything_is_timed(
+  photos, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(probe, 'probe', lambda config: 1 / 0)
+  first = f'--config.model.init_from={tmp_path}/none'
+  given = (first, '--config.model.init_levels=(1,)')
+  with pytest.raises(CheckpointError, match='none does not exist'):
+    call(f'--data={photos}', '--size=8', f'--workdir={tmp_path}', *TINY, *given)
+
+
+def test_a_list_of_other_things_is_not_replaced(photos, tmp_path):
+  (tmp_path / 'images.csv').write_text('file,author\n0.png,me\n')
+  with pytest.raises(common.UsageError, match='is no listing of an earlier'):
+    call(f'--data={photos}', f'--workdir={tmp_path}', *TINY)
+  assert 'author' in (tmp_path / 'images.csv').read_text()
+
+
+def test_what_is_listed_and_gone_is_to_be_put_back(run, photos, capsys):
+  workdir, _ = run
+  file = photos / 'cat' / '0.png'
+  file.rename(photos.parent / 'kept.png')
+  with pytest.raises(DataError, match='cat/0.png cannot be .* put back'):
+    call(f'--data={photos}', f'--workdir={workdir}')
+  (photos.parent / 'kept.png').rename(file)
+  other = photos.parent / 'other.csv'
+  other.write_text((workdir / 'images.csv').read_text())
+  changed = f'--config.data.list={other}'
+  with pytest.raises(resume.ResumeError, match='data.list: .*images.csv'):
+    call(f'--data={photos}', f'--workdir={workdir}', changed)

@@ -64,6 +64,7 @@ def run():
   own = read_config(FLAGS.a) if train_a else checkpoint.load_config(a)
   other = read_config(FLAGS.b) if train_b else checkpoint.load_config(b)
   modules.mixed_config(own, other, FLAGS.level)  # else nothing is trained
+  common.check_own_data(own, 'compare on a run that has them', 'a')
   if train_a:
     train.train(own, a)
   if train_b:

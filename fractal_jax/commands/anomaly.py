@@ -115,12 +115,13 @@ def the_table():
   one = table.read(FLAGS.data, [c.strip() for c in FLAGS.columns])
   for note in one.notes:
     common.say(f'{one.name}: {note}')
-  train = FLAGS.train or one.train or len(one.values)
-  if train > len(one.values):
+  if not FLAGS.train:
+    return one, one.train or len(one.values)
+  if FLAGS.train > len(one.row):
     raise common.UsageError(
-      f'--train={train}: {FLAGS.data} has {len(one.values)} rows'
+      f'--train={FLAGS.train}: {FLAGS.data} has {len(one.row)} rows'
     )
-  return one, train
+  return one, int(one.row[FLAGS.train - 1]) + 1  # with those filled in between
 
 
 def the_detector(one, train: int, **parameters):

@@ -261,16 +261,38 @@ def the_image(config):
   if FLAGS.label not in (None, 'none'):
     (label,) = class_numbers([FLAGS.label], config.model)
   if FLAGS.image is not None:
+    if FLAGS.split is not None:
+      raise UsageError('--split goes with --index: leave it out with --image')
     image, note = inputs.read_image(FLAGS.image, config.model)
     if note:
       say(f'{note}.')
     return image, label
+  check_own_data(config, 'give --image=FILE in place of --index')
   split = FLAGS.split or config.data.val_split
   found = pipeline.eval_batches(config, split, 1)
   if FLAGS.index >= len(found):
     raise UsageError(f'--index={FLAGS.index}: {split} has {len(found)} images')
   (one,) = itertools.islice(found, FLAGS.index, FLAGS.index + 1)
   return one['image'][0], label
+
+
+def check_own_data(config, instead: str, flag: str = 'workdir') -> None:
+  """Raises UsageError where a release, or a run that moved, lacks its data.
+
+  Args:
+    config: of the run.
+    instead: what to do without them.
+    flag: that names the run.
+  """
+  from fractal_jax.data.common import FROM_DIR
+
+  d = config.data
+  if d.name in FROM_DIR and not (d.dir and paths.path(d.dir).exists()):
+    where = f"data.dir='{d.dir}'" if d.dir else 'it is a release'
+    raise UsageError(
+      f'the data of --{flag}={FLAGS[flag].value} are not here ({where}): '
+      f'{instead}'
+    )
 
 
 def class_numbers(texts: list[str], model) -> list[int]:

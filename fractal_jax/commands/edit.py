@@ -68,6 +68,11 @@ def run():
   sample.settings(config, **changes)  # checked at once
   image, label = common.the_image(config)
   mask = inputs.check_mask(the_mask(config.model), image[None])
+  if not mask.any():
+    raise common.UsageError(
+      f'--mask={FLAGS.mask} is black, or False, everywhere: it is to be white, '
+      'or True, where something is generated'
+    )
   guide = sampling.load_guide(config)
   model = common.load_model(config)
   job = model.start(

@@ -52,6 +52,8 @@ def run():
   config = common.load_config()
   split = FLAGS.split or config.data.val_split
   scored = config
+  if not FLAGS.data:
+    common.check_own_data(config, 'name other data by --data')
   if FLAGS.data:
     split = FLAGS.split or 'all'
     scored = with_other_data(config)

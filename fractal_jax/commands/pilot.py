@@ -16,6 +16,13 @@ FLAGS = flags.FLAGS
 
 ARGUMENTS = 'init, or check, run or report and the folder of a pilot'
 STAGES = ('data', 'module', 'composition', 'full', 'shadow')
+# The flags that each job takes.
+USED = {
+  'init': ('data', 'columns', 'size', 'out'),
+  'check': (),
+  'run': ('stage', 'anyway', 'language'),
+  'report': ('language',),
+}
 
 
 def define_flags():
@@ -52,6 +59,13 @@ def run(*words: str):
         else 'the folder of a pilot'
       )
     )
+  for name in sorted({name for used in USED.values() for name in used}):
+    if FLAGS[name].present and name not in USED[words[0]]:
+      jobs_of = [job for job, used in USED.items() if name in used]
+      raise common.UsageError(
+        f'--{name} is for pilot {" and ".join(jobs_of)}: leave it out of pilot '
+        f'{words[0]}'
+      )
   jobs[words[0]](*words[1:])
 
 

@@ -106,8 +106,9 @@ def classes(model) -> list[int]:
   """The classes that --labels names, checked; -1 for "no class"."""
   if FLAGS.labels is None:
     return list(range(model.classes))
-  if FLAGS.labels == ['none']:
-    return [-1]
   if not FLAGS.labels:
     raise common.UsageError('--labels= names no class')
-  return common.class_numbers(FLAGS.labels, model)
+  return [
+    -1 if text.strip() == 'none' else common.class_numbers([text], model)[0]
+    for text in FLAGS.labels
+  ]

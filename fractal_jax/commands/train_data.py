@@ -27,7 +27,8 @@ def config_for(data: str, size: int | None, workdir: str):
   nothing is written.
   """
   from fractal_jax import config as config_lib
-  from fractal_jax.training import checkpoint
+  from fractal_jax.data import folder
+  from fractal_jax.training import checkpoint, restore
 
   if FLAGS.distributed:
     raise common.UsageError(
@@ -35,12 +36,15 @@ def config_for(data: str, size: int | None, workdir: str):
       'and train with --config=my.py --distributed'
     )
   changes = FLAGS['config'].override_values
-  if (paths.path(workdir) / 'config.json').exists() and not FLAGS.show:
+  there = (paths.path(workdir) / 'config.json').exists()
+  if not FLAGS.show and (there or restore.steps(workdir)):
     config = checkpoint.load_config(workdir)
     check_same(config, data, size, workdir)
     common.say(f'{workdir} is a run of this data: it goes on.')
   else:
     paths.check_folder(workdir, '--workdir')
+    folder.check_apart(data, workdir)
+    check_listing(paths.path(workdir) / LISTING)
     config = choose(data, size, workdir, changes)
   with config.unlocked():
     config.update_from_flattened_dict(changes)
@@ -62,6 +66,20 @@ def check_same(config, data: str, size: int | None, workdir: str) -> None:
       f'{workdir} is a run of images of side {config.model.sizes[0]}, not '
       f'{size}: give another --workdir'
     )
+
+
+def check_listing(path) -> None:
+  """Refuses to replace a file of the user's that has the listing's name."""
+  from fractal_jax.data import listing
+
+  if path.exists():
+    try:
+      listing.read(path)
+    except listing.DataError as e:
+      raise common.UsageError(
+        f'{path} is no listing of an earlier run, and would be replaced: give '
+        'another --workdir'
+      ) from e
 
 
 def choose(data: str, size: int | None, workdir: str, changes: dict):
@@ -149,12 +167,16 @@ def say_chosen(chosen, on, reasons: dict[str, str], path) -> None:
 
 def say_what_to_expect(config, workdir: str) -> None:
   """Times a few steps, unless the run has begun, and says when it is done."""
+  from fractal_jax import sharding
+  from fractal_jax.models import fractal
   from fractal_jax.planning import probe
-  from fractal_jax.training import restore
+  from fractal_jax.training import restore, train
   from fractal_jax.training.logs import duration
 
   if restore.steps(workdir):
     return
+  mesh, net = sharding.make_mesh(config), fractal.from_config(config.model)
+  train.given_levels(net, config, mesh=mesh)  # raises before it compiles
   common.say('Timing a few steps ...')
   found = probe.probe(config)
   side, every = config.model.sizes[0], config.sample.every

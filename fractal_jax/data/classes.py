@@ -86,8 +86,12 @@ def numbers(texts: Sequence[str], names: Sequence[str], classes: int) -> list:
 
 
 def _number(text: str, names: Sequence[str], classes: int) -> int:
-  if text in names:
-    return list(names).index(text)
+  same = [i for i, name in enumerate(names) if name == text]
+  if len(same) > 1:
+    some = ', '.join(map(str, same[:SHOWN]))
+    raise DataError(f"class '{text}' may be any of {some}: write its number.")
+  if same:
+    return same[0]
   if text.isascii() and text.isdecimal() and len(text) <= 10:
     if int(text) < classes:
       return int(text)

@@ -63,7 +63,8 @@ def check_split(config, split: str, splits) -> None:
   if split not in splits:
     raise DataError(
       f"data set '{config.data.name}' has no split '{split}': set "
-      f'data.train_split and data.val_split to two of {", ".join(splits)}.'
+      f'data.train_split and data.val_split to two of {", ".join(splits)}, or '
+      '--split to one.'
     )
 
 
@@ -100,13 +101,24 @@ def check_images(config) -> None:
     )
 
 
+def remedy(config) -> str:
+  """What to do with an image that can't be used."""
+  if config.data.list:  # which goes on to name what is removed
+    return (
+      'put back the image that was there, or, for a new run, leave it out: '
+      f"empty its split in data.list='{config.data.list}'"
+    )
+  return 'mend it or remove it'
+
+
 def check_size(name: str, size: tuple[int, int], config) -> None:
   """Raises DataError if an image (width, height) must be enlarged to fit."""
   side = config.model.sizes[0]
   if min(size) < side:
     raise DataError(
       f'{name} has {size[0]}x{size[1]} pixels, fewer than the {side}x{side} '
-      f'of the model: remove it, or set model.sizes[0] to {min(size)} or less.'
+      f'of the model: {remedy(config)}, or set model.sizes[0] to {min(size)} '
+      'or less.'
     )
 
 
@@ -128,7 +140,7 @@ def decode(file, name: str, config, published: bool = False) -> np.ndarray:
   try:
     image = decoder.load(file, name, mode, upright=not published)
   except decoder.ImageError as e:
-    raise DataError(f'{e}; mend it or remove it.') from e
+    raise DataError(f'{e}; {remedy(config)}.') from e
   if not published:
     check_size(name, image.size, config)
   return to_array(image, m.sizes[0], m.channels)

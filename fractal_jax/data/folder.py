@@ -65,6 +65,18 @@ def folder(config, split: str) -> Source:
   )
 
 
+def check_apart(root: str, workdir: str) -> None:
+  """Raises DataError for a run whose samples would lie among its images.
+
+  They would be a class, and images, of whoever reads the folder next.
+  """
+  if root and paths.within(paths.path(workdir) / 'samples', root):
+    raise DataError(
+      f'--workdir={workdir} lies in the folder of the data, {root}, where what '
+      'the run draws would be images of a class: choose another --workdir.'
+    )
+
+
 def _reader(files: list[str], labels: list[int], config, *, remote: bool):
   """What reads example i; it keeps what is decoded, up to KEPT bytes."""
   kept, room = {}, KEPT // (config.model.sizes[0] ** 2 * config.model.channels)
@@ -90,7 +102,7 @@ def _check(files: list[str], config) -> None:
     try:
       common.check_size(file, decode.size(file, file), config)
     except decode.ImageError as e:
-      errors.append(f'{e}; mend it or remove it.')
+      errors.append(f'{e}; {common.remedy(config)}.')
     except DataError as e:
       errors.append(str(e))
   if errors:
@@ -159,6 +171,11 @@ def images(root: paths.Path) -> tuple[list[tuple], bool, list[str]]:
     if not held:  # a tenth of it is held out
       splits = {'': root / 'train'}
   out, others = [], []
+  kept = {top.name for top in splits.values()} | {'test'}
+  for name in subfolders(root) if has_splits(root) else []:
+    if name not in kept:
+      some, rest = _below(root / name, set())
+      others += some + rest
   for split, top in splits.items():
     names = subfolders(top)
     loose, rest, _ = inside(top)

@@ -84,6 +84,12 @@ def read(path: str) -> list[Row]:
       f"{path} has the split '{wrong[0]}': write train or validation, or "
       'nothing to leave an example out.'
     )
+  twice = collections.Counter(row[0] for row in rows).most_common(1)
+  if twice and twice[0][1] > 1:
+    raise DataError(
+      f"{path} has the example '{twice[0][0]}' {twice[0][1]} times: leave one "
+      'of these lines.'
+    )
   return [Row(*row) for row in rows]
 
 

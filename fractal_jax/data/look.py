@@ -26,6 +26,10 @@ COMPARED = 200_000  # images; more are neither all opened nor compared
 SAMPLED = 1000  # of those, and for means
 FEWEST = 2  # images for each class, on average
 SMALLEST = 4  # side of images that can be trained on
+# Folders by these names, in any case, are splits that somebody meant.
+LIKE_SPLITS = folder.SPLIT_NAMES | set(
+  'training valid dev eval testing tests'.split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +168,13 @@ def _folder(root: paths.Path, progress) -> Look:
       'images each on average: a folder is a class, and a class needs 2 or '
       'more. Put the images into fewer folders, or all into one.'
     )
+  if not folder.has_splits(root) and len(names) > 1:
+    if {name.lower() for name in names} <= LIKE_SPLITS:
+      raise DataError(
+        f'{root} holds the folders {", ".join(names)}, which would be its '
+        'classes. If they are splits, call them train and validation (or val); '
+        'if they are classes, give one of them another name.'
+      )
   note = folder.left_out(root, others)
   notes = [note] if note else []
   whole = len(found) <= COMPARED and not paths.is_remote(root)
@@ -213,11 +224,15 @@ def _rows(root, found, seen, has_splits: bool, notes: list[str]) -> list[Row]:
     out = np.array([found[i][2] != 'train' for i in good])
   else:
     out = listing.held_out(groups, [seen[i].digest for i in good])
-  if not 0 < out.sum() < len(good):
+  if has_splits and not 0 < out.sum() < len(good):
     raise DataError(
-      f'the {len(good)} images of {root} that can be read are all copies of '
-      'one: 2 different ones are needed, to train on and to hold out.'
+      f'the {len(good)} images of {root} that can be read are all '
+      f'{"held out" if out.any() else "in train"}: put some into each of its '
+      'splits, or remove an empty one, and a tenth is held out.'
     )
+  _check_held(out, len(good), root)
+  labels = np.array([found[i][1] for i in good])
+  notes += _untrained(labels[~out], labels[out])
   name = lambda i: os.path.relpath(found[i][0], str(root))
   sides = {i: common.SPLITS[held] for i, held in zip(good, out.tolist())}
   firsts = {i: good[g] for i, g in zip(good, groups.tolist())}
@@ -255,6 +270,26 @@ def _rows(root, found, seen, has_splits: bool, notes: list[str]) -> list[Row]:
   return rows
 
 
+def _check_held(out: np.ndarray, n: int, where) -> None:
+  """Raises DataError unless some of n images are held out, and not all."""
+  if not 0 < out.sum() < n:
+    raise DataError(
+      f'the {n} images of {where} that can be read are all copies of one: 2 '
+      'different ones are needed, to train on and to hold out.'
+    )
+
+
+def _untrained(train: np.ndarray, held: np.ndarray) -> list[str]:
+  """A note on classes, names [n], of which nothing is trained on."""
+  lacking = sorted(set(held.tolist()) - set(train.tolist()))
+  if not lacking:
+    return []
+  return [
+    f'{len(lacking)} class(es) have held-out images alone, such as '
+    f"'{lacking[0]}': the model cannot learn how they look"
+  ]
+
+
 # Arrays, and data sets of TFDS.
 
 
@@ -264,7 +299,7 @@ def _npz(data: str) -> Look:
   images, labels, names, split = arrays.read_npz(data, rank=2)
   n, height, width, channels = images.shape
   most = int(images.max())
-  rows = None
+  rows, notes, of = None, [], np.array(names)[labels]
   if split is None:
     digests = [hashlib.sha256(x.tobytes()).hexdigest() for x in images]
     if images.dtype == np.uint8 and channels in (1, 3):
@@ -275,6 +310,8 @@ def _npz(data: str) -> Look:
     else:
       groups = np.unique(digests, return_inverse=True)[1]
     out = listing.held_out(groups, digests)
+    _check_held(out, n, data)
+    notes = _untrained(of[~out], of[out])
     rows = [
       Row(str(i), names[label], common.SPLITS[held])
       for i, (label, held) in enumerate(zip(labels, out.tolist()))
@@ -288,6 +325,8 @@ def _npz(data: str) -> Look:
         'train, and one of validation, val and test.'
       )
     splits = ('train', held[0])
+    in_ = lambda name: of[np.array(split) == name]
+    notes = _untrained(in_('train'), in_(held[0]))
   return Look(
     'npz',
     paths.absolute(data),
@@ -297,6 +336,7 @@ def _npz(data: str) -> Look:
     colour=channels != 1,
     values=256 if most >= 128 else most + 1,
     rows=rows,
+    notes=tuple(notes),
   )
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fractal_jax import checks
 from fractal_jax.inference import inputs, likelihood, sample
 from fractal_jax.inference.progress import Job
 from fractal_jax.models import fractal
@@ -34,7 +35,9 @@ def edit(
   **changes: Any,
 ) -> Job:
   """The job of `api.Model.edit`, whose arguments and errors these are."""
-  inputs.check_counts(num=num, candidates=candidates, batch=batch)
+  inputs.check_number('num', num, checks.FROM_1)
+  inputs.check_number('candidates', candidates, checks.FROM_1)
+  inputs.check_counts(batch=batch)
   images = inputs.check_images(images, config.model)
   mask = inputs.check_mask(mask, images)
   inputs.check_planes(mask, config.model)

@@ -24,6 +24,8 @@ class InputError(UserError, ValueError):
 
 def array(x, name: str) -> np.ndarray:
   """As an array; an InputError says what is none."""
+  if np.ma.is_masked(x):
+    raise InputError(f'{name} are masked in part: give all of their values')
   try:
     return np.asarray(x)
   except (TypeError, ValueError, OverflowError) as e:  # rows of unequal length
@@ -176,7 +178,16 @@ def read_image(path: str, model: ConfigDict) -> tuple[np.ndarray, str]:
     The values, and a sentence on what was done to the image; '' for nothing.
   """
   if path.endswith('.npy'):
-    return check_images(_load(path)[None], model)[0], ''
+    values = _load(path)
+    if values.shape != image_shape(model):
+      raise InputError(
+        f'{path} has the shape {values.shape}: this model takes '
+        f'{image_shape(model)}'
+      )
+    try:
+      return check_images(values[None], model)[0], ''
+    except InputError as e:
+      raise InputError(f'{path}: {e}') from e
   if model.rank != 2 or model.channels not in (1, 3):
     raise InputError(
       f'{path}: a model of {model.channels} channels and rank {model.rank} '

@@ -48,6 +48,11 @@ def folder(
   Raises:
     ReleaseError: the repository can't be downloaded, and is not in the cache.
   """
+  if not isinstance(name, str | os.PathLike):
+    raise ReleaseError(
+      f'{name!r} is no name of a run or release: give its folder, or user/name '
+      'of the Hub, as a text.'
+    )
   name = os.fspath(name)
   if name in shipped() and not os.path.exists(name):
     return str(SHIPPED / name)

@@ -131,19 +131,14 @@ def read(path, columns: Sequence[str] = ()) -> Table:
       f'{path}: {len(found.values)} rows of {found.values.shape[1]} channels: '
       'a series has two rows or more, and a column of numbers'
     )
-  infinite = np.argwhere(np.isinf(found.values))
-  if len(infinite):
-    row, column = infinite[0]
-    raise DataError(
-      f'{path}, row {row + 2 - (ending == ".npz")}, column '
-      f"'{found.channels[column]}': infinite; leave the cell empty"
-    )
   return _spaced(found)
 
 
 def from_array(values) -> Table:
   """The Table of an array or DataFrame [T, C] or [T]."""
   names = getattr(values, 'columns', ())
+  if isinstance(values, np.ma.MaskedArray):  # what is masked is not known
+    values = values.astype(np.float64).filled(np.nan)
   values = np.asarray(values, np.float64)
   values = values[:, None] if values.ndim == 1 else values
   names = tuple(map(str, names)) or tuple(map(str, range(values.shape[1])))
@@ -195,6 +190,10 @@ def _npz(path, columns: Sequence[str]) -> Table:
         f'{list(shape)}, as `values` has {rows} rows of {channels} channels'
       )
   names = data.get('channels', np.arange(channels)).astype(str).tolist()
+  infinite = np.argwhere(np.isinf(values))
+  if len(infinite):
+    row, column = infinite[0]
+    raise _infinite(path, row + 1, names[column])
   if columns:
     _check_columns(path, names, list(columns))
     values = values[:, [names.index(name) for name in columns]]
@@ -233,6 +232,12 @@ def _shown(name: str, x: np.ndarray | None) -> str:
   return f'no `{name}`' if x is None else f'`{name}` {x.dtype} {list(x.shape)}'
 
 
+def _infinite(path, row: int, column: str) -> DataError:
+  return DataError(
+    f"{path}, row {row}, column '{column}': infinite; leave the cell empty"
+  )
+
+
 def _check_ascending(times: np.ndarray, where) -> None:
   """Raises DataError, which begins with where(i), unless times ascend."""
   back = np.flatnonzero(times[1:] <= times[:-1])
@@ -252,7 +257,11 @@ def _frame(path, ending: str, columns: Sequence[str]) -> Table:
     raise DataError(f'{path} needs pandas: {EXTRA}') from e
   try:
     with paths.local(path) as copy:
-      frame = _csv(pd, copy) if ending == '.csv' else pd.read_parquet(copy)
+      if ending == '.csv':
+        frame = _csv(pd, copy)
+      else:
+        frame = pd.read_parquet(copy).reset_index(drop=True)
+        frame.index += 2  # as if there were a line of names
   except ImportError as e:
     raise DataError(f'{path} needs pyarrow: {EXTRA}') from e
   except Exception as e:  # pandas and what it reads with have many
@@ -301,7 +310,12 @@ def _csv(pd, file):
   # names are not changed where two are the same.
   names = pd.read_csv(file, nrows=1, keep_default_na=False, **how)
   frame.columns = names.iloc[0]  # one may be called NA
-  return frame[1:].reset_index(drop=True).replace(TRUTHS)  # as Parquet's
+  frame.index += 1
+  with open(file, 'rb') as lines:  # empty ones count, but are no rows
+    rows = [i for i, line in enumerate(lines, 1) if line.strip()]
+  if len(rows) == len(frame):  # no cell takes several lines
+    frame.index = rows
+  return frame[1:].replace(TRUTHS)  # as Parquet's
 
 
 def _numbers(pd, path, column, remedy: str = NO_NUMBER) -> np.ndarray:
@@ -317,9 +331,12 @@ def _numbers(pd, path, column, remedy: str = NO_NUMBER) -> np.ndarray:
   if len(wrong):
     cell = str(column.iloc[wrong[0]])
     raise DataError(
-      f"{path}, row {wrong[0] + 2}, column '{column.name}': {cell!r} is no "
-      f'number; {remedy}'
+      f"{path}, row {column.index[wrong[0]]}, column '{column.name}': {cell!r} "
+      f'is no number; {remedy}'
     )
+  infinite = np.flatnonzero(np.isinf(found))
+  if len(infinite):
+    raise _infinite(path, column.index[infinite[0]], column.name)
   return found.to_numpy(np.float64)
 
 
@@ -353,7 +370,7 @@ def _times(pd, path, column) -> np.ndarray:
   wrong = np.flatnonzero(found.isna() | found.isin([np.inf, -np.inf]))
   if len(wrong):
     raise DataError(
-      f"{path}, row {wrong[0] + 2}, column '{column.name}': "
+      f"{path}, row {column.index[wrong[0]]}, column '{column.name}': "
       f'{column.iloc[wrong[0]]!r} is no time; every row needs one'
     )
   if dates is None:
@@ -366,7 +383,7 @@ def _times(pd, path, column) -> np.ndarray:
         f"{path}, column '{column.name}': {e}: dates must lie in 1678 to 2261"
       ) from e
   _check_ascending(
-    found, lambda i: f"{path}, row {i + 2}, column '{column.name}'"
+    found, lambda i: f"{path}, row {column.index[i]}, column '{column.name}'"
   )
   return found
 

@@ -29,7 +29,7 @@ HEARTBEAT = 10.0  # seconds between the writes of a lease
 EXPIRY = 60.0  # seconds without one until its holder counts as dead
 ATTEMPTS = 30.0  # seconds in which a write is tried: fewer than EXPIRY
 # What a run writes there.
-FILES = ('config.json', 'classes.json', 'metrics.jsonl')
+FILES = ('config.json', 'classes.json', 'metrics.jsonl', 'report.html')
 FOLDERS = ('checkpoints', 'samples', 'tensorboard')
 
 

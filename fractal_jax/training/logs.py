@@ -60,7 +60,10 @@ def _metrics(line: bytes) -> dict[str, float] | None:
     return None
   if not isinstance(found, dict) or not isinstance(found.get('step'), int):
     return None
-  plain = all(isinstance(x, int | float) for x in found.values())
+  plain = all(
+    isinstance(x, float) or isinstance(x, int) and abs(x) < 2**63
+    for x in found.values()
+  )
   return found if plain else None
 
 

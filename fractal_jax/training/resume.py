@@ -37,9 +37,11 @@ def check(config, workdir: str) -> None:
   if place:
     lines = [f'  {k}: {before[k]!r} before, {now[k]!r} now' for k in place]
     keys = ', '.join(f'--config.{k}={before[k]}' for k in place)
+    paths = [k for k in place if k in ('data.dir', 'data.list')]
     moved = (
-      f' If the data only moved, change data.dir in {workdir}/config.json.'
-      if 'data.dir' in place
+      f' If it only moved, change {" and ".join(paths)} in '
+      f'{workdir}/config.json.'
+      if paths
       else ''
     )
     raise ResumeError(
@@ -61,7 +63,9 @@ def changed_place(before: dict, now: dict) -> list[str]:
   """The keys of two flat configs that put a run elsewhere in the data."""
   place = [k for k in PLACE if before[k] != now[k]]
   # However the path is written.
-  path_of = lambda keys: os.path.abspath(os.path.expanduser(keys['data.dir']))
-  if now['data.name'] in FROM_DIR and path_of(before) != path_of(now):
-    place.append('data.dir')
+  path_of = lambda text: text and os.path.abspath(os.path.expanduser(text))
+  if now['data.name'] in FROM_DIR:
+    for k in ('data.dir', 'data.list'):
+      if path_of(before[k]) != path_of(now[k]):
+        place.append(k)
   return place

@@ -15,7 +15,7 @@ import optax
 
 from fractal_jax import config as config_lib
 from fractal_jax import paths, run_report, sharding
-from fractal_jax.data import classes, pipeline
+from fractal_jax.data import classes, folder, pipeline
 from fractal_jax.models import fractal, masking, names
 from fractal_jax.models.kernels import proof
 from fractal_jax.models.keys import Salt
@@ -63,6 +63,8 @@ def train(
   """
   config_lib.check(config)
   mesh = sharding.make_mesh(config)
+  if config.data.name == 'folder' and not restore.steps(workdir):
+    folder.check_apart(config.data.dir, workdir)
   info = pipeline.info(config)
   total = optimizer.steps(config, info.num_train)
   with contextlib.ExitStack() as stack:
@@ -218,7 +220,6 @@ def given_levels(
   found = restore.restore_subtrees(
     hub.folder(m.init_from), {name: like[name] for name in subtrees}
   )
-  logs.say(f'{", ".join(subtrees)} begin as in {m.init_from}')
   return found
 
 
@@ -238,6 +239,8 @@ def begin(
   )
   if start is None:
     given = given_levels(net, config, mesh=mesh)
+    if given:
+      logs.say(f'{", ".join(given)} begin as in {config.model.init_from}')
     state = train_state.create(net, tx, config, mesh=mesh)
     return state.replace(params=state.params | given), batches
   like = train_state.abstract(net, tx, config, mesh=mesh)
