@@ -72,6 +72,7 @@ def fit(arguments) -> None:
   cpu.use_cores(32)
   tables = read(arguments.data)
   runs = pathlib.Path(arguments.runs)
+  runs.mkdir(parents=True, exist_ok=True)
   workdir = runs / f'{arguments.variant}_{arguments.seed}'
   begun = time.monotonic()
   digits = arguments.variant == 'digits'
@@ -201,7 +202,7 @@ def fit_digits(arguments, tables, workdir):
   names = tuple(one.name for one in tables)
   source = common.Source(len(starts), window, names, 16)
   found = result_of(fit_lib.fit(config, source))
-  return api.Model(config, *found, Digits(whole))
+  return api.Model(config, *found, quantiser=Digits(whole))
 
 
 # Tables.

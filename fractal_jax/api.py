@@ -47,6 +47,7 @@ class Model:
   net: fractal.Fractal
   params: dict
   mesh: jax.sharding.Mesh
+  _: dataclasses.KW_ONLY
   origin: str | None = None  # the run or release that it was loaded from
   step: int | None = None  # steps that it was trained for
   quantiser: series_quantiser.Quantiser | None = None  # of models of series
@@ -499,4 +500,6 @@ def _load(found: str, step=None, config=None, mesh=None, dtype=None) -> Model:
       f'{found}/{series_quantiser.FILE} has (classes, channels, values) = '
       f'{kept}, config.json has {shape}: they are not of one run'
     )
-  return Model(config, net, params, mesh, found, step, quantiser)
+  return Model(
+    config, net, params, mesh, origin=found, step=step, quantiser=quantiser
+  )

@@ -1,0 +1,27 @@
+"""benchmarks/nab.py, on two short series of one step."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from benchmarks import nab
+
+
+@pytest.mark.parametrize('variant', ['flat', 'digits'])
+def test_a_fit_scores_every_row(variant, tmp_path):
+  rows = {'a': 130, 'b': 150}
+  for seed, (name, n) in enumerate(rows.items()):
+    values = np.random.default_rng(seed).normal(size=(n, 1))
+    labels = np.arange(n) == n - 1
+    np.savez(tmp_path / f'{name}.npz', values=values, labels=labels, train=100)
+  runs = tmp_path / 'new' / 'runs'
+  nab.fit(
+    argparse.Namespace(
+      data=str(tmp_path), runs=str(runs), variant=variant, seed=0, steps=1
+    )
+  )
+  with np.load(runs / f'{variant}_0.npz') as found:
+    for name, n in rows.items():
+      for kind in nab.KINDS:
+        assert np.isfinite(found[f'{name}/{kind}']).sum() == n
