@@ -296,10 +296,15 @@ def check_own_data(config, instead: str, flag: str = 'workdir') -> None:
 
 
 def class_numbers(texts: list[str], model) -> list[int]:
-  """Classes of --labels or --label, by number or by the names in --workdir."""
+  """Classes of --labels or --label, by number or by the names in --workdir.
+
+  That of 'none' is -1, "no class".
+  """
   from fractal_jax.data import classes
 
-  return classes.numbers(texts, classes.load(workdir()), model.classes)
+  given = [text for text in texts if text.strip() != 'none']
+  found = iter(classes.numbers(given, classes.load(workdir()), model.classes))
+  return [-1 if text.strip() == 'none' else next(found) for text in texts]
 
 
 def class_name(label: int | None) -> str:

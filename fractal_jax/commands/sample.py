@@ -108,7 +108,4 @@ def classes(model) -> list[int]:
     return list(range(model.classes))
   if not FLAGS.labels:
     raise common.UsageError('--labels= names no class')
-  return [
-    -1 if text.strip() == 'none' else common.class_numbers([text], model)[0]
-    for text in FLAGS.labels
-  ]
+  return common.class_numbers(FLAGS.labels, model)

@@ -208,13 +208,7 @@ def draw(
   """
   inputs.check_seed(seed)
   sampling, guided = settings(config, record=record or stepwise, **changes)
-  if guide is not None:
-    if not hasattr(guide, 'params'):
-      raise inputs.InputError(
-        f'guide={guide!r} must be a Model, as fractal_jax.load gives it'
-      )
-    inputs.check_guide(guide.config.model, config.model)
-    guide = Guide(guide.net, guide.params) if guided else None
+  guide = None if guide is None else _checked_guide(guide, config)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   labels = np.asarray(labels, np.int32)
   batch = min(batch or config.sample.batch, len(labels))
@@ -231,7 +225,7 @@ def draw(
       given=jax.tree.map(lambda x, at=at: x[at], given),
       sampling=sampling,
       guided=guided,
-      guide=guide,
+      guide=guide if guided else None,
     )
     parts = programs.in_parts(net, params, some, mesh=mesh, stepwise=stepwise)
     for drawn, done, total in parts:
@@ -240,6 +234,16 @@ def draw(
     out.append(drawn)
   drawn = jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
   return drawn.replace(values=drawn.values.astype(image_dtype(config.model)))
+
+
+def _checked_guide(guide: 'api.Model', config: ConfigDict) -> Guide:
+  """What guides, of a Model; an InputError says why it does not fit."""
+  if not hasattr(guide, 'params'):
+    raise inputs.InputError(
+      f'guide={guide!r} must be a Model, as fractal_jax.load gives it'
+    )
+  inputs.check_guide(guide.config.model, config.model)
+  return Guide(guide.net, guide.params)
 
 
 def _filled(parts: list[Drawn], num: int) -> Drawn:
