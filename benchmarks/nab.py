@@ -46,6 +46,15 @@ VARIANTS = {
   'alike32': {'batch': 32, 'balanced': False},  # all windows count alike
   'alike128': {'balanced': False, 'peak': 1e-3},
   'flat': {'levels': 2},  # one level of 64 values, no patches
+  'deep': {  # patches of patches
+    'model': {
+      'sizes': (64, 16, 4, 1),
+      'kinds': ('ar', 'ar', 'ar', 'pixel'),
+      'widths': (96, 64, 64, 48),
+      'depths': (3, 2, 2, 0),
+      'heads': (4, 4, 4, 4),
+    }
+  },
   'mar': {'kind': 'mar'},
   'window128': {'window': 128},
   'digits': {'digits': True},  # a coarse and a fine channel of 16 values each
@@ -110,6 +119,7 @@ def config_of(arguments, tables):
   changes = dict(VARIANTS[arguments.variant])
   digits, batch = changes.pop('digits', False), changes.pop('batch', None)
   balanced, peak = changes.pop('balanced', True), changes.pop('peak', 3e-3)
+  model = changes.pop('model', {})
   config = settings.settings(
     sum(one.train for one in tables),
     2 if digits else 1,
@@ -119,6 +129,7 @@ def config_of(arguments, tables):
     seed=arguments.seed,
     **changes,
   )
+  config.model.update(model)
   config.optim.batch = batch or config.optim.batch
   config.optim.lr = peak * 256 / config.optim.batch
   config.optim.save_every = 10_000  # at the end, and where it is stopped

@@ -27,4 +27,5 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def short(what: object) -> str:
   """The text of an error, or other value, in a line of some 300 characters."""
   text = ' '.join(str(what).split()) or type(what).__name__
-  return text if len(text) < 300 else f'{text[:300]} ...'
+  # The cause stands at either end.
+  return text if len(text) < 300 else f'{text[:200]} ... {text[-100:]}'

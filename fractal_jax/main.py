@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import errno
 import importlib
+import logging as py_logging
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from absl import app, flags, logging
 import fractal_jax
 from fractal_jax import checks, cpu, paths, usage
 from fractal_jax.commands import common
-from fractal_jax.errors import UserError, nearest
+from fractal_jax.errors import UserError, nearest, short
 
 FLAGS = flags.FLAGS
 
@@ -180,8 +181,10 @@ def leave_after(command: str, error: BaseException) -> None:
   if isinstance(error, OSError):
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
+  why = short(error)
+  if 'No space left on device' in why:  # as Orbax's storage says it
+    leave(f'fractal-jax {command}: {why}', 2)
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-    why = ' '.join(str(error).split())[:300]
     leave(
       f'fractal-jax {command}: out of memory: ask for fewer images, or for '
       f'fewer at a time; docs/mesh.md has more. ({why})',
@@ -325,8 +328,10 @@ def check_numbers() -> None:
 
 def run_job(command: str, job, argv: list[str]) -> None:
   """Runs a command whose flags are parsed; exits where it fails."""
-  # The libraries' own chatter; ours goes through logs.say.
-  logging.set_verbosity(logging.ERROR)
+  # What libraries log themselves: what they raise is told in one line, and a
+  # save on a full disk would have pages of tracebacks around that line.
+  logging.set_verbosity(logging.FATAL)
+  py_logging.getLogger('asyncio').setLevel(py_logging.CRITICAL)
   try:
     words = argv[1:]
     if words and not hasattr(job, 'ARGUMENTS'):

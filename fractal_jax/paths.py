@@ -22,7 +22,6 @@ import threading
 import time
 import uuid
 
-from absl import logging
 from etils import epath
 
 from fractal_jax.errors import UserError
@@ -197,20 +196,12 @@ def atomic_write(name: str | os.PathLike):
   if isinstance(target, pathlib.Path):
     target = target.resolve()  # what a symbolic link points to is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe
-      with open(target, 'wb') as file:
-        yield file
-      return
-    # Not longer than the name, which may be as long as names can be.
-    torn = target.with_name(f'.{uuid.uuid4().hex[:8]}{target.suffix}')
     try:
-      with open(torn, 'wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-      torn.replace(target)
-    finally:
-      torn.unlink(missing_ok=True)
+      yield from _written(target)
+    except OSError as e:
+      if e.errno == errno.ENOSPC:  # of which the system says no name
+        e.filename = str(target)
+      raise
     return
   with tempfile.TemporaryDirectory() as folder:
     local = pathlib.Path(folder, target.name)
@@ -218,6 +209,24 @@ def atomic_write(name: str | os.PathLike):
       yield file
     with open(local, 'rb') as file, target.open('wb') as upload:
       shutil.copyfileobj(file, upload, 1 << 24)
+
+
+def _written(target: pathlib.Path):
+  """What `atomic_write` yields where there is no bucket."""
+  if target.exists() and not target.is_file():  # /dev/stdout, a pipe
+    with open(target, 'wb') as file:
+      yield file
+    return
+  # Not longer than the name, which may be as long as names can be.
+  torn = target.with_name(f'.{uuid.uuid4().hex[:8]}{target.suffix}')
+  try:
+    with open(torn, 'wb') as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    torn.replace(target)
+  finally:
+    torn.unlink(missing_ok=True)
 
 
 def write_bytes(name: str | os.PathLike, data: bytes) -> None:
@@ -360,7 +369,7 @@ class _Growing:
     try:
       part.write_bytes(data)
     except Exception as e:  # gcsfs and what is below it have errors each
-      logging.error('%s is not written yet, tried again later: %s', part, e)
+      print(f'{part} is not written yet, tried again later: {e}', flush=True)
       return
     if len(data) >= PART:
       with self._lock:

@@ -410,6 +410,10 @@ def test_other_signals_are_one_line_too(number, capsys):
     (FileNotFoundError(2, 'No such file', 'x/y'), 'x/y'),
     (OSError(36, 'File name too long', 'x'), 'too long'),
     (OSError(28, 'No space left'), 'No space left'),
+    (
+      ValueError('RESOURCE_EXHAUSTED: x: No space left on device'),
+      'fractal-jax sample: RESOURCE_EXHAUSTED: x: No space left',
+    ),
   ],
 )
 def test_what_a_user_can_mend_is_one_line(error, words, capsys):

@@ -101,6 +101,12 @@ def test_what_is_no_file_is_written_to_itself(tmp_path):
   paths.write_text(tmp_path / ('x' * 255), 'a name as long as can be')
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux has it')
+def test_a_full_disk_is_told_with_the_name_of_the_file():
+  with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+    paths.write_text('/dev/full', 'text')
+
+
 def test_a_file_grows_and_is_cut(folder, monkeypatch):
   monkeypatch.setattr(paths, 'PART', 20)
   name = f'{folder}/lines.jsonl'

@@ -59,7 +59,7 @@ def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
       config,
       labels,
       guidance=2.0,
-      iterations=(5,),
+      iterations=(5,) if kind == 'mar' else (),
       given=given,
       batch=4,
       mesh=mesh,
@@ -128,6 +128,18 @@ def test_settings_take_changes_and_say_if_guided():
 def test_bad_settings_are_refused_in_words(change, words):
   with pytest.raises(inputs.InputError, match=words):
     sample.settings(config_lib.default(), **change)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [{'order': 'halton'}, {'step_sizes': 'two-stage'}, {'iterations': (4,)}],
+)
+def test_what_is_for_masked_levels_alone_is_refused_without_one(change):
+  c = tiny.config(('ar', 'pixel'), (4, 1))
+  with pytest.raises(inputs.InputError, match='is for masked levels'):
+    sample.settings(c, **change)
+  sample.settings(c, order=c.sample.order)  # changes nothing
+  sample.settings(tiny.config(('mar', 'pixel'), (4, 1)), **change)
 
 
 @pytest.mark.parametrize('seed', [-1, 2**32, 2**63, 1.5])

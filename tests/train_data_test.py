@@ -217,6 +217,27 @@ def test_levels_that_do_not_fit_are_told_before_anything_is_timed(
     call(f'--data={photos}', '--size=8', f'--workdir={tmp_path}', *TINY, *given)
 
 
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ('optim.batch=-1', 'optim.batch=-1 must be'),
+    ('optim.batch=9', 'optim.batch=9 does not divide'),
+  ],
+)
+def test_a_choice_that_cannot_be_trained_is_not_kept(
+  change, words, photos, tmp_path
+):
+  with pytest.raises(ValueError, match=words):
+    call(
+      f'--data={photos}',
+      '--size=8',
+      f'--workdir={tmp_path}',
+      *TINY,
+      f'--config.{change}',
+    )
+  assert not (tmp_path / 'chosen.py').exists()
+
+
 def test_a_list_of_other_things_is_not_replaced(photos, tmp_path):
   (tmp_path / 'images.csv').write_text('file,author\n0.png,me\n')
   with pytest.raises(common.UsageError, match='is no listing of an earlier'):

@@ -88,7 +88,8 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
 
   import tqdm
 
-  from fractal_jax import config_files
+  from fractal_jax import config as config_lib
+  from fractal_jax import config_files, sharding
   from fractal_jax.data import listing, look
   from fractal_jax.planning import propose
 
@@ -110,6 +111,9 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
     chosen.config.update_from_flattened_dict(changes)
   for key in changes:
     reasons[key] = f'--config.{key}'
+  if not FLAGS.show:  # --show may print what another machine will train
+    config_lib.check(chosen.config)
+    sharding.check_batch(chosen.config, sharding.make_mesh(chosen.config))
   text = config_files.text(
     chosen.config, header(data, workdir, chosen, on), reasons
   )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SETTINGS = tuple(
   f.name for f in dataclasses.fields(Sampling) if f.name in config_lib.SAMPLE
 )
+OF_MASKED = {'iterations', 'order', 'step_sizes'}  # of no use to other levels
 MOVIE = 8  # images in the movie of a grid
 
 
@@ -68,6 +69,13 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
     raise inputs.InputError(
       f'no setting {", ".join(sorted(unknown))}: there are {", ".join(names)}'
     )
+  for name in sorted(OF_MASKED & changes.keys()):
+    same = changes[name] == config.sample[name]
+    if not (same or fractal.from_config(config.model).masks):
+      raise inputs.InputError(
+        f'{name}={changes[name]} is for masked levels, and this model has '
+        f'none: its kinds are {tuple(config.model.kinds)}. Leave it out'
+      )
   chosen = {name: changes.get(name, config.sample[name]) for name in names}
   chosen = ConfigDict(chosen)
   found = config_lib.sample_problems(chosen, config.model)

@@ -211,7 +211,7 @@ def metadata(folder: paths.Path) -> dict:
 def _quiet():
   """Without Orbax's warning that one item of a checkpoint is no checkpoint."""
   before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(min(before, logging.ERROR))
   try:
     yield
   finally:
