@@ -89,6 +89,8 @@ def small(c, kind):
 
   c.eval.every = 500
   if kind == 'mar':
+    c.optim.steps = 3000
+    c.optim.lr = 4.8e-2
     m.mask_law = 'uniform'  # as the likelihood masks
     c.eval.passes = 4
 
