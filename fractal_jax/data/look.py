@@ -351,13 +351,6 @@ def _tfds(name: str) -> Look:
       f'--data={name} is no folder and no file, and TFDS knows no data set of '
       f'this name.{near} For TFDS: {prepared.EXTRA}.'
     )
-  found = prepared.describe(name)
-  side = found.side or 64
-  return Look(
-    name,
-    '',
-    found.splits,
-    found.class_names,
-    sides=np.array([side]),
-    colour=found.channels != 1,
-  )
+  splits, names, side, channels = prepared.describe(name)
+  sides = np.array([side or 64])
+  return Look(name, '', splits, names, sides, colour=channels != 1)

@@ -8,7 +8,6 @@ that a training process never pays for it, in memory or in imports:
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import os
@@ -65,20 +64,14 @@ def exists(config) -> bool:
   return True
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
-  """What TFDS says of a data set; `side` is 0 where its images differ."""
-
-  splits: tuple[str, str]  # for data.train_split and data.val_split
-  class_names: tuple[str, ...]
-  side: int
-  channels: int | None
-
-
-def describe(name: str) -> Description:
+def describe(name: str) -> tuple:
   """A data set that `exists`, prepared here if need be.
 
   Where it has one split alone, a tenth of that is held out.
+
+  Returns:
+    The names for data.train_split and data.val_split; those of the classes;
+    the shorter side of the images, 0 where they differ; their channels.
 
   Raises:
     DataError: it can't be prepared, or has no images with classes.
@@ -93,12 +86,8 @@ def describe(name: str) -> Description:
   held = [x for x in ('validation', 'test') if x in info.splits]
   splits = ('train', held[0]) if held else ('train[:90%]', 'train[90%:]')
   height, width, channels = info.features['image'].shape
-  return Description(
-    splits,
-    tuple(info.features['label'].names),
-    min(height or 0, width or 0),
-    channels,
-  )
+  side = min(height or 0, width or 0)
+  return splits, tuple(info.features['label'].names), side, channels
 
 
 def _builder(name: str, data_dir: str):

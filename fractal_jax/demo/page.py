@@ -12,7 +12,7 @@ import traceback
 import gradio as gr
 import numpy as np
 
-from fractal_jax import pictures, report
+from fractal_jax import pages, pictures, report
 from fractal_jax.data import pipeline
 from fractal_jax.data.common import image_dtype, image_shape
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
@@ -431,7 +431,7 @@ class Page:
     if len(shape) == 2:  # a series: nothing can be painted on
       shape, picture = (1, 1, 1), None
     return {
-      'image': None if picture is None else report.data_url(picture),
+      'image': None if picture is None else pages.data_url(picture),
       'side': shape[0],
       'channels': shape[-1],
       'mask': self._digits(np.zeros(shape, bool)),

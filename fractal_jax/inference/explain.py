@@ -238,9 +238,6 @@ def value_nats(
     mean over passes is that over orders: masked values are weighted as in the
     likelihood.
   """
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-  # Passes in a row fill the strata evenly.
-  ratio = masking.strata(jax.random.bits(key, (), jnp.uint32), index)
 
   def split(x):
     x = x.reshape((parts, -1) + x.shape[1:])
@@ -250,7 +247,8 @@ def value_nats(
     functools.partial(_value_nats, net, params, question),
     spmd_axis_name=sharding.BATCH,
   )
-  *maps, dropped = one(Draws(split(keys), split(ratio), law='uniform'))
+  draws = masking.uniform_draws(key, index)
+  *maps, dropped = one(jax.tree.map(split, draws))
   maps = [x.reshape(index.shape + x.shape[2:]) for x in maps]
   return jax.lax.with_sharding_constraint([*maps, dropped], jax.P())
 

@@ -119,7 +119,8 @@ def _neighbours(labels, pool: np.ndarray, reference: Reference | None) -> dict:
   if labels is not None and reference.labels is not None:
     recall = neighbours.class_recall(pool, labels, real, reference.labels)
     out['recall_by_class'] = _numbers(recall)
-    out['class_recall'] = _mean(recall)
+    if np.isfinite(recall).any():
+      out['class_recall'] = float(np.nanmean(recall))
   return out
 
 
@@ -135,10 +136,6 @@ def _diversity(labels, pool: np.ndarray, reference) -> dict:
 
 def _numbers(x: np.ndarray) -> list:
   return [float(v) if np.isfinite(v) else None for v in x]
-
-
-def _mean(x: np.ndarray) -> float | None:
-  return float(np.nanmean(x)) if np.isfinite(x).any() else None
 
 
 def summary(found: dict) -> str:

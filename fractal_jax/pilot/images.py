@@ -120,6 +120,7 @@ class ImagePilot(Pilot):
 
   KIND = 'images'
   SECTIONS = image_settings.SECTIONS
+  MODELS = Models
   STAGES = {
     'data': Stage(image_stages.data),
     'module': Stage(stages.module, stages.module_fits),
@@ -129,10 +130,6 @@ class ImagePilot(Pilot):
   }
 
   data: Images
-
-  @staticmethod
-  def models_of() -> Models:
-    return Models()
 
   @staticmethod
   def open(settings) -> Images:

@@ -217,10 +217,8 @@ def given_levels(
     return {}
   subtrees = [n for level in m.init_levels for n in names.of_level(level)]
   like = train_state.abstract_params(net, mesh=mesh)
-  found = restore.restore_subtrees(
-    hub.folder(m.init_from), {name: like[name] for name in subtrees}
-  )
-  return found
+  like = {name: like[name] for name in subtrees}
+  return restore.restore_subtrees(hub.folder(m.init_from), like)
 
 
 def begin(
