@@ -369,6 +369,13 @@ def follow(job):
   return progress.result
 
 
+def shown(unit: str, what: str | None = None):
+  """What shows under a progress bar how far an iterable is."""
+  import tqdm
+
+  return functools.partial(tqdm.tqdm, unit=unit, desc=what, disable=None)
+
+
 def write_numbers(path: str, numbers: dict) -> None:
   """Writes what was measured, and the command line, as JSON; process 0 does."""
   import jax

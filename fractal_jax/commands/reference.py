@@ -42,7 +42,6 @@ def define_flags():
 def run():
   """Writes the statistics of --config's or --data's images to --out."""
   import jax
-  import tqdm
 
   from fractal_jax import sharding
   from fractal_jax.data import pipeline
@@ -64,7 +63,7 @@ def run():
     split,
     extractor,
     num=FLAGS.num,
-    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+    progress=common.shown('batch'),
   )
   if jax.process_index() == 0:
     reference.write(FLAGS.out, made)

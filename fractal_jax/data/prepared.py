@@ -124,7 +124,7 @@ def data_set(config, split: str, published: bool = False) -> Source:
   common.check_images(config)
   name = config.data.name
   try:
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets  # noqa: F401
   except ImportError as e:
     raise DataError(
       f"data set '{name}' needs TensorFlow Datasets ({e}): {EXTRA}."
@@ -136,16 +136,7 @@ def data_set(config, split: str, published: bool = False) -> Source:
   builder = _builder(name, config.data.dir)
   base = re.split(r'[\[+]', split)[0]  # of 'train[:90%]'
   common.check_split(config, base, sorted(builder.info.splits))
-  try:
-    records = builder.as_data_source(
-      split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
-  except NotImplementedError as e:
-    raise DataError(
-      f'{builder.data_dir} was not prepared as {FILE_FORMAT}: set data.dir to '
-      'another folder to prepare it again, or convert it with `tfds '
-      'convert_format`.'
-    ) from e
+  records = _records(builder, split)
 
   def read(i: int):
     where = f"record {i} of split '{split}' in {builder.data_dir}"
@@ -175,6 +166,21 @@ def data_set(config, split: str, published: bool = False) -> Source:
     values=256,
     check=check,
   )
+
+
+def _records(builder, split: str):
+  """The records of a split, to be read at random; images are not decoded."""
+  import tensorflow_datasets as tfds
+
+  as_stored = {'image': tfds.decode.SkipDecoding()}
+  try:
+    return builder.as_data_source(split, decoders=as_stored)
+  except NotImplementedError as e:
+    raise DataError(
+      f'{builder.data_dir} was not prepared as {FILE_FORMAT}: set data.dir to '
+      'another folder to prepare it again, or convert it with `tfds '
+      'convert_format`.'
+    ) from e
 
 
 def _check_place(data_dir: str) -> None:

@@ -161,17 +161,12 @@ def explain(
     yield Progress('explaining', done + 1, len(steps))
   maps, *without = [_bits(batches, passes) for batches in found]
   total = _totals(maps)
-  conditions = []
-  for (level, name, _), fewer in zip(told[1:], without):
-    more = _totals(fewer) - total  # by the same masks
-    worth = float(more.mean()), float(_stderr(more))
-    conditions.append(Condition(level, name, *worth))
   flops = np.array([level.forward for level in cost.cost(config).levels])
   return Explanation(
     each=maps[-1],
     guide_bits=tuple(g.mean(0) for g in maps[:-1]),
     stderr=float(_stderr(total)),
-    conditions=tuple(conditions),
+    conditions=_conditions(told[1:], without, total),
     flops=tuple((flops / flops.sum()).tolist()),
     sides=tuple(s.patch for s in net.specs[:-1]),
     exact=net.exact,
@@ -199,6 +194,21 @@ def _questions(
       one[i][j] = 0
       out.append((i + 1, name, Question(image, np.int32(label), one)))
   return out
+
+
+def _conditions(told, without, total: np.ndarray) -> tuple[Condition, ...]:
+  """What each condition is worth.
+
+  Args:
+    told: of each, the question without it.
+    without: of each, the maps of that.
+    total: [passes] bits with all of them.
+  """
+  out = []
+  for (level, name, _), maps in zip(told, without):
+    more = _totals(maps) - total  # by the same masks
+    out.append(Condition(level, name, float(more.mean()), float(_stderr(more))))
+  return tuple(out)
 
 
 def _bits(batches: list[list[np.ndarray]], passes: int) -> list[np.ndarray]:
