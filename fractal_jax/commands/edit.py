@@ -43,9 +43,7 @@ def define_flags():
   )
   common.number_flag('num', 8, 'How many completions.')
   common.number_flag(
-    'candidates',
-    1,
-    'Draws of which each completion is the likeliest.',
+    'candidates', 1, 'Draws of which each completion is the likeliest.'
   )
   common.batch_flag()
   sampling.define_flags()

@@ -50,10 +50,7 @@ def run_flags():
     'batch', None, 'Images at a time; unset: sample.batch of the config.'
   )
   common.number_flag(
-    'seed',
-    0,
-    'Image i is a function of the seed and of i alone.',
-    checks.SEED,
+    'seed', 0, 'Image i is a function of the seed and of i alone.', checks.SEED
   )
   flags.DEFINE_string(
     'cache',

@@ -59,11 +59,7 @@ def run():
   if skipped := pipeline.open_split(config, split).skipped:
     common.say(skipped)
   made = reference.make(
-    config,
-    split,
-    extractor,
-    num=FLAGS.num,
-    progress=common.shown('batch'),
+    config, split, extractor, num=FLAGS.num, progress=common.shown('batch')
   )
   if jax.process_index() == 0:
     reference.write(FLAGS.out, made)

@@ -16,9 +16,7 @@ def define_flags():
   """The command's flags."""
   common.workdir_flags()
   common.number_flag(
-    'num',
-    None,
-    "How many images; the config's sample.num if unset.",
+    'num', None, "How many images; the config's sample.num if unset."
   )
   common.batch_flag()
   common.number_flag(

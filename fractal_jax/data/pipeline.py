@@ -365,8 +365,7 @@ def _batches(
     return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
 
   ahead = grain.ReadOptions(
-    num_threads=threads,
-    prefetch_buffer_size=2 * max(rows // chunk, threads),
+    num_threads=threads, prefetch_buffer_size=2 * max(rows // chunk, threads)
   )
   numbers = grain.MapDataset.range(start // chunk, stop // chunk)
   dataset = numbers.map(read).to_iter_dataset(ahead)

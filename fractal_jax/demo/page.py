@@ -267,10 +267,7 @@ class Page:
       stop: gr.update(interactive=True),
     }
     yield running | {status: views.status('Starting ...', 0)}
-    end = {
-      go: gr.update(interactive=True),
-      stop: gr.update(interactive=False),
-    }
+    end = {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
     try:
       for progress in self.jobs.run(request.session_hash, job):
         if progress.doing == 'done':
@@ -467,8 +464,5 @@ class Page:
       seed = int(seed)  # of a field for numbers
     inputs.check_seed(seed)
     return dict(
-      guidance=guidance,
-      temperature=temperature,
-      iterations=steps,
-      seed=seed,
+      guidance=guidance, temperature=temperature, iterations=steps, seed=seed
     )

@@ -277,8 +277,7 @@ def score_batch(
     return x.reshape((groups, -1) + x.shape[1:])
 
   score = jax.vmap(
-    functools.partial(_score_images, net, params),
-    spmd_axis_name=sharding.BATCH,
+    functools.partial(_score_images, net, params), spmd_axis_name=sharding.BATCH
   )
   args = batch['image'], batch['label'], draws
   scores = score(*jax.tree.map(split, args))

@@ -74,10 +74,7 @@ def measure(
   return {
     'num': images.num,
     'fid': scores.frechet_distance(
-      *total.result(),
-      reference.mu,
-      reference.sigma,
-      scores.root_of(pool),
+      *total.result(), reference.mu, reference.sigma, scores.root_of(pool)
     ),
     'inception_score': score,
     'inception_score_std': deviation,

@@ -29,7 +29,7 @@ QUESTION = {
 SEEDS = {
   'seeds': Key(
     3, integer(2, 100), 'models that are trained of each kind, by chance'
-  ),
+  )
 }
 LEARNING = {
   'module_bits': Key(

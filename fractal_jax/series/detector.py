@@ -11,14 +11,7 @@ from fractal_jax import checks
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.series import (
-  fit,
-  quantiser,
-  ranking,
-  scores,
-  settings,
-  table,
-)
+from fractal_jax.series import fit, quantiser, ranking, scores, settings, table
 
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,

@@ -227,11 +227,7 @@ class Checkpoints:
     """
     self._held.check()
     self._settle()
-    position = {
-      'step': step,
-      'data': position,
-      'guard': _numbers(state.guard),
-    }
+    position = {'step': step, 'data': position, 'guard': _numbers(state.guard)}
     sums = {
       'params': checksums.sums(state.params),
       'opt_state': checksums.sums(state.opt_state),

@@ -62,8 +62,7 @@ def add_row(x, b):
 
 
 add_row.defvjp(
-  lambda x, b: (x + b, None),
-  lambda _, g: (g, jnp.sum(g, 0, keepdims=True)),
+  lambda x, b: (x + b, None), lambda _, g: (g, jnp.sum(g, 0, keepdims=True))
 )
 
 
