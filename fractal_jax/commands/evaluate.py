@@ -186,9 +186,8 @@ def images_of(model, num, seed, changes, guide):
     cache(),
     num,
     seed=seed,
-    batch=FLAGS.batch,
-    unconditional=FLAGS.unconditional,
     guide=guide,
+    **common.arguments('batch', 'unconditional'),
     **changes,
   )
 

@@ -72,11 +72,8 @@ def run():
     scored,
     split,
     mesh=model.mesh,
-    batch=FLAGS.batch,
-    num=FLAGS.num,
-    passes=FLAGS.passes,
-    conditional=FLAGS.conditional,
     progress=common.shown('batch'),
+    **common.arguments('batch', 'num', 'passes', 'conditional'),
   )
   common.say(f'{split} bits/dim: {found}')
   if FLAGS.out:

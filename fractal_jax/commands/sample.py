@@ -70,9 +70,7 @@ def run():
   drawn, report = common.follow(job)
   if report is not None:
     common.say(str(report))
-  import jax
-
-  if jax.process_index() == 0:
+  if common.leads():
     write(drawn, labels, config.model)
 
 

@@ -189,9 +189,8 @@ class ImagePilot(Pilot):
     return c
 
   def probing(self, steps: int) -> Job:
-    return self.models.fitting(
-      self.config(self.side, 3, steps), self.data.train
-    )
+    config = self.config(self.side, 3, steps)
+    return self.models.fitting(config, self.data.train)
 
   def blocks(self, bits: np.ndarray) -> np.ndarray:
     return bits
@@ -208,12 +207,9 @@ class ImagePilot(Pilot):
     some = self.data.train[order[: int(self.learnt * share)]]
     config = self.config(side, levels, steps)
     config.seed = seed
-    model, norms = yield from self.models.fitting(
-      config, image_measures.patches(some, side)
-    )
-    each = image_measures.bits(
-      model, image_measures.patches(self.data.held, side)
-    )
+    cut = image_measures.patches
+    model, norms = yield from self.models.fitting(config, cut(some, side))
+    each = image_measures.bits(model, cut(self.data.held, side))
     return model, each.reshape(len(self.data.held), -1).mean(1), norms
 
   def worth(self, model) -> np.ndarray:
