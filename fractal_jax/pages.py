@@ -43,6 +43,30 @@ def data_url(picture: np.ndarray | bytes, kind: str = 'png') -> str:
   return f'data:image/{kind};base64,{base64.b64encode(picture).decode()}'
 
 
+def figure(
+  picture: np.ndarray | bytes,
+  caption: str,
+  *,
+  alt: str | None = None,
+  kind: str = 'png',
+  below: str = '',
+) -> str:
+  """A picture, as `data_url` takes it, with its caption.
+
+  Args:
+    picture, kind: the picture.
+    caption: a text; it is escaped.
+    alt: what is said in place of the picture; the caption where None.
+    below: HTML between the two.
+  """
+  caption = html.escape(caption)
+  return (
+    f'<figure><img alt="{caption if alt is None else alt}" '
+    f'src="{data_url(picture, kind)}">{below}'
+    f'<figcaption>{caption}</figcaption></figure>'
+  )
+
+
 def table(head, rows) -> str:
   """A table with a row of heads; texts are escaped."""
   cells = lambda tag, row: ''.join(

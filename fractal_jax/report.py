@@ -7,7 +7,7 @@ import numpy as np
 from fractal_jax import pages, paths, pictures
 from fractal_jax.inference.explain import Explanation
 from fractal_jax.models import colour
-from fractal_jax.pages import data_url, table
+from fractal_jax.pages import table
 
 STYLE = """
 figcaption { max-width: 256px }
@@ -125,9 +125,12 @@ def page(
   """
   texts, bits = captions(found), numbers(found)
   figures = ''.join(
-    f'<figure><img alt="{name}" src="{data_url(shot)}">'
-    + (colour_bar(bits[name]) if name in bits else '')
-    + f'<figcaption>{html.escape(texts.get(name, name))}</figcaption></figure>'
+    pages.figure(
+      shot,
+      texts.get(name, name),
+      alt=name,
+      below=colour_bar(bits[name]) if name in bits else '',
+    )
     for name, shot in shots.items()
   )
   told = f'of the class {html.escape(label)}' if label else 'of no class'

@@ -135,9 +135,7 @@ def _samples(workdir: str) -> str:
   if not out:
     return '<p>No samples were drawn: sample.every is 0.</p>'
   return ''.join(
-    f'<figure><img alt="{caption}" '
-    f'src="{pages.data_url(paths.path(file).read_bytes(), kind)}">'
-    f'<figcaption>{caption}</figcaption></figure>'
+    pages.figure(paths.path(file).read_bytes(), caption, kind=kind)
     for caption, file, kind in out
   )
 
@@ -161,9 +159,7 @@ def _curves(lines: list[dict[str, float]]) -> str:
     }
     found = {label: points for label, points in found.items() if points}
     if found:
-      url = pages.data_url(chart(found))
-      out += f'<figure><img alt="{title}" src="{url}">'
-      out += f'<figcaption>{title}</figcaption></figure>'
+      out += pages.figure(chart(found), title)
   return out or '<p>Nothing was logged.</p>'
 
 

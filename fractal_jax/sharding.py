@@ -6,6 +6,7 @@ and MLP columns. The positions that each level folds into the batch stay on
 the device of their image, so no level sends activations over `data` or `fsdp`.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import flax.linen as nn
@@ -347,6 +348,20 @@ def host_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
       'make mesh.tensor divide, or be a multiple of, the devices of a host.'
     )
   return sets.index(tuple(sorted(held[process]))), len(sets)
+
+
+def by_device(run: Callable, mesh: Mesh, *specs: PartitionSpec) -> Callable:
+  """A function of arrays that lie as `specs` say, run by each device alone.
+
+  What it gives is of the device's own images: the results are joined.
+  """
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=PartitionSpec(BATCH),
+    check_vma=False,
+  )
 
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

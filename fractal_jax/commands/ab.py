@@ -69,17 +69,8 @@ def run():
     train.train(own, a)
   if train_b:
     train.train(modules.retraining(other, a, FLAGS.level), b)
-  job = modules.compare(
-    a,
-    b,
-    FLAGS.level,
-    split=FLAGS.split,
-    num=FLAGS.num,
-    batch=FLAGS.batch,
-    passes=FLAGS.passes,
-    conditional=FLAGS.conditional,
-  )
-  found = common.follow(job)
+  how = common.arguments('split', 'num', 'batch', 'passes', 'conditional')
+  found = common.follow(modules.compare(a, b, FLAGS.level, **how))
   common.say(modules.text(found))
   if FLAGS.out:
     kept = {

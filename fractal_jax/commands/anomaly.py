@@ -153,14 +153,8 @@ def the_detector(one, train: int, **parameters):
       f'{workdir} holds a model already: use it by --workdir={workdir}, or '
       'choose another --out'
     )
-  detector = FractalDetector(
-    window=FLAGS.window,
-    kind=FLAGS.kind,
-    range=FLAGS.range,
-    steps=FLAGS.steps,
-    seed=FLAGS.seed,
-    **parameters,
-  )
+  own = common.arguments('window', 'kind', 'range', 'steps', 'seed')
+  detector = FractalDetector(**own, **parameters)
   common.follow(detector.fitting(one.values[:train]))
   detector.quantiser_ = dataclasses.replace(
     detector.quantiser_, channels=one.channels
@@ -176,8 +170,7 @@ def run():
 
   check_flags('scores.csv', 'report.html')
   one, train = the_table()
-  names = ('smooth', 'score', 'causal', 'false_alarms')
-  parameters = {name: FLAGS[name].value for name in names}
+  parameters = common.arguments('smooth', 'score', 'causal', 'false_alarms')
   detector = the_detector(one, train, **parameters)
   points = common.follow(detector.scoring(one.values))
   threshold = FLAGS.threshold

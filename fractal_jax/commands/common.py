@@ -12,8 +12,9 @@ from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
 
 FLAGS = flags.FLAGS
+# Flags of what a release's card says, and of all of a release.
 CARD = ('license', 'numbers', 'samples', 'made_by')
-RELEASE = ('dtype', *CARD)  # flags
+RELEASE = ('dtype', *CARD)
 
 
 class UsageError(UserError, ValueError):
@@ -101,9 +102,9 @@ def release_flags():
   )
 
 
-def card() -> dict:
-  """What the flags say of a release's card."""
-  return {name: FLAGS[name].value for name in CARD}
+def arguments(*names: str) -> dict:
+  """What flags say, as arguments of their names."""
+  return {name: FLAGS[name].value for name in names}
 
 
 def workdir_flags():
@@ -369,11 +370,23 @@ def follow(job):
   return progress.result
 
 
-def write_numbers(path: str, numbers: dict) -> None:
-  """Writes what was measured, and the command line, as JSON; process 0 does."""
+def shown(unit: str, what: str | None = None):
+  """What shows under a progress bar how far an iterable is."""
+  import tqdm
+
+  return functools.partial(tqdm.tqdm, unit=unit, desc=what, disable=None)
+
+
+def leads() -> bool:
+  """Whether this is process 0, which writes and says what all have done."""
   import jax
 
-  if jax.process_index() == 0:
+  return jax.process_index() == 0
+
+
+def write_numbers(path: str, numbers: dict) -> None:
+  """Writes what was measured, and the command line, as JSON; process 0 does."""
+  if leads():
     command = shlex.join(['fractal-jax', *sys.argv[1:]])
     text = json.dumps({'command': command, **numbers}, indent=2)
     paths.write_text(path, text + '\n')
@@ -382,9 +395,7 @@ def write_numbers(path: str, numbers: dict) -> None:
 
 def say(text: str, end: str = '\n') -> None:
   """Prints a line, once for all processes."""
-  import jax
-
-  if jax.process_index() == 0:
+  if leads():
     print(text, end=end, flush=True)
 
 

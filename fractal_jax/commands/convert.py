@@ -46,9 +46,8 @@ def run():
     convert.write(FLAGS.out, state)
     common.say(f'{len(state)} tensors: {paths.absolute(FLAGS.out)}')
   else:
-    common.load_model().save_pretrained(
-      FLAGS.out, dtype=FLAGS.dtype, **common.card()
-    )
+    release = common.arguments(*common.RELEASE)
+    common.load_model().save_pretrained(FLAGS.out, **release)
     common.say(f'release: {paths.absolute(FLAGS.out)}')
 
 
@@ -70,7 +69,8 @@ def from_published():
     convert.write(FLAGS.out, state)
   else:
     name = os.path.basename(os.path.abspath(FLAGS.out))
-    about = folder.about(None, None, FLAGS.config, name=name, **common.card())
+    card = common.arguments(*common.CARD)
+    about = folder.about(None, None, FLAGS.config, name=name, **card)
     folder.write(FLAGS.out, FLAGS.config, params, about, FLAGS.dtype)
   common.say(f'{FLAGS.pth} is now {paths.absolute(FLAGS.out)}')
 

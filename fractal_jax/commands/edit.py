@@ -43,9 +43,7 @@ def define_flags():
   )
   common.number_flag('num', 8, 'How many completions.')
   common.number_flag(
-    'candidates',
-    1,
-    'Draws of which each completion is the likeliest.',
+    'candidates', 1, 'Draws of which each completion is the likeliest.'
   )
   common.batch_flag()
   sampling.define_flags()
@@ -75,22 +73,10 @@ def run():
     )
   guide = sampling.load_guide(config)
   model = common.load_model(config)
-  job = model.start(
-    edit.edit,
-    image[None],
-    mask,
-    label,
-    num=FLAGS.num,
-    candidates=FLAGS.candidates,
-    seed=FLAGS.seed,
-    batch=FLAGS.batch,
-    guide=guide,
-    **changes,
-  )
+  how = common.arguments('num', 'candidates', 'seed', 'batch') | changes
+  job = model.start(edit.edit, image[None], mask, label, guide=guide, **how)
   (drawn,) = common.follow(job)
-  import jax
-
-  if jax.process_index() == 0:
+  if common.leads():
     write(image, mask[0], drawn, config.model)
   common.say(f'{FLAGS.num} completions: {paths.absolute(FLAGS.out)}')
 

@@ -50,10 +50,7 @@ def run_flags():
     'batch', None, 'Images at a time; unset: sample.batch of the config.'
   )
   common.number_flag(
-    'seed',
-    0,
-    'Image i is a function of the seed and of i alone.',
-    checks.SEED,
+    'seed', 0, 'Image i is a function of the seed and of i alone.', checks.SEED
   )
   flags.DEFINE_string(
     'cache',
@@ -66,13 +63,9 @@ def run_flags():
 
 def run():
   """Prints the metrics of --workdir or --images, and writes what is asked."""
-  from fractal_jax import config as config_lib
-  from fractal_jax import sharding
-  from fractal_jax.data import classes
   from fractal_jax.inference import sample
-  from fractal_jax.metrics import files, results, weights
   from fractal_jax.metrics import images as images_lib
-  from fractal_jax.metrics.features import BATCH
+  from fractal_jax.metrics import results, weights
 
   check_flags()
   # Images alone, for another's suite, need no weights.
@@ -81,18 +74,7 @@ def run():
   )
   loaded = None if only_save else load_weights()
   if FLAGS.images:
-    seen = files.Samples(FLAGS.images)
-    if seen.skipped:
-      common.say(seen.skipped)
-    known = bool(FLAGS.workdir)
-    config = common.load_config() if known else config_lib.default()
-    mesh = sharding.any_mesh(config)
-    extractor = make_extractor(loaded, len(seen), mesh=mesh)
-    ref = the_reference(config, extractor)
-    if note := seen.fit(ref.side):
-      common.say(note)
-    names = classes.load(common.workdir()) if known else ref.class_names
-    images = images_lib.of_files(seen, FLAGS.batch or BATCH, names or ())
+    images, ref, extractor = given_images(loaded)
   else:
     changes = sampling.changes()
     sample.settings(common.load_config(), **changes)  # checked at once
@@ -116,6 +98,28 @@ def run():
     common.say(f'images: {paths.absolute(FLAGS.save)}')
   if FLAGS.out:
     common.write_numbers(FLAGS.out, found)
+
+
+def given_images(loaded):
+  """Those of --images; what they are compared with, and what sees them."""
+  from fractal_jax import config as config_lib
+  from fractal_jax import sharding
+  from fractal_jax.data import classes
+  from fractal_jax.metrics import features, files, images
+
+  seen = files.Samples(FLAGS.images)
+  if seen.skipped:
+    common.say(seen.skipped)
+  known = bool(FLAGS.workdir)
+  config = common.load_config() if known else config_lib.default()
+  mesh = sharding.any_mesh(config)
+  extractor = make_extractor(loaded, len(seen), mesh=mesh)
+  ref = the_reference(config, extractor)
+  if note := seen.fit(ref.side):
+    common.say(note)
+  names = classes.load(common.workdir()) if known else ref.class_names
+  batch = FLAGS.batch or features.BATCH
+  return images.of_files(seen, batch, names or ()), ref, extractor
 
 
 def check_flags():
@@ -182,9 +186,8 @@ def images_of(model, num, seed, changes, guide):
     cache(),
     num,
     seed=seed,
-    batch=FLAGS.batch,
-    unconditional=FLAGS.unconditional,
     guide=guide,
+    **common.arguments('batch', 'unconditional'),
     **changes,
   )
 
@@ -211,18 +214,12 @@ def make_extractor(loaded, num: int, *, mesh):
 
 def the_reference(config, extractor):
   """--ref, or statistics of the run's training split."""
-  import tqdm
-
   from fractal_jax.metrics import reference
 
   if FLAGS.ref:
     return reference.read(FLAGS.ref, extractor)
-  found, path = reference.of_run(
-    config,
-    cache(),
-    extractor,
-    lambda x: tqdm.tqdm(x, unit='batch', disable=None, desc='reference'),
-  )
+  show = common.shown('batch', 'reference')
+  found, path = reference.of_run(config, cache(), extractor, show)
   common.say(f'reference: {paths.absolute(path)}')
   return found
 

@@ -34,13 +34,9 @@ def run():
   config = common.load_config()
   image, label = common.the_image(config)
   model = common.load_model(config)
-  job = model.start(
-    explain.explain, image, label, passes=FLAGS.passes, seed=FLAGS.seed
-  )
-  found = common.follow(job)
-  import jax
-
-  if jax.process_index():
+  how = common.arguments('passes', 'seed')
+  found = common.follow(model.start(explain.explain, image, label, **how))
+  if not common.leads():
     return
   common.say(report.summary(found))
   for c in found.conditions:

@@ -49,16 +49,9 @@ def run():
   levels = quantiles()
   one, train = anomaly.the_table()
   detector = anomaly.the_detector(one, train)
-  job = forecast.forecast(
-    detector.model_,
-    one.values,
-    FLAGS.horizon,
-    quantiles=levels,
-    num=FLAGS.num,
-    label=detector.label_,
-    seed=FLAGS.seed,
-    batch=FLAGS.batch,
-  )
+  how = common.arguments('horizon', 'num', 'seed', 'batch')
+  how |= dict(quantiles=levels, label=detector.label_)
+  job = forecast.forecast(detector.model_, one.values, **how)
   found = common.follow(job)
   times = following(one, FLAGS.horizon)
   write(found, one.channels, times, len(one.values), 'forecast.csv')

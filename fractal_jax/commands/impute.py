@@ -34,16 +34,9 @@ def run():
   if not gaps.any():
     raise common.UsageError(f'--data={FLAGS.data}: every value is known')
   detector = anomaly.the_detector(one, train)
-  job = lib.impute(
-    detector.model_,
-    one.values,
-    quantiles=levels,
-    num=FLAGS.num,
-    label=detector.label_,
-    seed=FLAGS.seed,
-    batch=FLAGS.batch,
-  )
-  found = common.follow(job)
+  how = common.arguments('num', 'seed', 'batch')
+  how |= dict(quantiles=levels, label=detector.label_)
+  found = common.follow(lib.impute(detector.model_, one.values, **how))
   forecast.write(found, one.channels, one.times, 0, 'imputed.csv')
   first = max(int(gaps.any(1).argmax()) - 128, 0)  # around the first gap
   part = slice(first, first + 512)

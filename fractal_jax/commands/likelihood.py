@@ -42,8 +42,6 @@ def define_flags():
 
 def run():
   """Scores the split, and says what kind of number that is."""
-  import tqdm
-
   from fractal_jax.data import pipeline
   from fractal_jax.inference import likelihood
 
@@ -74,11 +72,8 @@ def run():
     scored,
     split,
     mesh=model.mesh,
-    batch=FLAGS.batch,
-    num=FLAGS.num,
-    passes=FLAGS.passes,
-    conditional=FLAGS.conditional,
-    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+    progress=common.shown('batch'),
+    **common.arguments('batch', 'num', 'passes', 'conditional'),
   )
   common.say(f'{split} bits/dim: {found}')
   if FLAGS.out:

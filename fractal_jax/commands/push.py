@@ -32,7 +32,7 @@ def run():
   from fractal_jax.release import hub, weights
 
   hub.check_repository(FLAGS.repo)
-  where = {'private': FLAGS.private, 'revision': FLAGS.revision}
+  where = common.arguments('private', 'revision')
   workdir = common.workdir()
   if weights.found(workdir) and not paths.is_remote(workdir):
     given = [name for name in common.RELEASE if FLAGS[name].present]
@@ -45,8 +45,7 @@ def run():
     url = hub.push(workdir, FLAGS.repo, **where)
   else:
     model = common.load_model()
-    url = model.push_to_hub(
-      FLAGS.repo, dtype=FLAGS.dtype, **where, **common.card()
-    )
+    release = common.arguments(*common.RELEASE)
+    url = model.push_to_hub(FLAGS.repo, **where, **release)
   common.say(f'pushed: {url}')
   common.say(f'anyone can use it: fractal-jax sample --workdir={FLAGS.repo}')

@@ -41,9 +41,6 @@ def define_flags():
 
 def run():
   """Writes the statistics of --config's or --data's images to --out."""
-  import jax
-  import tqdm
-
   from fractal_jax import sharding
   from fractal_jax.data import pipeline
   from fractal_jax.metrics import features, reference, weights
@@ -60,13 +57,9 @@ def run():
   if skipped := pipeline.open_split(config, split).skipped:
     common.say(skipped)
   made = reference.make(
-    config,
-    split,
-    extractor,
-    num=FLAGS.num,
-    progress=lambda x: tqdm.tqdm(x, unit='batch', disable=None),
+    config, split, extractor, num=FLAGS.num, progress=common.shown('batch')
   )
-  if jax.process_index() == 0:
+  if common.leads():
     reference.write(FLAGS.out, made)
   common.say(
     f'{made.num} images of {made.name}, {len(made.features)} of them for '

@@ -16,9 +16,7 @@ def define_flags():
   """The command's flags."""
   common.workdir_flags()
   common.number_flag(
-    'num',
-    None,
-    "How many images; the config's sample.num if unset.",
+    'num', None, "How many images; the config's sample.num if unset."
   )
   common.batch_flag()
   common.number_flag(
@@ -72,9 +70,7 @@ def run():
   drawn, report = common.follow(job)
   if report is not None:
     common.say(str(report))
-  import jax
-
-  if jax.process_index() == 0:
+  if common.leads():
     write(drawn, labels, config.model)
 
 

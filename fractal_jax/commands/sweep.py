@@ -54,8 +54,6 @@ def define_flags():
 
 def run():
   """Evaluates --workdir with each of the settings; writes table and curves."""
-  import jax
-
   from fractal_jax.inference import sample
   from fractal_jax.metrics import results, sweep
 
@@ -86,10 +84,10 @@ def run():
     with evaluate.bar(images.num) as progress:
       found = results.measure(images, reference, extractor, progress)
     rows.append(sweep.row(sample.section(config, each), seed, found))
-    if jax.process_index() == 0:
+    if common.leads():
       sweep.write_csv(rows, FLAGS.out)
     common.say(f'{i + 1}/{len(jobs)}  {sweep.line(rows[-1])}')
-  if jax.process_index() == 0:
+  if common.leads():
     sweep.plot(rows, FLAGS.plot)
   common.say(f'{paths.absolute(FLAGS.out)}, {paths.absolute(FLAGS.plot)}')
 

@@ -86,8 +86,6 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
   """Looks at the data, says what is found and chosen, keeps it in the run."""
   import tempfile
 
-  import tqdm
-
   from fractal_jax import config as config_lib
   from fractal_jax import config_files, sharding
   from fractal_jax.data import listing, look
@@ -102,8 +100,7 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
 
   # Before JAX starts, which counting parameters does.
   common.use_cores(changes.get('optim.batch', propose.CPU_BATCH))
-  show = lambda x: tqdm.tqdm(x, unit='image', disable=None, desc='looking')
-  found = look.at(data, show)
+  found = look.at(data, common.shown('image', 'looking'))
   on = propose.machine()
   chosen = propose.propose(found, on, size, write)
   reasons = dict(chosen.reasons)

@@ -65,9 +65,8 @@ def npz(config, split: str) -> Source:
 
 def _listed(path: str, split: str, examples: int) -> list[int]:
   """The examples of a split by a listing."""
-  texts = [row.example for row in listing.read(path) if row.split == split]
-  if not texts:
-    raise listing.no_split(path, split)
+  rows = listing.of_split(listing.read(path), split, path)
+  texts = [row.example for row in rows]
   for text in texts:
     if not (text.isascii() and text.isdecimal() and int(text[:12]) < examples):
       raise DataError(

@@ -147,9 +147,7 @@ def _listed(root: paths.Path, path: str, split: str) -> tuple[list, list, list]:
   rows = listing.read(path)
   names = classes.in_order({row.label for row in rows if row.split})
   number = {name: i for i, name in enumerate(names)}
-  some = [row for row in rows if row.split == split]
-  if not some:
-    raise listing.no_split(path, split)
+  some = listing.of_split(rows, split, path)
   files = [str(root / row.example) for row in some]
   return files, [number[row.label] for row in some], names
 

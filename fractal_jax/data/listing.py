@@ -93,12 +93,15 @@ def read(path: str) -> list[Row]:
   return [Row(*row) for row in rows]
 
 
-def no_split(path: str, split: str) -> DataError:
-  """The error about a split that a listing does not have."""
-  return DataError(
-    f"data.list='{path}' has no split '{split}': set data.train_split and "
-    f'data.val_split to {" and ".join(common.SPLITS)}.'
-  )
+def of_split(rows: Sequence[Row], split: str, path: str) -> list[Row]:
+  """The rows of a split; raises DataError where the listing has none."""
+  some = [row for row in rows if row.split == split]
+  if not some:
+    raise DataError(
+      f"data.list='{path}' has no split '{split}': set data.train_split and "
+      f'data.val_split to {" and ".join(common.SPLITS)}.'
+    )
+  return some
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:

@@ -152,29 +152,7 @@ def see(file: str) -> Seen:
 def _folder(root: paths.Path, progress) -> Look:
   found, own_splits, others = folder.images(root)
   names = classes.in_order({label for _, label, _ in found})
-  if not found:
-    raise DataError(
-      f'{root} holds no images ({" ".join(decode.EXTENSIONS)}): name a folder '
-      'of images, or of a folder of images for each class.'
-    )
-  if len(found) == 1:
-    raise DataError(
-      f'{root} holds one image, {found[0][0]}: at least 2 are needed, one to '
-      'train on and one to hold out.'
-    )
-  if len(found) < FEWEST * len(names):
-    raise DataError(
-      f'{root} holds {len(names):,} folders with {len(found) / len(names):.1f} '
-      'images each on average: a folder is a class, and a class needs 2 or '
-      'more. Put the images into fewer folders, or all into one.'
-    )
-  if not folder.has_splits(root) and len(names) > 1:
-    if {name.lower() for name in names} <= LIKE_SPLITS:
-      raise DataError(
-        f'{root} holds the folders {", ".join(names)}, which would be its '
-        'classes. If they are splits, call them train and validation (or val); '
-        'if they are classes, give one of them another name.'
-      )
+  _check_found(root, found, names)
   note = folder.left_out(root, others)
   notes = [note] if note else []
   whole = len(found) <= COMPARED and not paths.is_remote(root)
@@ -213,6 +191,33 @@ def _folder(root: paths.Path, progress) -> Look:
   return look(
     splits=common.SPLITS, class_names=tuple(kept), rows=rows, notes=tuple(notes)
   )
+
+
+def _check_found(root: paths.Path, found: list[tuple], names: list[str]):
+  """Raises DataError for images of which no classes can be trained on."""
+  if not found:
+    raise DataError(
+      f'{root} holds no images ({" ".join(decode.EXTENSIONS)}): name a folder '
+      'of images, or of a folder of images for each class.'
+    )
+  if len(found) == 1:
+    raise DataError(
+      f'{root} holds one image, {found[0][0]}: at least 2 are needed, one to '
+      'train on and one to hold out.'
+    )
+  if len(found) < FEWEST * len(names):
+    raise DataError(
+      f'{root} holds {len(names):,} folders with {len(found) / len(names):.1f} '
+      'images each on average: a folder is a class, and a class needs 2 or '
+      'more. Put the images into fewer folders, or all into one.'
+    )
+  if not folder.has_splits(root) and len(names) > 1:
+    if {name.lower() for name in names} <= LIKE_SPLITS:
+      raise DataError(
+        f'{root} holds the folders {", ".join(names)}, which would be its '
+        'classes. If they are splits, call them train and validation (or val); '
+        'if they are classes, give one of them another name.'
+      )
 
 
 def _rows(root, found, seen, has_splits: bool, notes: list[str]) -> list[Row]:
@@ -351,13 +356,6 @@ def _tfds(name: str) -> Look:
       f'--data={name} is no folder and no file, and TFDS knows no data set of '
       f'this name.{near} For TFDS: {prepared.EXTRA}.'
     )
-  found = prepared.describe(name)
-  side = found.side or 64
-  return Look(
-    name,
-    '',
-    found.splits,
-    found.class_names,
-    sides=np.array([side]),
-    colour=found.channels != 1,
-  )
+  splits, names, side, channels = prepared.describe(name)
+  sides = np.array([side or 64])
+  return Look(name, '', splits, names, sides, colour=channels != 1)

@@ -218,18 +218,18 @@ def train_batches(
   return TrainBatches(batches, start, source.size)
 
 
+@dataclasses.dataclass(frozen=True)
 class EvalBatches:
   """The batches of one host over a split; see `eval_batches`."""
 
-  def __init__(self, make_batches, num_batches: int):
-    self._make_batches = make_batches
-    self._num_batches = num_batches
+  make: Callable[[], Iterator[dict[str, np.ndarray]]]
+  number: int
 
   def __len__(self) -> int:
-    return self._num_batches
+    return self.number
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-    return self._make_batches()
+    return self.make()
 
 
 def eval_batches(
@@ -295,11 +295,8 @@ def examples(config, split: str, num: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Images [n, S, (S,) C] and labels [n] of a split; see `eval_batches`."""
   found = list(eval_batches(config, split, 64, num=num))
   valid = np.concatenate([x['valid'] for x in found])
-  images, labels = (
-    np.concatenate([x[name] for x in found])[valid]
-    for name in ('image', 'label')
-  )
-  return images, labels
+  of = lambda name: np.concatenate([x[name] for x in found])[valid]
+  return of('image'), of('label')
 
 
 def _rows(name: str, batch: int, process_count: int) -> int:
@@ -368,8 +365,7 @@ def _batches(
     return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
 
   ahead = grain.ReadOptions(
-    num_threads=threads,
-    prefetch_buffer_size=2 * max(rows // chunk, threads),
+    num_threads=threads, prefetch_buffer_size=2 * max(rows // chunk, threads)
   )
   numbers = grain.MapDataset.range(start // chunk, stop // chunk)
   dataset = numbers.map(read).to_iter_dataset(ahead)

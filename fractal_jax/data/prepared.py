@@ -8,7 +8,6 @@ that a training process never pays for it, in memory or in imports:
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import os
@@ -65,20 +64,14 @@ def exists(config) -> bool:
   return True
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
-  """What TFDS says of a data set; `side` is 0 where its images differ."""
-
-  splits: tuple[str, str]  # for data.train_split and data.val_split
-  class_names: tuple[str, ...]
-  side: int
-  channels: int | None
-
-
-def describe(name: str) -> Description:
+def describe(name: str) -> tuple:
   """A data set that `exists`, prepared here if need be.
 
   Where it has one split alone, a tenth of that is held out.
+
+  Returns:
+    The names for data.train_split and data.val_split; those of the classes;
+    the shorter side of the images, 0 where they differ; their channels.
 
   Raises:
     DataError: it can't be prepared, or has no images with classes.
@@ -93,12 +86,8 @@ def describe(name: str) -> Description:
   held = [x for x in ('validation', 'test') if x in info.splits]
   splits = ('train', held[0]) if held else ('train[:90%]', 'train[90%:]')
   height, width, channels = info.features['image'].shape
-  return Description(
-    splits,
-    tuple(info.features['label'].names),
-    min(height or 0, width or 0),
-    channels,
-  )
+  side = min(height or 0, width or 0)
+  return splits, tuple(info.features['label'].names), side, channels
 
 
 def _builder(name: str, data_dir: str):
@@ -135,7 +124,7 @@ def data_set(config, split: str, published: bool = False) -> Source:
   common.check_images(config)
   name = config.data.name
   try:
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets  # noqa: F401
   except ImportError as e:
     raise DataError(
       f"data set '{name}' needs TensorFlow Datasets ({e}): {EXTRA}."
@@ -147,16 +136,7 @@ def data_set(config, split: str, published: bool = False) -> Source:
   builder = _builder(name, config.data.dir)
   base = re.split(r'[\[+]', split)[0]  # of 'train[:90%]'
   common.check_split(config, base, sorted(builder.info.splits))
-  try:
-    records = builder.as_data_source(
-      split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
-  except NotImplementedError as e:
-    raise DataError(
-      f'{builder.data_dir} was not prepared as {FILE_FORMAT}: set data.dir to '
-      'another folder to prepare it again, or convert it with `tfds '
-      'convert_format`.'
-    ) from e
+  records = _records(builder, split)
 
   def read(i: int):
     where = f"record {i} of split '{split}' in {builder.data_dir}"
@@ -186,6 +166,21 @@ def data_set(config, split: str, published: bool = False) -> Source:
     values=256,
     check=check,
   )
+
+
+def _records(builder, split: str):
+  """The records of a split, to be read at random; images are not decoded."""
+  import tensorflow_datasets as tfds
+
+  as_stored = {'image': tfds.decode.SkipDecoding()}
+  try:
+    return builder.as_data_source(split, decoders=as_stored)
+  except NotImplementedError as e:
+    raise DataError(
+      f'{builder.data_dir} was not prepared as {FILE_FORMAT}: set data.dir to '
+      'another folder to prepare it again, or convert it with `tfds '
+      'convert_format`.'
+    ) from e
 
 
 def _check_place(data_dir: str) -> None:

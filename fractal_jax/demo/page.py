@@ -12,7 +12,7 @@ import traceback
 import gradio as gr
 import numpy as np
 
-from fractal_jax import pictures, report
+from fractal_jax import pages, pictures, report
 from fractal_jax.data import pipeline
 from fractal_jax.data.common import image_dtype, image_shape
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
@@ -267,10 +267,7 @@ class Page:
       stop: gr.update(interactive=True),
     }
     yield running | {status: views.status('Starting ...', 0)}
-    end = {
-      go: gr.update(interactive=True),
-      stop: gr.update(interactive=False),
-    }
+    end = {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
     try:
       for progress in self.jobs.run(request.session_hash, job):
         if progress.doing == 'done':
@@ -431,7 +428,7 @@ class Page:
     if len(shape) == 2:  # a series: nothing can be painted on
       shape, picture = (1, 1, 1), None
     return {
-      'image': None if picture is None else report.data_url(picture),
+      'image': None if picture is None else pages.data_url(picture),
       'side': shape[0],
       'channels': shape[-1],
       'mask': self._digits(np.zeros(shape, bool)),
@@ -467,8 +464,5 @@ class Page:
       seed = int(seed)  # of a field for numbers
     inputs.check_seed(seed)
     return dict(
-      guidance=guidance,
-      temperature=temperature,
-      iterations=steps,
-      seed=seed,
+      guidance=guidance, temperature=temperature, iterations=steps, seed=seed
     )

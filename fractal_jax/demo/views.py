@@ -60,7 +60,8 @@ def _figure(picture, text: str, numbers: Numbers | None, size: int) -> str:
   caption = html.escape(text)
   data, bar = '', ''
   if numbers is not None:
-    rows = json.dumps(_short(numbers.values), separators=(',', ':'))
+    four_digits = np.vectorize(lambda x: float(f'{x:.4g}'))(numbers.values)
+    rows = json.dumps(four_digits.tolist(), separators=(',', ':'))
     data = f' data-numbers="{rows}" data-unit="{html.escape(numbers.unit)}"'
     if numbers.unit == 'bits' and len(numbers.values) > 1:
       bar = colour_bar(numbers.values)
@@ -70,11 +71,6 @@ def _figure(picture, text: str, numbers: Numbers | None, size: int) -> str:
     f'<figure><img alt="{caption}"{data} src="{data_url(picture)}">'
     f'{bar}<figcaption>{caption} {SAVE}</figcaption></figure>'
   )
-
-
-def _short(values: np.ndarray) -> list:
-  """Nested lists of numbers, of four digits each."""
-  return np.vectorize(lambda x: float(f'{x:.4g}'))(values).tolist()
 
 
 def movie(gif: bytes) -> str:

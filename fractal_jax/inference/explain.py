@@ -161,17 +161,12 @@ def explain(
     yield Progress('explaining', done + 1, len(steps))
   maps, *without = [_bits(batches, passes) for batches in found]
   total = _totals(maps)
-  conditions = []
-  for (level, name, _), fewer in zip(told[1:], without):
-    more = _totals(fewer) - total  # by the same masks
-    worth = float(more.mean()), float(_stderr(more))
-    conditions.append(Condition(level, name, *worth))
   flops = np.array([level.forward for level in cost.cost(config).levels])
   return Explanation(
     each=maps[-1],
     guide_bits=tuple(g.mean(0) for g in maps[:-1]),
     stderr=float(_stderr(total)),
-    conditions=tuple(conditions),
+    conditions=_conditions(told[1:], without, total),
     flops=tuple((flops / flops.sum()).tolist()),
     sides=tuple(s.patch for s in net.specs[:-1]),
     exact=net.exact,
@@ -199,6 +194,21 @@ def _questions(
       one[i][j] = 0
       out.append((i + 1, name, Question(image, np.int32(label), one)))
   return out
+
+
+def _conditions(told, without, total: np.ndarray) -> tuple[Condition, ...]:
+  """What each condition is worth.
+
+  Args:
+    told: of each, the question without it.
+    without: of each, the maps of that.
+    total: [passes] bits with all of them.
+  """
+  out = []
+  for (level, name, _), maps in zip(told, without):
+    more = _totals(maps) - total  # by the same masks
+    out.append(Condition(level, name, float(more.mean()), float(_stderr(more))))
+  return tuple(out)
 
 
 def _bits(batches: list[list[np.ndarray]], passes: int) -> list[np.ndarray]:
@@ -238,9 +248,6 @@ def value_nats(
     mean over passes is that over orders: masked values are weighted as in the
     likelihood.
   """
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-  # Passes in a row fill the strata evenly.
-  ratio = masking.strata(jax.random.bits(key, (), jnp.uint32), index)
 
   def split(x):
     x = x.reshape((parts, -1) + x.shape[1:])
@@ -250,7 +257,8 @@ def value_nats(
     functools.partial(_value_nats, net, params, question),
     spmd_axis_name=sharding.BATCH,
   )
-  *maps, dropped = one(Draws(split(keys), split(ratio), law='uniform'))
+  draws = masking.uniform_draws(key, index)
+  *maps, dropped = one(jax.tree.map(split, draws))
   maps = [x.reshape(index.shape + x.shape[2:]) for x in maps]
   return jax.lax.with_sharding_constraint([*maps, dropped], jax.P())
 

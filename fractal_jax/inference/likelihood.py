@@ -11,7 +11,7 @@ rounded colours, fewer than the image has: that is no likelihood of it, and said
 to be none.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 
@@ -121,9 +121,7 @@ def evaluate(
     if not conditional:
       rows = {**rows, 'label': np.full_like(rows['label'], -1, np.int32)}
     of_batch = []
-    for i in range(passes):
-      masks = Masks(key, first=n * batch, number=i, offset=i / passes)
-      out = _score(net, params, rows, masks, mesh=mesh)
+    for out in _scored(net, params, rows, key, n * batch, passes, mesh=mesh):
       seen = out['valid'].astype(bool)
       of_batch.append(out['nats'][seen].astype(np.float64))
       pixels += _sums(out['pixels'], seen)
@@ -207,8 +205,7 @@ def log_prob(
   key = jax.random.key(seed)
   nats = np.zeros((len(images), passes))
   starts = range(0, len(images), batch)
-  steps = [(s, i) for s in starts for i in range(passes)]
-  for done, (start, i) in enumerate(steps):
+  for n, start in enumerate(starts):
     index = np.arange(start, start + batch)[mine]
     at = np.minimum(index, len(images) - 1)
     rows = {
@@ -217,10 +214,10 @@ def log_prob(
       'index': first + index,
       'valid': index < len(images),
     }
-    masks = Masks(key, first=first + start, number=i, offset=i / passes)
-    found = _score(net, params, rows, masks, mesh=mesh)['nats']
-    nats[start : start + batch, i] = found[: len(images) - start]
-    yield Progress('scoring', done + 1, len(steps))
+    outs = _scored(net, params, rows, key, first + start, passes, mesh=mesh)
+    for i, out in enumerate(outs):
+      nats[start : start + batch, i] = out['nats'][: len(images) - start]
+      yield Progress('scoring', n * passes + i + 1, len(starts) * passes)
   return -nats.mean(1)
 
 
@@ -230,13 +227,24 @@ def _sums(per_image, seen):
   return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
 
 
-def _score(net, params: dict, rows: dict, masks: Masks, *, mesh: Mesh) -> dict:
-  """`score_batch` of this host's rows of a batch: NumPy arrays."""
+def _scored(
+  net, params, rows: dict, key, first: int, passes: int, *, mesh: Mesh
+) -> Iterator[dict]:
+  """`score_batch` of a batch in each pass, as NumPy arrays.
+
+  Args:
+    net, params, mesh: of the model.
+    rows: this host's rows of the batch.
+    key, first: see Masks.
+    passes: how many.
+  """
   rows = {k: np.asarray(v).astype(np.int32) for k, v in rows.items()}
-  placed = sharding.place(rows, mesh)
-  with jax.set_mesh(mesh):
-    groups = sharding.batch_devices(mesh)
-    return jax.device_get(scorer()(net, params, placed, masks, groups))
+  placed, groups = sharding.place(rows, mesh), sharding.batch_devices(mesh)
+  for i in range(passes):
+    masks = Masks(key, first=first, number=i, offset=i / passes)
+    with jax.set_mesh(mesh):
+      out = jax.device_get(scorer()(net, params, placed, masks, groups))
+    yield out
 
 
 @functools.cache
@@ -277,8 +285,7 @@ def score_batch(
     return x.reshape((groups, -1) + x.shape[1:])
 
   score = jax.vmap(
-    functools.partial(_score_images, net, params),
-    spmd_axis_name=sharding.BATCH,
+    functools.partial(_score_images, net, params), spmd_axis_name=sharding.BATCH
   )
   args = batch['image'], batch['label'], draws
   scores = score(*jax.tree.map(split, args))

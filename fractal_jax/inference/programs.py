@@ -125,10 +125,7 @@ def _on_devices(run: Callable, net, params, batch: Batch, *state, mesh):
 
   # Each device generates its own images; nothing crosses devices in the loop.
   over = jax.P(sharding.BATCH)
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(jax.P(), jax.P(), over, over, over, jax.P(), over),
-    out_specs=over,
-    check_vma=False,
-  )(params, batch.guide, batch.labels, batch.given, keys, batch.sampling, state)
+  specs = (jax.P(), jax.P(), over, over, over, jax.P(), over)
+  call = sharding.by_device(on_device, mesh, *specs)
+  images = batch.labels, batch.given, keys
+  return call(params, batch.guide, *images, batch.sampling, state)

@@ -259,8 +259,7 @@ def _filled(parts: list[Drawn], num: int) -> Drawn:
   drawn = jax.tree.map(lambda *x: np.concatenate(x)[:num], *parts)
   rest = ((0, num - len(drawn.values)),) + ((0, 0),) * (drawn.values.ndim - 1)
   return Drawn(
-    np.pad(drawn.values, rest),
-    np.pad(drawn.when, rest, constant_values=NEVER),
+    np.pad(drawn.values, rest), np.pad(drawn.when, rest, constant_values=NEVER)
   )
 
 

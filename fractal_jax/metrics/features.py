@@ -64,7 +64,6 @@ class Extractor:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(mesh, params, batch):
-  over = jax.P(sharding.BATCH)
 
   def on_device(params, batch):
     found = inception.Inception().apply({'params': params}, batch['pictures'])
@@ -74,14 +73,8 @@ def _features(mesh, params, batch):
     }
 
   # Each device has its own images; every host sees the result whole.
-  out = jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(jax.P(), over),
-    out_specs=over,
-    check_vma=False,
-  )(params, batch)
-  return jax.lax.with_sharding_constraint(out, jax.P())
+  run = sharding.by_device(on_device, mesh, jax.P(), jax.P(sharding.BATCH))
+  return jax.lax.with_sharding_constraint(run(params, batch), jax.P())
 
 
 def check_pictures(pictures, where: str = 'pictures') -> None:

@@ -15,6 +15,7 @@ be, since image i is a function of the settings and of i alone.
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
@@ -74,6 +75,14 @@ class Chunks:
     start, stop = self.covering(first)
     arrays = processes.together(lambda: self._load(start, stop), MetricsError)
     return {name: x[first - start :] for name, x in arrays.items()}
+
+  def get(self, first: int, make: Callable[[], dict]) -> dict[str, np.ndarray]:
+    """The arrays from image `first` on: those kept, or else made and kept."""
+    if self.covering(first):
+      return self.read(first)
+    arrays = make()
+    self.write(first, **arrays)
+    return arrays
 
   def write(self, first: int, **arrays) -> None:
     """Keeps the arrays of the images from `first` on."""
@@ -158,22 +167,15 @@ def of_run(
   group = classes * chosen.keep if chosen.keep > 1 else 1
   chunk = -(-batch // group) * group
 
+  def draw(first: int) -> dict:
+    how = dict(guide=guide, seed=seed, first=first, batch=batch, **settings)
+    labels = label(np.arange(first, first + chunk))
+    job = model.start(sample.kept, labels, **how)
+    return {'values': progress.result_of(job)[0].values}
+
   def pictures(first: int) -> np.ndarray:
-    if kept.covering(first):
-      values = kept.read(first)['values']
-    else:
-      job = model.start(
-        sample.kept,
-        label(np.arange(first, first + chunk)),
-        guide=guide,
-        seed=seed,
-        first=first,
-        batch=batch,
-        **settings,
-      )
-      values = progress.result_of(job)[0].values
-      kept.write(first, values=values)
-    return from_values(values, m)
+    found = kept.get(first, functools.partial(draw, first))
+    return from_values(found['values'], m)
 
   return Images(
     num=num,

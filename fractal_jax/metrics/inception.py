@@ -8,6 +8,8 @@ state dict: flattened with dots between, the tree is that dict, transposed.
 B images, H, W height and width, C channels.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -56,10 +58,10 @@ class Conv(nn.Module):
     return nn.relu(x + (bias - mean * scale))
 
 
-def chain(x, *convs):
-  """Convolutions in a row, each (name, features, height, width, ...)."""
+def chain(block: str, x, *convs):
+  """Convolutions of a block in a row: (name, features, height, width, ...)."""
   for name, *how in convs:
-    x = Conv(*how, name=name)(x)
+    x = Conv(*how, name=block + name)(x)
   return x
 
 
@@ -81,110 +83,93 @@ def shrink(x):
 HALVE = 2, 'VALID'
 
 
-class MixedA(nn.Module):
+def mixed_a(block: str, x, pool: int):
   """35x35: 1x1, 5x5, two 3x3."""
-
-  pool: int
-
-  @nn.compact
-  def __call__(self, x):
-    return join(
-      chain(x, ('branch1x1', 64)),
-      chain(x, ('branch5x5_1', 48), ('branch5x5_2', 64, 5, 5)),
-      chain(
-        x,
-        ('branch3x3dbl_1', 64),
-        ('branch3x3dbl_2', 96, 3, 3),
-        ('branch3x3dbl_3', 96, 3, 3),
-      ),
-      chain(mean_pool(x), ('branch_pool', self.pool)),
-    )
+  run = functools.partial(chain, block)
+  return join(
+    run(x, ('branch1x1', 64)),
+    run(x, ('branch5x5_1', 48), ('branch5x5_2', 64, 5, 5)),
+    run(
+      x,
+      ('branch3x3dbl_1', 64),
+      ('branch3x3dbl_2', 96, 3, 3),
+      ('branch3x3dbl_3', 96, 3, 3),
+    ),
+    run(mean_pool(x), ('branch_pool', pool)),
+  )
 
 
-class MixedB(nn.Module):
+def mixed_b(block: str, x):
   """35x35 to 17x17."""
-
-  @nn.compact
-  def __call__(self, x):
-    return join(
-      chain(x, ('branch3x3', 384, 3, 3, *HALVE)),
-      chain(
-        x,
-        ('branch3x3dbl_1', 64),
-        ('branch3x3dbl_2', 96, 3, 3),
-        ('branch3x3dbl_3', 96, 3, 3, *HALVE),
-      ),
-      shrink(x),
-    )
+  run = functools.partial(chain, block)
+  return join(
+    run(x, ('branch3x3', 384, 3, 3, *HALVE)),
+    run(
+      x,
+      ('branch3x3dbl_1', 64),
+      ('branch3x3dbl_2', 96, 3, 3),
+      ('branch3x3dbl_3', 96, 3, 3, *HALVE),
+    ),
+    shrink(x),
+  )
 
 
-class MixedC(nn.Module):
+def mixed_c(block: str, x, n: int):
   """17x17: 1x1, 7x7 as 1x7 and 7x1, two of these."""
-
-  inner: int
-
-  @nn.compact
-  def __call__(self, x):
-    n = self.inner
-    return join(
-      chain(x, ('branch1x1', 192)),
-      chain(
-        x,
-        ('branch7x7_1', n),
-        ('branch7x7_2', n, 1, 7),
-        ('branch7x7_3', 192, 7, 1),
-      ),
-      chain(
-        x,
-        ('branch7x7dbl_1', n),
-        ('branch7x7dbl_2', n, 7, 1),
-        ('branch7x7dbl_3', n, 1, 7),
-        ('branch7x7dbl_4', n, 7, 1),
-        ('branch7x7dbl_5', 192, 1, 7),
-      ),
-      chain(mean_pool(x), ('branch_pool', 192)),
-    )
+  run = functools.partial(chain, block)
+  return join(
+    run(x, ('branch1x1', 192)),
+    run(
+      x,
+      ('branch7x7_1', n),
+      ('branch7x7_2', n, 1, 7),
+      ('branch7x7_3', 192, 7, 1),
+    ),
+    run(
+      x,
+      ('branch7x7dbl_1', n),
+      ('branch7x7dbl_2', n, 7, 1),
+      ('branch7x7dbl_3', n, 1, 7),
+      ('branch7x7dbl_4', n, 7, 1),
+      ('branch7x7dbl_5', 192, 1, 7),
+    ),
+    run(mean_pool(x), ('branch_pool', 192)),
+  )
 
 
-class MixedD(nn.Module):
+def mixed_d(block: str, x):
   """17x17 to 8x8."""
-
-  @nn.compact
-  def __call__(self, x):
-    return join(
-      chain(x, ('branch3x3_1', 192), ('branch3x3_2', 320, 3, 3, *HALVE)),
-      chain(
-        x,
-        ('branch7x7x3_1', 192),
-        ('branch7x7x3_2', 192, 1, 7),
-        ('branch7x7x3_3', 192, 7, 1),
-        ('branch7x7x3_4', 192, 3, 3, *HALVE),
-      ),
-      shrink(x),
-    )
+  run = functools.partial(chain, block)
+  return join(
+    run(x, ('branch3x3_1', 192), ('branch3x3_2', 320, 3, 3, *HALVE)),
+    run(
+      x,
+      ('branch7x7x3_1', 192),
+      ('branch7x7x3_2', 192, 1, 7),
+      ('branch7x7x3_3', 192, 7, 1),
+      ('branch7x7x3_4', 192, 3, 3, *HALVE),
+    ),
+    shrink(x),
+  )
 
 
-class MixedE(nn.Module):
+def mixed_e(block: str, x, maximum: bool):
   """8x8: branches that fork. The net's two differ in how they pool."""
-
-  maximum: bool
-
-  @nn.compact
-  def __call__(self, x):
-    three = chain(x, ('branch3x3_1', 384))
-    double = chain(x, ('branch3x3dbl_1', 448), ('branch3x3dbl_2', 384, 3, 3))
-    if self.maximum:
-      pooled = nn.max_pool(x, (3, 3), (1, 1), 'SAME')
-    else:
-      pooled = mean_pool(x)
-    return join(
-      chain(x, ('branch1x1', 320)),
-      chain(three, ('branch3x3_2a', 384, 1, 3)),
-      chain(three, ('branch3x3_2b', 384, 3, 1)),
-      chain(double, ('branch3x3dbl_3a', 384, 1, 3)),
-      chain(double, ('branch3x3dbl_3b', 384, 3, 1)),
-      chain(pooled, ('branch_pool', 192)),
-    )
+  run = functools.partial(chain, block)
+  three = run(x, ('branch3x3_1', 384))
+  double = run(x, ('branch3x3dbl_1', 448), ('branch3x3dbl_2', 384, 3, 3))
+  if maximum:
+    pooled = nn.max_pool(x, (3, 3), (1, 1), 'SAME')
+  else:
+    pooled = mean_pool(x)
+  return join(
+    run(x, ('branch1x1', 320)),
+    run(three, ('branch3x3_2a', 384, 1, 3)),
+    run(three, ('branch3x3_2b', 384, 3, 1)),
+    run(double, ('branch3x3dbl_3a', 384, 1, 3)),
+    run(double, ('branch3x3dbl_3b', 384, 3, 1)),
+    run(pooled, ('branch_pool', 192)),
+  )
 
 
 class Inception(nn.Module):
@@ -207,6 +192,7 @@ class Inception(nn.Module):
     x = resize(images.astype(jnp.float32), SIDE)
     x = (x - 128) / 128
     x = chain(
+      '',
       x,
       ('Conv2d_1a_3x3', 32, 3, 3, *HALVE),
       ('Conv2d_2a_3x3', 32, 3, 3, 1, 'VALID'),
@@ -215,19 +201,19 @@ class Inception(nn.Module):
     x = shrink(x)  # [B, 73, 73, 64]
     out['64'] = x.mean((1, 2))
     x = chain(
-      x, ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, 3, 3, 1, 'VALID')
+      '', x, ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, 3, 3, 1, 'VALID')
     )
     x = shrink(x)  # [B, 35, 35, 192]
     out['192'] = x.mean((1, 2))
     for name, pool in zip(('5b', '5c', '5d'), (32, 64, 64)):
-      x = MixedA(pool, name=f'Mixed_{name}')(x)
-    x = MixedB(name='Mixed_6a')(x)  # [B, 17, 17, 768]
+      x = mixed_a(f'Mixed_{name}.', x, pool)
+    x = mixed_b('Mixed_6a.', x)  # [B, 17, 17, 768]
     for name, inner in zip(('6b', '6c', '6d', '6e'), (128, 160, 160, 192)):
-      x = MixedC(inner, name=f'Mixed_{name}')(x)
+      x = mixed_c(f'Mixed_{name}.', x, inner)
     out['768'] = x.mean((1, 2))
-    x = MixedD(name='Mixed_7a')(x)  # [B, 8, 8, 1280]
-    x = MixedE(False, name='Mixed_7b')(x)
-    x = MixedE(True, name='Mixed_7c')(x)  # [B, 8, 8, 2048]
+    x = mixed_d('Mixed_7a.', x)  # [B, 8, 8, 1280]
+    x = mixed_e('Mixed_7b.', x, False)
+    x = mixed_e('Mixed_7c.', x, True)  # [B, 8, 8, 2048]
     out['2048'] = x = x.mean((1, 2))
     zeros = nn.initializers.zeros
     kernel = self.param('fc.weight', zeros, (FEATURES, CLASSES))

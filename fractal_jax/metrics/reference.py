@@ -139,7 +139,10 @@ def make(
   size = source.size
   if size < 2:
     raise MetricsError(f"split '{split}' holds {size} image: 2 are needed.")
-  kept = _kept(size, min(num or size, NEIGHBOURS))
+  # Whose features are kept: the first of the order in which eval_batches draws.
+  kept = np.zeros(size + 1, bool)  # the last entry is of its blank rows
+  drawn = np.random.default_rng(0).permutation(size)
+  kept[drawn[: min(num or size, NEIGHBOURS)]] = True
   total, within = scores.Statistics(), scores.ClassVariance()
   features, labels = [], []
   for seen in _seen(config, split, extractor, num, progress):
@@ -186,17 +189,6 @@ def _seen(
       }
     )
     yield {k: v[out['valid']] for k, v in out.items()}
-
-
-def _kept(size: int, num: int) -> np.ndarray:
-  """Which examples of a split keep their features: bool [size + 1], num True.
-
-  They are the first of the order in which eval_batches draws; the last entry
-  is of its blank rows.
-  """
-  out = np.zeros(size + 1, bool)
-  out[np.random.default_rng(0).permutation(size)[:num]] = True
-  return out
 
 
 def write(path: str, reference: Reference) -> None:

@@ -1,6 +1,7 @@
 """The numbers about generated images; docs/metrics.md says what each is."""
 
 from collections.abc import Callable
+import functools
 
 import numpy as np
 
@@ -28,14 +29,14 @@ def features_of(
       logits=('f', (None,)),
     )
 
-  def each(first: int):
-    if kept is not None and kept.covering(first):
-      found = kept.read(first)
-      return found['features'], found['logits']
+  def seen(first: int) -> dict:
     found = extractor(images.pictures(first))
-    if kept is not None:
-      kept.write(first, features=found[0], logits=found[1])
-    return found
+    return dict(zip(('features', 'logits'), found))
+
+  def each(first: int) -> tuple:
+    see = functools.partial(seen, first)
+    found = see() if kept is None else kept.get(first, see)
+    return found['features'], found['logits']
 
   out = []
   for first, found in in_chunks(images, each):
@@ -74,10 +75,7 @@ def measure(
   return {
     'num': images.num,
     'fid': scores.frechet_distance(
-      *total.result(),
-      reference.mu,
-      reference.sigma,
-      scores.root_of(pool),
+      *total.result(), reference.mu, reference.sigma, scores.root_of(pool)
     ),
     'inception_score': score,
     'inception_score_std': deviation,
@@ -119,7 +117,8 @@ def _neighbours(labels, pool: np.ndarray, reference: Reference | None) -> dict:
   if labels is not None and reference.labels is not None:
     recall = neighbours.class_recall(pool, labels, real, reference.labels)
     out['recall_by_class'] = _numbers(recall)
-    out['class_recall'] = _mean(recall)
+    if np.isfinite(recall).any():
+      out['class_recall'] = float(np.nanmean(recall))
   return out
 
 
@@ -135,10 +134,6 @@ def _diversity(labels, pool: np.ndarray, reference) -> dict:
 
 def _numbers(x: np.ndarray) -> list:
   return [float(v) if np.isfinite(v) else None for v in x]
-
-
-def _mean(x: np.ndarray) -> float | None:
-  return float(np.nanmean(x)) if np.isfinite(x).any() else None
 
 
 def summary(found: dict) -> str:

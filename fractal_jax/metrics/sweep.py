@@ -100,10 +100,7 @@ def plot(rows: list[dict], path: str) -> None:
     rows: of `row`.
     path: where to write; its ending says in what format.
   """
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
+  from matplotlib import figure as figures
 
   over, *lines = varied(rows) or ['guidance']
   means = over_seeds(rows)
@@ -111,9 +108,8 @@ def plot(rows: list[dict], path: str) -> None:
   panels = [t for t in TRADES if set(t) <= set(known)] + [(k,) for k in known]
   columns = min(3, len(panels))
   depth = -(-len(panels) // columns)
-  figure, axes = plt.subplots(
-    depth, columns, figsize=(4.4 * columns, 3.4 * depth), squeeze=False
-  )
+  figure = figures.Figure(figsize=(4.4 * columns, 3.4 * depth))
+  axes = figure.subplots(depth, columns, squeeze=False)
   for panel, axis in zip(panels, axes.flat):
     for curve in dict.fromkeys(tuple(m[k] for k in lines) for m in means):
       some = [m for m in means if tuple(m[k] for k in lines) == curve]
@@ -132,7 +128,6 @@ def plot(rows: list[dict], path: str) -> None:
   figure.tight_layout()
   with paths.atomic_write(path) as file:
     figure.savefig(file.name, dpi=120)
-  plt.close(figure)
 
 
 def _draw(axis, panel: tuple, over: str, means: list[dict], label: str) -> None:

@@ -160,11 +160,11 @@ def random_state(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _path(name: str) -> tuple:
-  """'Mixed_5b.branch1x1.bn.bias' -> ('Mixed_5b', 'branch1x1', 'bn.bias')."""
+  """'Mixed_5b.branch1x1.bn.bias' -> ('Mixed_5b.branch1x1', 'bn.bias')."""
   if name.startswith('fc.'):
     return (name,)
-  *modules, group, leaf = name.split('.')
-  return (*modules, f'{group}.{leaf}')
+  conv, group, leaf = name.rsplit('.', 2)
+  return conv, f'{group}.{leaf}'
 
 
 def _theirs(x: np.ndarray) -> np.ndarray:

@@ -113,9 +113,6 @@ class ARLevel(AllDown):
     x = jnp.where(t == 0, self.cond_embed(conds[:, :1]), x)
     return self.norm_in(x + self.table()[t].astype(x.dtype))
 
-  def output(self, x: Array) -> Array:
-    return self.norm_out(x)
-
   @staticmethod
   def generate(
     networks: list[Network],
@@ -180,7 +177,7 @@ class Stream:
     x = self.network('token', patch, self.rows, t)
     turn = jax.lax.dynamic_slice_in_dim(self.network.level.turns(), t, 1, 1)
     x, cache = layers.step_stack(*self.blocks, x, cache, t, turn)
-    x = self.network('output', x)
+    x = self.network(lambda level, x: level.norm_out(x), x)
     return x.reshape(*self.conds.shape[:2], 1, s.width), cache
 
   def filled(self, cache: Array, patches: Array) -> Array:

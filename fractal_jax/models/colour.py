@@ -48,11 +48,6 @@ class Colour:
     return self.space == 'ycbcr'
 
   @property
-  def mixes(self) -> bool:
-    """Whether a channel of the model depends on several of the data."""
-    return bool(self.space)
-
-  @property
   def back(self) -> tuple[int, ...]:
     """The inverse of the order."""
     return tuple(self.order.index(c) for c in range(len(self.order)))
@@ -74,18 +69,18 @@ class Colour:
   def encode_given(self, given: Given) -> Given:
     """What is known, as the levels see it."""
     known = given.known
-    if self.mixes:  # a colour is known where all its values are
+    if self.space:  # a colour is known where all its values are
       known = jnp.broadcast_to(known.all(-1, keepdims=True), known.shape)
     return Given(self.encode(given.values), self.ordered(known))
 
   def decode_drawn(self, drawn: Drawn, given: Given | None) -> Drawn:
     """What was drawn, as data; what is known stays, and was there first."""
     values, when = self.decode(drawn.values), drawn.when
-    if given is not None and self.mixes:
+    if given is not None and self.space:
       values = jnp.where(given.known, given.values, values)
     if when is not None:
       when = self.unordered(when)
-      if self.mixes:  # a value is there when all channels are
+      if self.space:  # a value is there when all channels are
         when = jnp.broadcast_to(when.max(-1, keepdims=True), when.shape)
       if given is not None:
         when = jnp.where(given.known, -1, when)

@@ -35,10 +35,6 @@ class IndependentLevel(AllDown):
   BLOCK = layers.ViTBlock
 
   @staticmethod
-  def takes(num_conds: int) -> int:
-    return num_conds
-
-  @staticmethod
   def sequence_length(spec: Spec) -> int:
     return spec.num_conds + spec.length
 

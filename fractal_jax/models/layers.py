@@ -70,11 +70,7 @@ def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
 
 def rms_norm(dtype: jnp.dtype) -> nn.RMSNorm:
   """RMSNorm, eps 1e-5, statistics in float32."""
-  return nn.RMSNorm(
-    epsilon=1e-5,
-    dtype=dtype,
-    scale_init=logical(ONES, 'norm'),
-  )
+  return nn.RMSNorm(epsilon=1e-5, dtype=dtype, scale_init=logical(ONES, 'norm'))
 
 
 def rotary_angles(grid: tuple[int, ...], head_size: int) -> Array:

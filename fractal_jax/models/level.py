@@ -164,6 +164,10 @@ class AllDown(nn.Module):
     return ('itself',)
 
   @staticmethod
+  def takes(num_conds: int) -> int:
+    return num_conds
+
+  @staticmethod
   def problems(spec: Spec) -> list[str]:
     del spec
     return []

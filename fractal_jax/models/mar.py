@@ -170,16 +170,7 @@ class MARLevel(nn.Module):
     check_rows(rows, s)
     patches = patchify(rows.squares, s)
     weight = rows.weight
-    overflow = None
-    if mask is None:
-      room = masking.capacity(s, draws.law, len(patches), len(draws.keys))
-      mask = masking.draw_mask(rows, draws, s)
-      overflow = jax.random.fold_in(
-        draws.keys[0], Salt.OVERFLOW.value + s.index
-      )
-    else:
-      room = int(np.sum(mask))
-      mask = jnp.asarray(mask, bool)
+    mask, room, overflow = self.masked(rows, draws, mask)
     if draws.law == 'uniform':
       # L / n: a mean over the n masked patches stands for all L.
       weight = weight * s.length / jnp.maximum(mask.sum(1), 1)
@@ -206,6 +197,22 @@ class MARLevel(nn.Module):
       site=rows.site[row] * s.length + place,
     )
     return below, scores, dropped
+
+  def masked(
+    self, rows: Rows, draws: Draws, mask: ArrayLike | None
+  ) -> tuple[Array, int, Array | None]:
+    """Which patches are masked, [N, L].
+
+    Returns:
+      Those given, or drawn; how many there can be; and the key that chooses
+      which are dropped where there are more, None where there never are.
+    """
+    s = self.spec
+    if mask is not None:
+      return jnp.asarray(mask, bool), int(np.sum(mask)), None
+    room = masking.capacity(s, draws.law, len(rows.weight), len(draws.keys))
+    overflow = jax.random.fold_in(draws.keys[0], Salt.OVERFLOW.value + s.index)
+    return masking.draw_mask(rows, draws, s), room, overflow
 
   def guide_target(
     self, rows: Rows, draws: Draws, train: bool

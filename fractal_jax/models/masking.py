@@ -34,6 +34,16 @@ def strata(shift: Array, index: Array) -> Array:
   return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
+def uniform_draws(key: Array, index: Array) -> Draws:
+  """The draws of images [B] by their numbers, for unbiased likelihoods.
+
+  Images in a row fill the strata evenly.
+  """
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+  ratio = strata(jax.random.bits(key, (), jnp.uint32), index)
+  return Draws(keys, ratio, law='uniform')
+
+
 def counts(u: ArrayLike, spec: Spec, law: str, xp: ModuleType = jnp) -> Array:
   """Masked patches of sequences whose strata are u in [0, 1).
 

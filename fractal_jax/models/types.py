@@ -224,7 +224,7 @@ class Network:
   level: Any  # an unbound flax module
   params: Any
 
-  def __call__(self, method: str, *args, **kwargs):
+  def __call__(self, method: str | Callable, *args, **kwargs):
     return self.level.apply(
       {'params': self.params}, *args, method=method, **kwargs
     )

@@ -97,13 +97,11 @@ def shadow(pilot: Pilot) -> Job:
     pilot, 'shadow', rows, causal=True
   )
   delay = gates.mean(counted['delays'])
-  milliseconds = 1000 * float(seen['seconds']) / len(curves['line'])
+  took = gates.exact(1000 * float(seen['seconds']) / len(curves['line']))
   judged += (
     gate(pilot, 'most_delay', delay, least=False),
-    gate(
-      pilot, 'most_milliseconds', gates.exact(milliseconds), least=False
-    ),
-  )  # fmt: skip
+    gate(pilot, 'most_milliseconds', took, least=False),
+  )
   return Found(judged, facts | {'memory_gb': work.memory()}, curves)
 
 

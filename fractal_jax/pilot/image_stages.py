@@ -144,9 +144,8 @@ def generation(pilot: Pilot, bits: dict) -> Job:
     'missed': float(missed.mean()),
     'missed_train': float(missed_train.mean()),
   }
-  return Found(
-    judged, facts, {'drawn': drawn[:SHOWN], 'bits_drawn': made['bits']}
-  )
+  curves = {'drawn': drawn[:SHOWN], 'bits_drawn': made['bits']}
+  return Found(judged, facts, curves)
 
 
 def completion(pilot: Pilot, bits: dict) -> Job:
@@ -219,13 +218,11 @@ def shadow(pilot: Pilot) -> Job:
   task = pilot.settings.task['kind']
   timed = yield from work.kept(pilot, 'timed', lambda: one_by_one(pilot, task))
   more = image_measures.difference(bits['shadow'], bits['held'])
+  milliseconds = gates.mean(timed['milliseconds'])
   judged = [
     gate(pilot, 'shadow_bits', more, least=False),
-    gate(
-      pilot, 'most_milliseconds', gates.mean(timed['milliseconds']),
-      least=False,
-    ),
-  ]  # fmt: skip
+    gate(pilot, 'most_milliseconds', milliseconds, least=False),
+  ]
   facts, curves = {'shadow_bits': float(bits['shadow'].mean())}, {}
   curves['line'] = bits['shadow']
   if task == 'anomalies':
@@ -237,10 +234,9 @@ def shadow(pilot: Pilot) -> Job:
   if task == 'completion':
     real = pilot.data.shadow
     made = yield from completed(pilot, 'shadow_completed', real)
-    gain = gates.mean(
-      image_measures.saved(pilot.data.train, real, made['made'])
-    )
-    judged.insert(0, gate(pilot, 'shadow_completion', gain, least=True))
+    gain = image_measures.saved(pilot.data.train, real, made['made'])
+    gain = gate(pilot, 'shadow_completion', gates.mean(gain), least=True)
+    judged.insert(0, gain)
   facts['memory_gb'] = work.memory()
   return Found(tuple(judged), facts, curves)
 

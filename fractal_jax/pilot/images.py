@@ -120,6 +120,7 @@ class ImagePilot(Pilot):
 
   KIND = 'images'
   SECTIONS = image_settings.SECTIONS
+  MODELS = Models
   STAGES = {
     'data': Stage(image_stages.data),
     'module': Stage(stages.module, stages.module_fits),
@@ -129,10 +130,6 @@ class ImagePilot(Pilot):
   }
 
   data: Images
-
-  @staticmethod
-  def models_of() -> Models:
-    return Models()
 
   @staticmethod
   def open(settings) -> Images:
@@ -192,9 +189,8 @@ class ImagePilot(Pilot):
     return c
 
   def probing(self, steps: int) -> Job:
-    return self.models.fitting(
-      self.config(self.side, 3, steps), self.data.train
-    )
+    config = self.config(self.side, 3, steps)
+    return self.models.fitting(config, self.data.train)
 
   def blocks(self, bits: np.ndarray) -> np.ndarray:
     return bits
@@ -211,12 +207,9 @@ class ImagePilot(Pilot):
     some = self.data.train[order[: int(self.learnt * share)]]
     config = self.config(side, levels, steps)
     config.seed = seed
-    model, norms = yield from self.models.fitting(
-      config, image_measures.patches(some, side)
-    )
-    each = image_measures.bits(
-      model, image_measures.patches(self.data.held, side)
-    )
+    cut = image_measures.patches
+    model, norms = yield from self.models.fitting(config, cut(some, side))
+    each = image_measures.bits(model, cut(self.data.held, side))
     return model, each.reshape(len(self.data.held), -1).mean(1), norms
 
   def worth(self, model) -> np.ndarray:

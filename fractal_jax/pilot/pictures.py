@@ -53,10 +53,7 @@ def gradients(curves: dict) -> bytes:
 def dated(axis, times: np.ndarray | None) -> None:
   """Dates [T] below an axis, in place of rows; rows where there are none."""
   if times is not None:
-    inside = lambda x: int(np.clip(x, 0, len(times) - 1))
-    axis.xaxis.set_major_formatter(
-      lambda x, _: str(times[inside(x)])[:16].replace('T', '\n')
-    )
+    plots.named_rows(axis, len(times), lambda row: str(times[row])[:16])
 
 
 def data(curves: dict, share: float, times=None) -> bytes:
@@ -105,9 +102,7 @@ def score(curves: dict, times=None) -> bytes:
   for axis, one in zip(axes, values.T):
     axis.plot(*extremes(one), color=INK, linewidth=0.7)
   axes[-1].plot(*extremes(line), color=BLUE, linewidth=0.8)
-  axes[-1].axhline(limit, color=ALARM, linewidth=0.8, linestyle='--')
-  if line.max() > 50 * max(limit, 1e-9):
-    axes[-1].set_yscale('symlog', linthresh=max(limit, 1e-9))
+  plots.threshold_line(axes[-1], limit, line.max())
   for axis in axes:
     for one in alarms(line, limit):
       axis.axvspan(one.first, one.last + 1, color=ALARM, alpha=0.15, lw=0)
@@ -122,10 +117,7 @@ def score(curves: dict, times=None) -> bytes:
 def pit(curves: dict) -> bytes:
   """The histogram of the PIT."""
   figure, (axis,) = plots.new_axes(1, 2)
-  counts, edges = np.histogram(curves['pit'], 20, (0, 1))
-  height = counts / max(len(curves['pit']), 1) * 20
-  axis.bar(edges[:-1], height, 0.05, align='edge', color=BLUE)
-  axis.axhline(1, color=ALARM, linewidth=1)
+  plots.pit_bars(axis, curves['pit'])
   return png(figure)
 
 

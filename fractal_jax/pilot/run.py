@@ -40,7 +40,7 @@ def open_pilot(folder: str, models=None) -> Pilot:
 
   Args:
     folder: with a pilot.toml.
-    models: how models are made, as the kind's `models_of` gives it; None: so.
+    models: how models are made, in place of the kind's MODELS.
 
   Raises:
     PilotError: it has no pilot.toml, or one that can't be run.
@@ -48,13 +48,10 @@ def open_pilot(folder: str, models=None) -> Pilot:
   """
   found = settings.load(folder, {k: v.SECTIONS for k, v in KINDS.items()})
   kind = KINDS[found.data['kind']]
-  pilot = kind(folder, found, kind.open(found), models or kind.models_of())
+  pilot = kind(folder, found, kind.open(found), models or kind.MODELS())
   lines = pilot.problems()
   if lines:
-    raise PilotError(
-      f'{paths.path(folder) / settings.FILE}:\n'
-      + '\n'.join(f'  - {line}' for line in lines)
-    )
+    raise settings.broken(paths.path(folder) / settings.FILE, lines)
   return pilot
 
 

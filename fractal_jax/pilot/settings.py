@@ -29,7 +29,7 @@ QUESTION = {
 SEEDS = {
   'seeds': Key(
     3, integer(2, 100), 'models that are trained of each kind, by chance'
-  ),
+  )
 }
 LEARNING = {
   'module_bits': Key(
@@ -155,7 +155,13 @@ def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:
       f'{path}: data.kind={kind!r} must be one of {", ".join(kinds)}'
     )
   tables = kinds[kind]
-  strangers = _strangers(found, tables)
+  strangers = [name for name in found if name not in tables]
+  strangers += [
+    f'{section}.{name}'
+    for section, keys in tables.items()
+    for name in found.get(section, {})
+    if name not in keys
+  ]
   lines = [f'there is no section or key {name}' for name in strangers]
   lines += [
     f'{section}.{name} is missing: {key.doc}'
@@ -172,22 +178,16 @@ def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:
     }
     lines += checks.problems(section, known, keys)
   if lines:
-    raise PilotError(f'{path}:\n' + '\n'.join(f'  - {x}' for x in lines))
+    raise broken(path, lines)
   return Settings(
     **{name: found[name] for name in tables},
     hash=hashlib.sha256(words.encode()).hexdigest()[:12],
   )
 
 
-def _strangers(found: dict, tables) -> list[str]:
-  out = [name for name in found if name not in tables]
-  for section in tables:
-    out += [
-      f'{section}.{name}'
-      for name in found.get(section, {})
-      if name not in tables[section]
-    ]
-  return out
+def broken(path, lines: list[str]) -> PilotError:
+  """The error about what keeps a pilot.toml from being run."""
+  return PilotError(f'{path}:\n' + '\n'.join(f'  - {x}' for x in lines))
 
 
 def common_wishes(settings: Settings) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from fractal_jax.series import linear
-from fractal_jax.series.quantiser import Quantiser
+from fractal_jax.series.quantiser import Quantiser, filled
 
 DEGREE = 2  # of the polynomial that is drawn through the last rows
 
@@ -52,7 +52,7 @@ def polynomial(
 def _filtered(values, train: int, bins: Quantiser, weights: np.ndarray):
   """Bits where rows are predicted by a weighted sum of those before."""
   n = len(weights)
-  mean = linear.rows_before(linear.filled(values), n) @ weights  # [T, C]
+  mean = linear.rows_before(filled(values), n) @ weights  # [T, C]
   residual = (values - mean)[n:train]
   deviation = np.maximum(np.nanstd(residual, 0), 1e-6)
   low, width = bins.of(0)

@@ -126,10 +126,8 @@ def flat_steps(pilot: Pilot) -> int:
 def composition_fits(pilot: Pilot) -> list[tuple[int, int, int]]:
   """(side, levels, steps) of the stage's models."""
   t, ((_, side, _), *_) = pilot.settings.task, pilot.modules()
-  return [
-    (side, 3, t['small_steps']),
-    (side, 2, flat_steps(pilot)),
-  ] * t['seeds']
+  fits = [(side, 3, t['small_steps']), (side, 2, flat_steps(pilot))]
+  return fits * t['seeds']
 
 
 def composition(pilot: Pilot) -> Job:

@@ -28,20 +28,14 @@ def data(pilot: Pilot) -> Job:
     for x in values[:train].T
   ]
   windows = train // pilot.window
+  exact, more = gates.exact, dict(least=True, mends=True)
   found = (
-    gate(pilot, 'least_windows', gates.exact(windows), least=True, mends=True),
-    gate(pilot, 'most_missing', gates.exact(1 - known.mean()), least=False),
-    gate(
-      pilot, 'most_leak', gates.exact(leak(values, train)), least=False
-    ),
-    gate(
-      pilot, 'most_drift', gates.exact(drift), least=False, mends=True
-    ),
-    gate(
-      pilot, 'least_incidents', gates.exact(len(incidents)), least=True,
-      mends=True,
-    ),
-  )  # fmt: skip
+    gate(pilot, 'least_windows', exact(windows), **more),
+    gate(pilot, 'most_missing', exact(1 - known.mean()), least=False),
+    gate(pilot, 'most_leak', exact(leak(values, train)), least=False),
+    gate(pilot, 'most_drift', exact(drift), least=False, mends=True),
+    gate(pilot, 'least_incidents', exact(len(incidents)), **more),
+  )
   facts = {
     'rows': len(values),
     'channels': values.shape[1],

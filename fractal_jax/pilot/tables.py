@@ -56,6 +56,7 @@ class TablePilot(Pilot):
 
   KIND = 'table'
   SECTIONS = table_settings.SECTIONS
+  MODELS = Models
   STAGES = {
     'data': Stage(table_data.data),
     'module': Stage(stages.module, stages.module_fits),
@@ -65,10 +66,6 @@ class TablePilot(Pilot):
   }
 
   data: table.Table
-
-  @staticmethod
-  def models_of() -> Models:
-    return Models()
 
   @staticmethod
   def open(settings) -> table.Table:

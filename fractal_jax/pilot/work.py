@@ -63,6 +63,7 @@ class Pilot(abc.ABC):
   KIND: ClassVar[str]  # data.kind in pilot.toml
   SECTIONS: ClassVar[dict]  # of pilot.toml
   STAGES: ClassVar[dict[str, Stage]]
+  MODELS: ClassVar[type]  # how models are made; tests give quicker ones
 
   folder: str
   settings: Settings
@@ -71,11 +72,6 @@ class Pilot(abc.ABC):
 
   def path(self, *parts: str):
     return paths.path(self.folder).joinpath(*parts)
-
-  @staticmethod
-  @abc.abstractmethod
-  def models_of() -> Any:
-    """How models are made; tests give quicker ones."""
 
   @staticmethod
   @abc.abstractmethod

@@ -49,13 +49,8 @@ class Memory:
 
   @property
   def total(self) -> float:
-    return (
-      self.params
-      + self.optimizer
-      + self.gradients
-      + self.batch
-      + self.activations
-    )
+    state = self.params + self.optimizer + self.gradients
+    return state + self.batch + self.activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +197,8 @@ def kept_bytes(config, params) -> float:
   def residuals(trained, frozen, batch):
     def loss(trained):
       key = jax.random.key(0)
-      return train.loss_fn(
-        net, trained | frozen, config, batch, key, mesh=mesh
-      )[0]
+      params = trained | frozen
+      return train.loss_fn(net, params, config, batch, key, mesh=mesh)[0]
 
     return jax.vjp(loss, trained)[1]
 

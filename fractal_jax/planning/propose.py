@@ -79,15 +79,8 @@ def machine() -> Machine:
 
 
 def _cpu(cores: int) -> Machine:
-  return Machine(
-    'cpu',
-    f'a CPU, {cores} core{"s" * (cores > 1)}',
-    cores,
-    0,
-    cores * CORE,
-    0.4,
-    16,
-  )
+  text = f'a CPU, {cores} core{"s" * (cores > 1)}'
+  return Machine('cpu', text, cores, 0, cores * CORE, hours=0.4, most=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,19 +259,15 @@ def _splits(c) -> tuple[int, int]:
     c.model.update(
       mean=(0.5,) * c.model.channels, std=(1.0,) * c.model.channels
     )
-  sizes = [
-    pipeline.open_split(c, split).size
-    for split in (c.data.train_split, c.data.val_split)
-  ]
-  return sizes[0], sizes[1]
+  size = lambda split: pipeline.open_split(c, split).size
+  return size(c.data.train_split), size(c.data.val_split)
 
 
 def _statistics(c, choose) -> None:
   """Means and standard deviations of some images to train on."""
   source = pipeline.open_split(c, c.data.train_split)
-  some = np.linspace(0, source.size - 1, min(STATISTICS, source.size)).astype(
-    int
-  )
+  number = min(STATISTICS, source.size)
+  some = np.linspace(0, source.size - 1, number).astype(int)
   axes = tuple(range(c.model.rank))
   scale = c.model.num_values - 1
   moments = []

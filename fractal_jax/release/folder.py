@@ -98,30 +98,24 @@ def write(
 
 def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
   """All of a release but its weights."""
-  if about.samples:
+  if about.samples:  # which may be those that are there
     samples = paths.path(about.samples).read_bytes()
+  for name in (card.SAMPLES, classes.FILE, quantiser_lib.FILE, DETECTOR):
+    (found / name).unlink(missing_ok=True)  # of an older release
+  if about.samples:
     paths.write_bytes(found / card.SAMPLES, samples)
-  else:
-    (found / card.SAMPLES).unlink(missing_ok=True)
   if about.class_names:
     classes.save(found, about.class_names)
-  else:
-    (found / classes.FILE).unlink(missing_ok=True)
-  for name in (quantiser_lib.FILE, DETECTOR):
-    if name in about.files:
-      paths.write_text(found / name, about.files[name])
-    else:
-      (found / name).unlink(missing_ok=True)
+  for name, text in about.files.items():
+    paths.write_text(found / name, text)
   parameters = sum(x.size for x in jax.tree.leaves(params))
-  paths.write_text(
-    found / card.FILE, card.text(config, parameters, dtype, about)
-  )
+  text = card.text(config, parameters, dtype, about)
+  paths.write_text(found / card.FILE, text)
   config = config.copy_and_resolve_references()
   for section, values in LOCAL.items():
     config[section].update(values)
-  paths.write_text(
-    found / 'config.json', checkpoint.config_text(config, step=about.step)
-  )
+  text = checkpoint.config_text(config, step=about.step)
+  paths.write_text(found / 'config.json', text)
 
 
 def about(
@@ -164,13 +158,5 @@ def about(
     for drawn in (f'samples/step_{step:07d}.png', card.SAMPLES):
       if not samples and (origin / drawn).is_file():
         samples = str(origin / drawn)
-  return About(
-    name,
-    step,
-    license,
-    made_by,
-    tuple(found),
-    tuple(class_names),
-    samples,
-    files,
-  )
+  found, class_names = tuple(found), tuple(class_names)
+  return About(name, step, license, made_by, found, class_names, samples, files)

@@ -29,12 +29,7 @@ def shipped() -> list[str]:
   return sorted(p.name for p in SHIPPED.glob('*/') if weights.found(p))
 
 
-def folder(
-  name: str,
-  *,
-  revision: str | None = None,
-  **how,
-) -> str:
+def folder(name: str, *, revision: str | None = None, **how) -> str:
   """The folder of a run or release that a user names.
 
   A repository of the Hub is downloaded to the cache, or brought up to date

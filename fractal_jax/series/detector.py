@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -10,14 +11,7 @@ from fractal_jax import checks
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
-from fractal_jax.series import (
-  fit,
-  quantiser,
-  ranking,
-  scores,
-  settings,
-  table,
-)
+from fractal_jax.series import fit, quantiser, ranking, scores, settings, table
 
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
@@ -118,7 +112,10 @@ class FractalDetector(BaseEstimator):
     self.quantiser_ = series.fit(config, [one])
     source = series.source(config, [one], 'train', self.quantiser_)
     self.config_, self.label_ = config, 0
-    self.params_ = yield from self._train(config, source)
+    seen = []
+    _, params, _ = yield from fit.fit(config, source, watch=seen.append)
+    self.gradients_ = fit.gradients(seen, params)
+    self.params_ = jax.device_get(params)
     found = yield from self.scoring(X)
     self.decision_scores_ = self._of_rows(found)
     first = len(X) - int(len(X) * self.held_out)
@@ -174,15 +171,6 @@ class FractalDetector(BaseEstimator):
     )
 
   # The parts.
-
-  def _train(self, config, source) -> Job:
-    """The job of training: returns parameters as NumPy arrays."""
-    import jax
-
-    seen = []
-    _, params, _ = yield from fit.fit(config, source, watch=seen.append)
-    self.gradients_ = fit.gradients(seen, params)
-    return jax.device_get(params)
 
   def _threshold(self) -> float:
     return float(np.quantile(self.held_out_scores_, 1 - self.false_alarms))

@@ -42,14 +42,11 @@ def fit(
   tx = optimizer.create(config, total)
   state = train_state.create(net, tx, config, mesh=mesh)
   batches = pipeline.train_batches(config, source=source)
-  step, metrics = None, {}
+  step, metrics = train.jitted_step(net, tx, state, config, mesh=mesh), {}
   for number in range(total):
     batch = sharding.place(next(batches), mesh)
     before = metrics
     with jax.set_mesh(mesh):
-      if step is None:
-        jitted = train.jitted_step(net, tx, state, config, mesh=mesh)
-        step = jitted.lower(state, batch).compile()
       state, metrics = step(state, batch)
     jax.block_until_ready(before)  # devices are one step ahead, no more
     if before:

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import special
 from sklearn import linear_model
 
+from fractal_jax.series.quantiser import filled
+
 MOST = 1024  # numbers that a row is predicted from
 
 
@@ -35,14 +37,6 @@ class Prediction:
     return -(
       log_b + np.log1p(-np.exp(np.minimum(log_a - log_b, -1e-12)))
     ) / np.log(2)
-
-
-def filled(values: np.ndarray) -> np.ndarray:
-  """Values [T, C], the last number before (or 0) where one is not known."""
-  known = ~np.isnan(values)
-  last = np.where(known, np.arange(len(values))[:, None], 0)
-  last = np.maximum.accumulate(last, 0)
-  return np.nan_to_num(np.take_along_axis(values, last, 0))
 
 
 def rows_before(values: np.ndarray, n: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Pictures of series, as PNGs: curves, heat maps, calibration, forecasts."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fractal_jax.charts import new_axes, png
@@ -35,12 +37,23 @@ def extremes(x: np.ndarray, columns: int = COLUMNS):
 def _time_axis(axis, found: Analysis) -> None:
   """Times, in place of rows, below an axis."""
   if found.table.times is not None:
-    inside = lambda x: int(np.clip(x, 0, len(found.rows) - 1))
-    axis.xaxis.set_major_formatter(
-      lambda x, _: found.when(inside(x)).replace('T', '\n')
-    )
+    named_rows(axis, len(found.rows), found.when)
   else:
     axis.set_xlabel('row', fontsize=8)
+
+
+def named_rows(axis, rows: int, name: Callable[[int], str]) -> None:
+  """Names of rows below an axis, in place of numbers; a date and its hour."""
+  axis.xaxis.set_major_formatter(
+    lambda x, _: name(int(np.clip(x, 0, rows - 1))).replace('T', '\n')
+  )
+
+
+def threshold_line(axis, limit: float, top: float) -> None:
+  """A dashed line at the limit; the scale is logarithmic where `top` is far."""
+  axis.axhline(limit, color=ALARM, linewidth=0.8, linestyle='--')
+  if top > 50 * max(limit, 1e-9):
+    axis.set_yscale('symlog', linthresh=max(limit, 1e-9))
 
 
 def series(found: Analysis) -> bytes:
@@ -53,11 +66,8 @@ def series(found: Analysis) -> bytes:
     axis.set_ylabel(names[c], fontsize=8)
   axis = axes[-1]
   axis.plot(*extremes(found.rows), color=BLUE, linewidth=0.8)
-  axis.axhline(found.threshold, color=ALARM, linewidth=0.8, linestyle='--')
+  threshold_line(axis, found.threshold, np.nanmax(found.rows))
   axis.set_ylabel(f'score ({found.detector.score})', fontsize=8)
-  top = np.nanmax(found.rows)
-  if top > 50 * max(found.threshold, 1e-9):
-    axis.set_yscale('symlog', linthresh=max(found.threshold, 1e-9))
   for axis in axes:
     for alarm in found.alarms:
       axis.axvspan(alarm.first, alarm.last + 1, color=ALARM, alpha=0.15, lw=0)
@@ -126,14 +136,19 @@ def levels(found: Analysis) -> bytes:
 
 def calibration(found: Analysis) -> bytes:
   """The histogram of the PIT on rows held out: flat where calibrated."""
-  pit = found.learnt.pit
   figure, (axis,) = new_axes(1, 2.4)
-  counts, edges = np.histogram(pit, 20, (0, 1))
-  axis.bar(edges[:-1], counts / len(pit) * 20, 0.05, align='edge', color=BLUE)
-  axis.axhline(1, color=ALARM, linewidth=1)
+  pit_bars(axis, found.learnt.pit)
   axis.set_xlabel('share of the prediction below the value', fontsize=8)
   axis.set_ylabel('density', fontsize=8)
   return png(figure)
+
+
+def pit_bars(axis, pit: np.ndarray) -> None:
+  """The histogram of PITs [n], and a line at 1."""
+  counts, edges = np.histogram(pit, 20, (0, 1))
+  height = counts / max(len(pit), 1) * 20
+  axis.bar(edges[:-1], height, 0.05, align='edge', color=BLUE)
+  axis.axhline(1, color=ALARM, linewidth=1)
 
 
 def zooms(found: Analysis) -> bytes | None:

@@ -78,17 +78,23 @@ class Quantiser:
     What is not known (NaN) is read as the last number before it, or, where
     there is none, as the median; it is marked: bin b is written ~b.
     """
-    known = ~np.isnan(values)
-    last = np.where(known, np.arange(len(values))[:, None], -1)
-    last = np.maximum.accumulate(last, 0)
-    filled = np.take_along_axis(values, np.maximum(last, 0), 0)
-    filled = np.where(last < 0, self.median[label], filled)
-    bins = self.encode(filled, label)
-    return np.where(known, bins, ~bins)
+    bins = self.encode(filled(values, self.median[label]), label)
+    return np.where(np.isnan(values), ~bins, bins)
 
   def text(self) -> str:
     """What `load` reads."""
     return json.dumps(dataclasses.asdict(self), indent=1) + '\n'
+
+
+def filled(values: np.ndarray, first=0.0) -> np.ndarray:
+  """Values [T, C], the last number before where one is not known.
+
+  Where none is before, it is `first`, a number or one for each channel.
+  """
+  rows = np.arange(len(values))[:, None]
+  last = np.maximum.accumulate(np.where(np.isnan(values), 0, rows), 0)
+  found = np.take_along_axis(values, last, 0)
+  return np.where(np.isnan(found), first, found)
 
 
 def fit(

@@ -21,7 +21,7 @@ from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal, masking
-from fractal_jax.models.types import Array, Draws
+from fractal_jax.models.types import Array
 from fractal_jax.series.quantiser import Quantiser
 
 KINDS = ('z2', 'bits', 'excess', 'tail')
@@ -309,20 +309,13 @@ def _statistics(
     return jnp.concatenate([nats, rest], -1)
 
   over = jax.P(sharding.BATCH)
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(jax.P(), over, jax.P()),
-    out_specs=over,
-    check_vma=False,
-  )(params, windows, seed)
+  run = sharding.by_device(on_device, mesh, jax.P(), over, jax.P())
+  return run(params, windows, seed)
 
 
 def _one_pass(net, params, windows: Windows, key) -> Array:
   """Weighted statistics and their weights, [B, S, C, STATISTICS + 1]."""
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(windows.index)
-  shift = jax.random.bits(key, (), jnp.uint32)
-  draws = Draws(keys, masking.strata(shift, windows.index), law='uniform')
+  draws = masking.uniform_draws(key, windows.index)
   rows, logits = net.predictive(params, windows.bins, windows.label, draws)
   log_p = jax.nn.log_softmax(logits)  # [N, C, V]
   p = jnp.exp(log_p)

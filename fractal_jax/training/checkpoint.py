@@ -227,11 +227,7 @@ class Checkpoints:
     """
     self._held.check()
     self._settle()
-    position = {
-      'step': step,
-      'data': position,
-      'guard': _numbers(state.guard),
-    }
+    position = {'step': step, 'data': position, 'guard': _numbers(state.guard)}
     sums = {
       'params': checksums.sums(state.params),
       'opt_state': checksums.sums(state.opt_state),
@@ -322,39 +318,14 @@ class Checkpoints:
     """
     step = self.latest()
     folder = restore.directory(self.workdir) / str(step)
-    stored = {'params': restore.metadata(folder / 'params')}
-    restore.check_fit(stored['params'], like.params, folder)
-    with restore.reading(folder):
-      trained = (folder / 'opt_state').is_dir()
-    if not trained:
-      raise CheckpointError(
-        f'{folder} holds parameters alone, and no training to go on with: '
-        f'start in another --workdir with model.init_from={self.workdir} and '
-        'model.init_levels of all levels.'
-      )
-    try:
-      stored['opt_state'] = restore.metadata(folder / 'opt_state')
-      restore.check_fit(
-        stored['opt_state'], like.opt_state, folder / 'opt_state'
-      )
-    except restore.Misfit as e:
-      raise CheckpointError(
-        f'{folder} does not hold the optimizer state that the config needs: '
-        'set optim.frozen as it was, or start in another --workdir with '
-        f'model.init_from={self.workdir}. ({e})'
-      ) from e
+    like_stored = self._as_stored(folder, like)
     sums = restore.read_sums(folder)
     with restore.reading(folder):
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(
-            restore.typed(like.params, stored['params'])
-          ),
-          opt_state=ocp.args.StandardRestore(
-            restore.typed(like.opt_state, stored['opt_state'])
-          ),
           position=ocp.args.JsonRestore(),
+          **{k: ocp.args.StandardRestore(v) for k, v in like_stored.items()},
         ),
       )
       position, guard = _checked(found['position'])
@@ -373,6 +344,36 @@ class Checkpoints:
       **numbers,
     )
     return state, position
+
+  def _as_stored(self, folder: paths.Path, like: TrainState) -> dict:
+    """`params` and `opt_state` like these, with the types that are stored.
+
+    Raises:
+      CheckpointError: a checkpoint does not hold them.
+    """
+    params = restore.metadata(folder / 'params')
+    restore.check_fit(params, like.params, folder)
+    with restore.reading(folder):
+      trained = (folder / 'opt_state').is_dir()
+    if not trained:
+      raise CheckpointError(
+        f'{folder} holds parameters alone, and no training to go on with: '
+        f'start in another --workdir with model.init_from={self.workdir} and '
+        'model.init_levels of all levels.'
+      )
+    try:
+      moments = restore.metadata(folder / 'opt_state')
+      restore.check_fit(moments, like.opt_state, folder / 'opt_state')
+    except restore.Misfit as e:
+      raise CheckpointError(
+        f'{folder} does not hold the optimizer state that the config needs: '
+        'set optim.frozen as it was, or start in another --workdir with '
+        f'model.init_from={self.workdir}. ({e})'
+      ) from e
+    return {
+      'params': restore.typed(like.params, params),
+      'opt_state': restore.typed(like.opt_state, moments),
+    }
 
   def close(self):
     """Waits until all is saved; see `wait`."""

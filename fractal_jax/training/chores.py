@@ -23,11 +23,7 @@ from fractal_jax.training import (
 from fractal_jax.training.train_state import TrainState
 
 # What spoils the state, or the saving of it: nothing is saved after these.
-UNSAVABLE = (
-  monitor.TrainingError,
-  CheckpointError,
-  jax.errors.JaxRuntimeError,
-)
+UNSAVABLE = (monitor.TrainingError, CheckpointError, jax.errors.JaxRuntimeError)
 
 
 class Chores:

@@ -304,6 +304,12 @@ def _read(folder: str) -> dict[int, str]:
   return {int(k.rsplit('/', 1)[1]): v for k, v in found}
 
 
+def _silent(i: int, post: str) -> str:
+  """That process i does not answer; post: its last, see `Watchdog.post`."""
+  _, step, doing = post.split('|', 2)
+  return f'process {i} does not answer (last in step {step}: {doing})'
+
+
 def missing() -> str:
   """Which processes are behind or silent: takes a few seconds to find out."""
   before = _read('fractal/at/')
@@ -314,10 +320,7 @@ def missing() -> str:
   me = _me()
   at = {i: after[i].split('|') for i in after}  # [posts, step, doing]
   silent = [i for i in after if i != me and after[i] == before.get(i)]
-  out = [
-    f'process {i} does not answer (last in step {at[i][1]}: {at[i][2]})'
-    for i in silent
-  ]
+  out = [_silent(i, after[i]) for i in silent]
   out += [
     f'process {i} has never answered' for i in range(count()) if i not in after
   ]
@@ -441,12 +444,7 @@ class Watchdog:
       self._heard[i] = (post, since + POLL if post == last else 0.0)
     silent = [i for i, (_, t) in self._heard.items() if t > self.silence]
     if silent:
-      text = '; '.join(
-        'process {} does not answer (last in step {}: {})'.format(
-          i, *self._heard[i][0].split('|')[1:]
-        )
-        for i in silent
-      )
+      text = '; '.join(_silent(i, self._heard[i][0]) for i in silent)
       _shout(text)
       fail(text, FAILED, len(silent))
 

@@ -217,10 +217,8 @@ def given_levels(
     return {}
   subtrees = [n for level in m.init_levels for n in names.of_level(level)]
   like = train_state.abstract_params(net, mesh=mesh)
-  found = restore.restore_subtrees(
-    hub.folder(m.init_from), {name: like[name] for name in subtrees}
-  )
-  return found
+  like = {name: like[name] for name in subtrees}
+  return restore.restore_subtrees(hub.folder(m.init_from), like)
 
 
 def begin(
@@ -332,24 +330,40 @@ def make_step(
       'skipped': guard.skipped,
       'grad_norm': grad_norm,
     }
-    norms = {name: optax.tree.norm(trained[name]) for name in trained}
-
-    def ratios():  # kept nowhere else, the updates take a pass of their own
-      again, _ = tx.update(grads, state.opt_state, trained)
-      return {n: optax.tree.norm(again[n]) / norms[n] for n in trained}
-
-    def unknown():
-      return jax.tree.map(lambda norm: jnp.full_like(norm, jnp.nan), norms)
-
     logged = applied & (new.step % config.optim.log_every == 0)
-    update_ratios = jax.lax.cond(logged, ratios, unknown)
-    for name, grad in grads.items():
-      metrics[f'grad_norm/{name}'] = optax.tree.norm(grad)
-      metrics[f'param_norm/{name}'] = norms[name]
-      metrics[f'update_ratio/{name}'] = update_ratios[name]
-    return new, metrics
+    # Kept nowhere else, the updates take a pass of their own.
+    again = lambda: tx.update(grads, state.opt_state, trained)[0]
+    return new, metrics | level_norms(grads, trained, again, logged)
 
   return step
+
+
+def level_norms(
+  grads: dict, params: dict, updates: Callable[[], dict], logged: jax.Array
+) -> dict[str, jax.Array]:
+  """Norms by level, of gradients and parameters; and of updates over these.
+
+  Args:
+    grads, params: of the trained levels.
+    updates: computes theirs.
+    logged: whether these are wanted; NaN where not.
+  """
+  norms = {name: optax.tree.norm(params[name]) for name in params}
+
+  def ratios():
+    found = updates()
+    return {name: optax.tree.norm(found[name]) / norms[name] for name in params}
+
+  def unknown():
+    return jax.tree.map(lambda norm: jnp.full_like(norm, jnp.nan), norms)
+
+  update_ratios = jax.lax.cond(logged, ratios, unknown)
+  out = {}
+  for name, grad in grads.items():
+    out[f'grad_norm/{name}'] = optax.tree.norm(grad)
+    out[f'param_norm/{name}'] = norms[name]
+    out[f'update_ratio/{name}'] = update_ratios[name]
+  return out
 
 
 def loss_fn(

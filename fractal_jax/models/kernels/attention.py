@@ -76,8 +76,6 @@ def _heads(how, width):
 
 
 def _forward(how, p, x, words, consts):
-  d = x.shape[1]
-  shape = functools.partial(jax.ShapeDtypeStruct, dtype=x.dtype)
   return calls.blocks(
     functools.partial(_forward_kernel, how),
     'attention_forward',
@@ -85,8 +83,8 @@ def _forward(how, p, x, words, consts):
     x,
     (p, consts),
     step=how.rows.step,
-    outs=shape(x.shape),
-    scratch=scratch(how, d),
+    outs=jax.ShapeDtypeStruct(x.shape, x.dtype),
+    scratch=scratch(how, x.shape[1]),
   )
 
 
@@ -96,7 +94,6 @@ def scratch(how, d):
 
 
 def _backward(how, p, x, words, consts, g):
-  sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, F32), p)
   by_x, by_p = calls.blocks(
     functools.partial(_backward_kernel, how),
     'attention_backward',
@@ -105,7 +102,7 @@ def _backward(how, p, x, words, consts, g):
     (p, consts),
     step=how.rows.step,
     outs=jax.ShapeDtypeStruct(x.shape, x.dtype),
-    sums=sums,
+    sums=p,
     scratch=scratch(how, x.shape[1]),
   )
   return by_p, by_x
@@ -195,23 +192,16 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
 
   over(d // size, by_kernel)
 
-  def by_projection(j, by_y, i):
-    z = qkv[i, :, at(j, size)]
-    by['qkv'][i, :, at(j, size)] += dot(y, z, 0, 0)
-    if 'qkv_bias' in by:
-      total = jnp.sum(z.astype(F32), 0, keepdims=True)
-      by['qkv_bias'][i, :, at(j, size)] += total
-    return by_y + dot(z, attention['qkv'][i, :, at(j, size)], 1, 1)
+  by_y = _projected_back(attention, by, y, qkv, size)
+  add_norm_gradients(norm_vjp, by_y, g, by_x, grads['norm1'])
 
-  by_y = jnp.zeros(x.shape, F32)
-  for i in range(3):
-    by_y = jax.lax.fori_loop(
-      0, d // size, functools.partial(by_projection, i=i), by_y
-    )
+
+def add_norm_gradients(norm_vjp, by_y, g, by_x, grads):
+  """What passes back through a half block's norm, and past it."""
   by_input, by_norm = norm_vjp(by_y)
   by_x[...] = (g[...].astype(F32) + by_input).astype(by_x.dtype)
   for name, value in by_norm.items():
-    grads['norm1'][name][...] += value
+    grads[name][...] += value
 
 
 def _project(how, p, y, qkv, consts):
@@ -233,6 +223,23 @@ def _project(how, p, y, qkv, consts):
       qkv[i, :, at(j, size)] = z.astype(how.dtype)
 
     over(d // size, one)
+
+
+def _projected_back(p, by, y, by_qkv, size):
+  """The gradient by y [R, D] of `_project`; adds those by its weights."""
+
+  def one(j, by_y, i):
+    z = by_qkv[i, :, at(j, size)]
+    by['qkv'][i, :, at(j, size)] += dot(y, z, 0, 0)
+    if 'qkv_bias' in by:
+      total = jnp.sum(z.astype(F32), 0, keepdims=True)
+      by['qkv_bias'][i, :, at(j, size)] += total
+    return by_y + dot(z, p['qkv'][i, :, at(j, size)], 1, 1)
+
+  by_y, steps = jnp.zeros(y.shape, F32), y.shape[1] // size
+  for i in range(3):
+    by_y = jax.lax.fori_loop(0, steps, functools.partial(one, i=i), by_y)
+  return by_y
 
 
 def _rotate(x, cos, sin):

@@ -113,8 +113,8 @@ def blocks(
     resident: a tree of arrays that every block reads whole.
     step: rows of a block; it divides M.
     outs: a tree of ShapeDtypeStruct [M, ...].
-    sums: a tree of ShapeDtypeStruct: float32 arrays that every block adds to;
-      they are 0 before a core's first.
+    sums: a tree of shapes of float32 arrays that every block adds to; they are
+      0 before a core's first.
     scratch: shapes of what a block keeps in VMEM.
 
   Returns:
@@ -122,7 +122,7 @@ def blocks(
   """
   grid = Grid.over(len(jax.tree.leaves(rows)[0]), step)
   by_core = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((grid.cores,) + x.shape, x.dtype), sums
+    lambda x: jax.ShapeDtypeStruct((grid.cores,) + x.shape, F32), sums
   )
   given, tree = jax.tree.flatten((rows, resident))
   made, made_tree = jax.tree.flatten((outs, by_core))
@@ -130,21 +130,8 @@ def blocks(
   specs += [grid.resident(x) for x in jax.tree.leaves(resident)]
   out_specs = [grid.block(x) for x in jax.tree.leaves(outs)]
   out_specs += [grid.of_core(x) for x in jax.tree.leaves(sums)]
-
-  def body(scalars, *refs):
-    rows, resident = tree.unflatten(refs[: len(given)])
-    refs = refs[len(given) :]
-    outs, sums = made_tree.unflatten(refs[: len(made)])
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():
-      for x in jax.tree.leaves(sums):
-        x[...] = jnp.zeros_like(x)
-
-    kernel(scalars, rows, resident, outs, sums, refs[len(made) :])
-
   found = pl.pallas_call(
-    body,
+    of_references(kernel, tree, made_tree),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=(grid.cores, grid.blocks),
@@ -165,6 +152,30 @@ def blocks(
     return outs
   total = lambda x: x.sum(0) if grid.cores > 1 else x[0]
   return outs, jax.tree.map(total, by_core)
+
+
+def of_references(kernel, given, made):
+  """A kernel of `blocks` as Pallas calls it, with all references in a row.
+
+  Args:
+    kernel: as `blocks` takes it.
+    given, made: the structures of (rows, resident) and of (outs, sums), which
+      is set to 0 before a core's first block.
+  """
+  inputs, outputs = given.num_leaves, given.num_leaves + made.num_leaves
+
+  def body(scalars, *refs):
+    rows, resident = given.unflatten(refs[:inputs])
+    outs, sums = made.unflatten(refs[inputs:outputs])
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+      for x in jax.tree.leaves(sums):
+        x[...] = jnp.zeros_like(x)
+
+    kernel(scalars, rows, resident, outs, sums, refs[outputs:])
+
+  return body
 
 
 def on_devices(fn, in_specs, out_specs):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fractal_jax.models.dropout import drop_out
 from fractal_jax.models.kernels import calls, geometry, values
-from fractal_jax.models.kernels.attention import read
+from fractal_jax.models.kernels.attention import add_norm_gradients, read
 from fractal_jax.models.kernels.values import F32, at, chunk
 
 
@@ -102,7 +102,7 @@ def _backward(how, p, x, words, g):
     p,
     step=n * how.rows.padded,
     outs=jax.ShapeDtypeStruct(x.shape, x.dtype),
-    sums=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, F32), p),
+    sums=p,
   )
   return by_p, by_x
 
@@ -207,10 +207,7 @@ def _backward_kernel(how, sequences, words, rows, p, by_x, grads, *_):
     return by_y + by_y_here
 
   by_y = _loop(width // size, body, jnp.zeros(x.shape, F32), False)
-  by_input, by_norm = norm_vjp(by_y)
-  by_x[...] = (g[...].astype(F32) + by_input).astype(by_x.dtype)
-  for name, value in by_norm.items():
-    grads['norm2'][name][...] += value
+  add_norm_gradients(norm_vjp, by_y, g, by_x, grads['norm2'])
 
 
 def xla(how: How, params, x, words):

@@ -44,11 +44,8 @@ def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
   """
   *scalars, greedy = sampling
   streams, n, _ = conds.shape
-  v = params['codebooks'].shape[1]
-  none = jnp.zeros(uniforms.shape, jnp.int32)
-  least, most = (none, none + v - 1) if limits is None else limits
-  given = none - 1 if given is None else given
-  rows = (tuple(conds), uniforms, least, most, given)
+  within = allowed(params, uniforms.shape, limits, given)
+  rows = (tuple(conds), uniforms, *within)
   step = pixel_nats.step_of(n)
   pad = lambda x: jnp.pad(x, ((0, -n % step), (0, 0)))
   rows = jax.tree.map(pad, rows)
@@ -61,6 +58,13 @@ def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
     step=step,
     outs=jax.ShapeDtypeStruct(rows[1].shape, jnp.int32),
   )[:n]
+
+
+def allowed(params, shape, limits, given):
+  """Limits and what is given, [N, C] each; all values and none where None."""
+  none = jnp.zeros(shape, jnp.int32)
+  least, most = limits or (none, none + params['codebooks'].shape[1] - 1)
+  return least, most, none - 1 if given is None else given
 
 
 def _kernel(how, greedy, scalars, rows, p, out, *_):
@@ -144,13 +148,8 @@ def draw(logits, uniform, limits, scalars, greedy):
 def xla(how: How, params, conds, uniforms, limits, given, sampling):
   """`pixel_draw` without the kernel: what this must agree with."""
   *scalars, greedy = sampling
-  n, channels = uniforms.shape
-  p = calls.laid_out(params, how.dtype)
-  v = p['codebooks'].shape[1]
-  none = jnp.zeros((n, channels), jnp.int32)
-  least, most = (none, none + v - 1) if limits is None else limits
-  given = none - 1 if given is None else given
-  out = []
+  p, out = calls.laid_out(params, how.dtype), []
+  least, most, given = allowed(params, uniforms.shape, limits, given)
 
   def values_of(k, logits):
     of = lambda x: x[:, k : k + 1]
@@ -160,5 +159,5 @@ def xla(how: How, params, conds, uniforms, limits, given, sampling):
 
   blocks = [read(p['blocks'], i) for i in range(how.depth)]
   conds = conds.reshape(-1, conds.shape[-1]).astype(F32)
-  generate(how, read(outer(p)), blocks, conds, channels, values_of)
+  generate(how, read(outer(p)), blocks, conds, len(uniforms[0]), values_of)
   return jnp.concatenate(out, 1)

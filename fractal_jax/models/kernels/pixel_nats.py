@@ -83,7 +83,7 @@ def _backward(how, p, conds, pixels, g):
     p,
     step=step,
     outs=jax.ShapeDtypeStruct(conds.shape, conds.dtype),
-    sums=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, F32), p),
+    sums=p,
     scratch=[
       jax.ShapeDtypeStruct((how.depth + 1, channels * step, width), F32)
     ],
@@ -170,7 +170,7 @@ def embed(p, conds, hot):
 
 def logits_of(p, x, channel):
   """An output [R, D] to its channel's logits [R, V]."""
-  z = values.linear_t(x, p['codebooks'][channel])
+  z = linear(x, p['codebooks'][channel], 1)
   return add_row(z, p['logit_bias'][channel])
 
 

@@ -31,44 +31,28 @@ def dot(a, b, a_axis: int, b_axis: int):
   )
 
 
-@jax.custom_vjp
-def linear(x, w):
-  """x [R, D] float32 times w [D, F]: [R, F] float32, as is the gradient."""
-  return dot(x.astype(w.dtype), w, 1, 0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x, w, axis: int = 0):
+  """x [R, D] float32 times w [D, F]: [R, F] float32, as is the gradient.
+
+  With axis 1 w is transposed, [F, D].
+  """
+  return dot(x.astype(w.dtype), w, 1, axis)
 
 
-def _linear_fwd(x, w):
+def _linear_fwd(x, w, axis):
   x = x.astype(w.dtype)
-  return dot(x, w, 1, 0), (x, w)
+  return dot(x, w, 1, axis), (x, w)
 
 
-def _linear_bwd(saved, g):
+def _linear_bwd(axis, saved, g):
   x, w = saved
   g = g.astype(w.dtype)
-  return dot(g, w, 1, 1), dot(x, g, 0, 0)
+  by_w = dot(g, x, 0, 0) if axis else dot(x, g, 0, 0)
+  return dot(g, w, 1, 1 - axis), by_w
 
 
 linear.defvjp(_linear_fwd, _linear_bwd)
-
-
-@jax.custom_vjp
-def linear_t(x, w):
-  """x [R, D] float32 times the transposed w [F, D]: [R, F] float32."""
-  return dot(x.astype(w.dtype), w, 1, 1)
-
-
-def _linear_t_fwd(x, w):
-  x = x.astype(w.dtype)
-  return dot(x, w, 1, 1), (x, w)
-
-
-def _linear_t_bwd(saved, g):
-  x, w = saved
-  g = g.astype(w.dtype)
-  return dot(g, w, 1, 0), dot(g, x, 0, 0)
-
-
-linear_t.defvjp(_linear_t_fwd, _linear_t_bwd)
 
 
 @jax.custom_vjp
@@ -78,8 +62,7 @@ def add_row(x, b):
 
 
 add_row.defvjp(
-  lambda x, b: (x + b, None),
-  lambda _, g: (g, jnp.sum(g, 0, keepdims=True)),
+  lambda x, b: (x + b, None), lambda _, g: (g, jnp.sum(g, 0, keepdims=True))
 )
 
 
