@@ -100,14 +100,20 @@ def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
   """All of a release but its weights."""
   if about.samples:  # which may be those that are there
     samples = paths.path(about.samples).read_bytes()
-  for name in (card.SAMPLES, classes.FILE, quantiser_lib.FILE, DETECTOR):
-    (found / name).unlink(missing_ok=True)  # of an older release
-  if about.samples:
     paths.write_bytes(found / card.SAMPLES, samples)
   if about.class_names:
     classes.save(found, about.class_names)
   for name, text in about.files.items():
     paths.write_text(found / name, text)
+  kept = {
+    card.SAMPLES: about.samples,
+    classes.FILE: about.class_names,
+    quantiser_lib.FILE: about.files.get(quantiser_lib.FILE),
+    DETECTOR: about.files.get(DETECTOR),
+  }
+  for name, has in kept.items():
+    if not has:  # of an older release
+      (found / name).unlink(missing_ok=True)
   parameters = sum(x.size for x in jax.tree.leaves(params))
   text = card.text(config, parameters, dtype, about)
   paths.write_text(found / card.FILE, text)

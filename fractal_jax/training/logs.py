@@ -38,7 +38,9 @@ class NullWriter:
   def _nothing(self, *args, **kwargs) -> None:
     pass
 
-  write_scalars = write_images = write_gifs = write_hparams = _nothing
+  write_summaries = write_scalars = write_images = write_videos = _nothing
+  write_audios = write_texts = write_histograms = write_hparams = _nothing
+  write_gifs = _nothing
   flush = close = _nothing
 
 
