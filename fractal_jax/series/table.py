@@ -161,6 +161,51 @@ def _check_columns(path, names: list[str], columns: list[str]) -> None:
 
 
 def _npz(path, columns: Sequence[str]) -> Table:
+  """An .npz file."""
+  data = _arrays(path)
+  values, labels, times, train = map(
+    data.get, ('values', 'labels', 'timestamps', 'train')
+  )
+  rows, channels = values.shape
+  names = data.get('channels', np.arange(channels)).astype(str).tolist()
+  infinite = np.argwhere(np.isinf(values))
+  if len(infinite):
+    row, column = infinite[0]
+    raise _infinite(path, row + 1, names[column])
+  if columns:
+    _check_columns(path, names, list(columns))
+    values = values[:, [names.index(name) for name in columns]]
+    names = columns
+  if train is not None and not 1 <= train <= rows:
+    raise DataError(
+      f'{path}: `train` is {train}, of {rows} rows: write how many of them, '
+      'the first, are normal'
+    )
+  if times is not None:
+    times = times.astype('M8[ns]' if times.dtype.kind == 'M' else np.float64)
+    wrong = np.flatnonzero(~np.isfinite(times))
+    if len(wrong):
+      raise DataError(
+        f'{path}, row {wrong[0] + 1}: `timestamps` is {times[wrong[0]]}: every '
+        'row needs a time'
+      )
+    _check_ascending(times, lambda i: f'{path}, row {i + 1}, `timestamps`')
+  return Table(
+    path.stem,
+    values,
+    tuple(names),
+    times,
+    np.arange(rows),
+    None if labels is None else labels > 0,
+    None if train is None else int(train),
+  )
+
+
+def _arrays(path) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file, of the kinds and shapes that `read` takes.
+
+  `values` comes as float64 [T, C].
+  """
   try:
     data = paths.read_npz(path)
   except Exception as e:  # zipfile, numpy and the system each have their own
@@ -189,39 +234,7 @@ def _npz(path, columns: Sequence[str]) -> Table:
         f'{path} has {_shown(name, x)}: it must be {kind} of shape '
         f'{list(shape)}, as `values` has {rows} rows of {channels} channels'
       )
-  names = data.get('channels', np.arange(channels)).astype(str).tolist()
-  infinite = np.argwhere(np.isinf(values))
-  if len(infinite):
-    row, column = infinite[0]
-    raise _infinite(path, row + 1, names[column])
-  if columns:
-    _check_columns(path, names, list(columns))
-    values = values[:, [names.index(name) for name in columns]]
-    names = columns
-  labels, times, train = map(data.get, ('labels', 'timestamps', 'train'))
-  if train is not None and not 1 <= train <= rows:
-    raise DataError(
-      f'{path}: `train` is {train}, of {rows} rows: write how many of them, '
-      'the first, are normal'
-    )
-  if times is not None:
-    times = times.astype('M8[ns]' if times.dtype.kind == 'M' else np.float64)
-    wrong = np.flatnonzero(~np.isfinite(times))
-    if len(wrong):
-      raise DataError(
-        f'{path}, row {wrong[0] + 1}: `timestamps` is {times[wrong[0]]}: every '
-        'row needs a time'
-      )
-    _check_ascending(times, lambda i: f'{path}, row {i + 1}, `timestamps`')
-  return Table(
-    path.stem,
-    values,
-    tuple(names),
-    times,
-    np.arange(rows),
-    None if labels is None else labels > 0,
-    None if train is None else int(train),
-  )
+  return data | {'values': values}
 
 
 # Kinds of arrays, by NumPy's letters.
