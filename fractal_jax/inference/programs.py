@@ -127,5 +127,6 @@ def _on_devices(run: Callable, net, params, batch: Batch, *state, mesh):
   over = jax.P(sharding.BATCH)
   specs = (jax.P(), jax.P(), over, over, over, jax.P(), over)
   call = sharding.by_device(on_device, mesh, *specs)
-  images = batch.labels, batch.given, keys
-  return call(params, batch.guide, *images, batch.sampling, state)
+  return call(
+    params, batch.guide, batch.labels, batch.given, keys, batch.sampling, state
+  )
