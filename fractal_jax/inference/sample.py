@@ -69,6 +69,11 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
     raise inputs.InputError(
       f'no setting {", ".join(sorted(unknown))}: there are {", ".join(names)}'
     )
+  chosen = {name: changes.get(name, config.sample[name]) for name in names}
+  chosen = ConfigDict(chosen)
+  found = config_lib.sample_problems(chosen, config.model)
+  if found:
+    raise inputs.InputError('\n'.join(found))
   for name in sorted(OF_MASKED & changes.keys()):
     same = changes[name] == config.sample[name]
     if not (same or fractal.from_config(config.model).masks):
@@ -76,11 +81,6 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
         f'{name}={changes[name]} is for masked levels, and this model has '
         f'none: its kinds are {tuple(config.model.kinds)}. Leave it out'
       )
-  chosen = {name: changes.get(name, config.sample[name]) for name in names}
-  chosen = ConfigDict(chosen)
-  found = config_lib.sample_problems(chosen, config.model)
-  if found:
-    raise inputs.InputError('\n'.join(found))
   return chosen
 
 
