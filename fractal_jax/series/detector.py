@@ -112,10 +112,7 @@ class FractalDetector(BaseEstimator):
     self.quantiser_ = series.fit(config, [one])
     source = series.source(config, [one], 'train', self.quantiser_)
     self.config_, self.label_ = config, 0
-    seen = []
-    _, params, _ = yield from fit.fit(config, source, watch=seen.append)
-    self.gradients_ = fit.gradients(seen, params)
-    self.params_ = jax.device_get(params)
+    self.params_ = yield from self._train(config, source)
     found = yield from self.scoring(X)
     self.decision_scores_ = self._of_rows(found)
     first = len(X) - int(len(X) * self.held_out)
@@ -171,6 +168,13 @@ class FractalDetector(BaseEstimator):
     )
 
   # The parts.
+
+  def _train(self, config, source) -> Job:
+    """The job of training: returns parameters as NumPy arrays."""
+    seen = []
+    _, params, _ = yield from fit.fit(config, source, watch=seen.append)
+    self.gradients_ = fit.gradients(seen, params)
+    return jax.device_get(params)
 
   def _threshold(self) -> float:
     return float(np.quantile(self.held_out_scores_, 1 - self.false_alarms))
