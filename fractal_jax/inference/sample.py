@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SETTINGS = tuple(
   f.name for f in dataclasses.fields(Sampling) if f.name in config_lib.SAMPLE
 )
-OF_MASKED = {'iterations', 'order', 'step_sizes'}  # of no use to other levels
+OF_MASKED = {'order', 'step_sizes'}  # of no use to other levels
 MOVIE = 8  # images in the movie of a grid
 
 
