@@ -182,7 +182,7 @@ def leave_after(command: str, error: BaseException) -> None:
     if errno.errorcode.get(error.errno) in MENDABLE:
       leave(f'fractal-jax {command}: {error}', 2)
   why = short(error)
-  if 'No space left on device' in why:  # as Orbax's storage says it
+  if 'No space left on device' in str(error):  # as Orbax's storage says it
     leave(f'fractal-jax {command}: {why}', 2)
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
     leave(

@@ -210,7 +210,7 @@ def test_settings_never_mix(model, tmp_path):
     key(changed),
     key(guidance=2.0),
     key(temperature=1.1),
-    key(resample=2),
+    key(iterations=(2,)),
     key(schedule='constant'),
     key(filter_threshold=0.0),
     key(interval=(0.0, 0.5)),

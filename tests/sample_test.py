@@ -59,7 +59,7 @@ def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
       config,
       labels,
       guidance=2.0,
-      iterations=(5,) if kind == 'mar' else (),
+      iterations=(5,),
       given=given,
       batch=4,
       mesh=mesh,

@@ -166,8 +166,10 @@ def test_other_data_that_cannot_be_scored_is_named(
 
 def test_show_prints_the_choice_and_writes_nothing(photos, tmp_path, capsys):
   workdir = tmp_path / 'run'
-  call(f'--data={photos}', f'--workdir={workdir}', '--show')
+  kinds = '--config.model.kinds=mar,ar,pixel'
+  call(f'--data={photos}', f'--workdir={workdir}', '--show', kinds)
   text = capsys.readouterr().out
+  assert "  c.model.kinds = ('mar', 'ar', 'pixel')\n" in text
   assert '# there are colours\n  c.model.channels = 3' in text
   assert not workdir.exists()
   call('--config=digits', '--config.optim.steps=7', '--show')

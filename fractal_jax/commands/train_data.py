@@ -26,7 +26,6 @@ def config_for(data: str, size: int | None, workdir: str):
   What --config.KEY says is changed in it. With --show it is printed, and
   nothing is written.
   """
-  from fractal_jax import config as config_lib
   from fractal_jax.data import folder
   from fractal_jax.training import checkpoint, restore
 
@@ -41,16 +40,22 @@ def config_for(data: str, size: int | None, workdir: str):
     config = checkpoint.load_config(workdir)
     check_same(config, data, size, workdir)
     common.say(f'{workdir} is a run of this data: it goes on.')
-  else:
-    paths.check_folder(workdir, '--workdir')
-    folder.check_apart(data, workdir)
-    check_listing(paths.path(workdir) / LISTING)
-    config = choose(data, size, workdir, changes)
+    change(config, changes)
+    return config
+  paths.check_folder(workdir, '--workdir')
+  folder.check_apart(data, workdir)
+  check_listing(paths.path(workdir) / LISTING)
+  return choose(data, size, workdir, changes)
+
+
+def change(config, changes: dict) -> None:
+  """Makes --config.KEY=VALUE part of a config, and checks it."""
+  from fractal_jax import config as config_lib
+
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   config_lib.split_names(config)
   config_lib.check(config)
-  return config
 
 
 def check_same(config, data: str, size: int | None, workdir: str) -> None:
@@ -86,7 +91,6 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
   """Looks at the data, says what is found and chosen, keeps it in the run."""
   import tempfile
 
-  from fractal_jax import config as config_lib
   from fractal_jax import config_files, sharding
   from fractal_jax.data import listing, look
   from fractal_jax.planning import propose
@@ -104,12 +108,10 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
   on = propose.machine()
   chosen = propose.propose(found, on, size, write)
   reasons = dict(chosen.reasons)
-  with chosen.config.unlocked():
-    chosen.config.update_from_flattened_dict(changes)
+  change(chosen.config, changes)
   for key in changes:
     reasons[key] = f'--config.{key}'
   if not FLAGS.show:  # --show may print what another machine will train
-    config_lib.check(chosen.config)
     sharding.check_batch(chosen.config, sharding.make_mesh(chosen.config))
   text = config_files.text(
     chosen.config, header(data, workdir, chosen, on), reasons

@@ -48,7 +48,9 @@ def text_sum(json_tree) -> int:
   return zlib.crc32(json.dumps(json_tree, sort_keys=True).encode())
 
 
-_sums = jax.jit(lambda arrays: jnp.stack([_sum(x) for x in arrays]))
+@jax.jit
+def _sums(arrays) -> jax.Array:
+  return jnp.stack([_sum(x) for x in arrays])
 
 
 def _sum(x) -> jax.Array:
