@@ -24,6 +24,7 @@ from fractal_jax.pilot import (
   table_settings,
   tables,
   texts,
+  work,
 )
 from fractal_jax.pilot.gates import Gate, Interval
 from fractal_jax.series import linear, quantiser, scores
@@ -539,8 +540,34 @@ def test_arrays_that_are_gone_are_made_again(tmp_path):
   run.run_stage(pilot, 'data', follow=result_of)
   assert run.load(pilot) and path.exists()
   np.savez(path, other=0)
+  with pytest.raises(settings.PilotError, match='not what data.sha256'):
+    report.write(pilot, 'en')
+  path.with_suffix('.sha256').unlink()  # as in pilots from before
   with pytest.raises(settings.PilotError, match="no array 'values'"):
     report.write(pilot, 'en')
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda x: x[:1],
+    lambda x: x[None],
+    lambda x: x.astype(str),
+    lambda x: x.astype(complex),
+    lambda x: x * 2,
+  ],
+)
+def test_arrays_that_were_replaced_are_named(change, tmp_path):
+  pilot = make(tmp_path, line(4000))
+  path = pilot.path('units', 'one.npz')
+  work.keep(path, {'bits': np.arange(5.0)})
+  kept = work.arrays(path)
+  np.testing.assert_array_equal(kept['bits'], np.arange(5))
+  np.savez(path, bits=change(kept['bits']))
+  with pytest.raises(settings.PilotError, match='one.npz is damaged'):
+    work.arrays(path)
+  work.keep(path, {'bits': np.arange(4)})  # made again
+  np.testing.assert_array_equal(work.arrays(path)['bits'], np.arange(4))
 
 
 def test_numbers_that_nothing_can_be_computed_with_are_refused(tmp_path):

@@ -155,7 +155,7 @@ def run_stage(
     pilot.settings.key(),
   )
   folder = pilot.path('stages')
-  paths.write_npz(folder / f'{name}.npz', **found.curves)
+  work.keep(folder / f'{name}.npz', found.curves)
   # Last, since the stage is done where this file is.
   kept = json.dumps(dataclasses.asdict(done), indent=1)
   paths.write_text(folder / f'{name}.json', kept + '\n')

@@ -20,6 +20,7 @@ import numpy as np
 from fractal_jax import paths, sharding
 from fractal_jax.inference import explain
 from fractal_jax.inference.progress import Job, result_of
+from fractal_jax.metrics import files
 from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.settings import PilotError, Settings
 from fractal_jax.planning import cost
@@ -176,7 +177,7 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
   if path.exists():
     return arrays(path)
   found = yield from make()
-  paths.write_npz(path, **found)
+  keep(path, found)
   return found
 
 
@@ -194,19 +195,41 @@ class Arrays(dict):
     )
 
 
+def keep(path, found: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays by name, and beside them the hash by which to know them."""
+  beside = _hash_file(path)
+  beside.unlink(missing_ok=True)  # never an old hash beside new arrays
+  paths.write_npz(path, **found)
+  paths.write_text(beside, _hash(path))
+
+
 def arrays(path) -> Arrays:
   """The arrays that a pilot kept in a file.
 
   Raises:
-    PilotError: it is damaged.
+    PilotError: it is damaged, or was replaced by another file. What has no hash
+      beside it is of a pilot from before there were hashes, and is believed.
   """
+  beside = _hash_file(path)
   try:
-    return Arrays(path, paths.read_npz(path))
+    found = Arrays(path, paths.read_npz(path))
+    if beside.exists() and beside.read_text() != _hash(path):
+      raise ValueError(f'it is not what {beside.name} was made of')
+    return found
   except Exception as e:  # zipfile, numpy and the system each have their own
     raise PilotError(
       f'{path} is damaged ({type(e).__name__}: {e}): remove it, and what is '
       'in it is computed again'
     ) from e
+
+
+def _hash_file(path):
+  return path.with_suffix('.sha256')
+
+
+def _hash(path) -> str:
+  """What `sha256sum` says of a file."""
+  return f'{files.digest(path.read_bytes(), length=64)}  {path.name}\n'
 
 
 def _unit(pilot: Pilot, name: str):
