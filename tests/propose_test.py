@@ -67,6 +67,19 @@ def test_a_config_keeps_the_rules_and_fits_the_data(
     assert len(c.sample.iterations) == len(c.model.sizes) - 1
 
 
+@pytest.mark.parametrize(
+  'cores, train, batch',
+  [
+    (1, 999, 16), (2, 999, 16), (3, 999, 16), (4, 999, 32), (96, 999, 64),
+    (2, 5, 4), (2, 1, 2), (8, 5, 8),
+  ],
+)  # fmt: skip
+def test_few_images_per_step_that_keep_the_cores_of_a_cpu_busy(
+  cores, train, batch
+):
+  assert propose.cpu_batch(cores, train) == batch
+
+
 def test_the_file_gives_the_same_config(data, tmp_path):
   found = chosen(data, CPU, 8, tmp_path)
   text = config_files.text(found.config, 'Chosen.', found.reasons)

@@ -91,7 +91,7 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
   """Looks at the data, says what is found and chosen, keeps it in the run."""
   import tempfile
 
-  from fractal_jax import config_files, sharding
+  from fractal_jax import config_files, cpu, sharding
   from fractal_jax.data import listing, look
   from fractal_jax.planning import propose
 
@@ -103,7 +103,8 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
     return paths.absolute(list_path)
 
   # Before JAX starts, which counting parameters does.
-  common.use_cores(changes.get('optim.batch', propose.CPU_BATCH))
+  fewest = propose.cpu_batch(cpu.cores())
+  common.use_cores(changes.get('optim.batch', fewest))
   found = look.at(data, common.shown('image', 'looking'))
   on = propose.machine()
   chosen = propose.propose(found, on, size, write)

@@ -22,7 +22,10 @@ SIDES = (4, 8, 16, 32, 64, 128, 256)
 STATISTICS = 1000  # images for means and standard deviations
 SEEN = 64_000  # images, repeats counted, after which digits are well drawn
 PASSES = 40  # over the data at least, where there is time
-CPU_BATCH = 64  # as configs/digits.py has it
+CPU_BATCH = 64  # images per step on a CPU at most, as configs/digits.py has it
+# And as few as keep its cores busy: the fewer, the more is learnt from as many
+# images, see docs/own_images.md.
+PER_CORE, FEWEST = 8, 16
 MANY = 50_000  # images, from which on a run may take longer
 # FLOP/s in training: of a core, what the digits reach on two of them
 # (docs/data.md); of an accelerator, a share of its peak, which is a guess.
@@ -404,8 +407,7 @@ def _hours(on: Machine, train: int) -> float:
 def _batch(c, on: Machine, train: int) -> int:
   """Images per step that divide over the devices, and fit their memory."""
   if on.kind == 'cpu':
-    power = lambda n: 2 ** int(math.log2(max(n, 2)))
-    return max(power(min(train, CPU_BATCH)), power(min(on.devices, CPU_BATCH)))
+    return cpu_batch(on.devices, train)
   batch = 128 * max(1, on.devices // (1 if on.devices < 8 else 2))
   while batch > on.devices:
     c.optim.batch = batch
@@ -415,6 +417,13 @@ def _batch(c, on: Machine, train: int) -> int:
       break
     batch //= 2
   return batch
+
+
+def cpu_batch(cores: int, train: int = CPU_BATCH) -> int:
+  """Images per step on a CPU: a power of two, no more than there are."""
+  power = lambda n: 2 ** int(math.log2(max(n, 2)))
+  most = min(max(PER_CORE * cores, FEWEST), CPU_BATCH)
+  return max(power(min(train, most)), power(min(cores, most)))
 
 
 def _round(steps: float) -> int:
