@@ -334,8 +334,10 @@ def _model(c, choose, on: Machine, train: int) -> None:
 def _training(c, choose, on: Machine, train: int, held: int) -> None:
   batch = _batch(c, on, train)
   choose(
-    f'divides over the devices: {on.text}'
-    + ('' if on.kind == 'cpu' else ', and fits its memory'),
+    f'enough to keep {on.text} busy; the fewer, the more is learnt from as '
+    'many images'
+    if on.kind == 'cpu'
+    else f'divides over the devices, {on.text}, and fits their memory',
     optim_batch=batch,
   )
   # Between 3e-3 at width 96 (configs/digits.py) and 4e-4 at 1024 (published).
