@@ -103,8 +103,8 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
     return paths.absolute(list_path)
 
   # Before JAX starts, which counting parameters does.
-  fewest = propose.cpu_batch(cpu.cores())
-  common.use_cores(changes.get('optim.batch', fewest))
+  batch = propose.cpu_batch(cpu.cores())
+  common.use_cores(changes.get('optim.batch', batch))
   found = look.at(data, common.shown('image', 'looking'))
   on = propose.machine()
   chosen = propose.propose(found, on, size, write)
