@@ -95,7 +95,7 @@ def small_ar(c):
 
   c.eval.every = 1000
   c.sample.every = 1000
-  c.sample.temperature = 0.95  # 0.9 draws little but white, 1 more mosaics
+  c.sample.temperature = 0.95  # below it white, above it mosaics
 
 
 def small_mar(c):

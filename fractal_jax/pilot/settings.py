@@ -7,7 +7,6 @@ writes the file with a comment for each key, `load` reads it.
 
 from collections.abc import Mapping
 import dataclasses
-import hashlib
 import json
 import textwrap
 import tomllib
@@ -15,6 +14,7 @@ import tomllib
 from fractal_jax import checks, paths
 from fractal_jax.checks import Flag, Key, Number, Text, integer
 from fractal_jax.errors import UserError
+from fractal_jax.metrics import files
 
 FILE = 'pilot.toml'
 MONEY = Number(least=0, most=1e12)  # products of a few can be counted with
@@ -101,7 +101,7 @@ class Settings:
   def key(self) -> str:
     """A hash of what results depend on: the data and the task."""
     kept = json.dumps([self.data, self.task], sort_keys=True)
-    return hashlib.sha256(kept.encode()).hexdigest()[:12]
+    return files.digest(kept)
 
 
 def defaults(tables: Mapping[str, Mapping[str, Key]]) -> dict[str, dict]:
@@ -181,7 +181,7 @@ def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:
     raise broken(path, lines)
   return Settings(
     **{name: found[name] for name in tables},
-    hash=hashlib.sha256(words.encode()).hexdigest()[:12],
+    hash=files.digest(words),
   )
 
 
