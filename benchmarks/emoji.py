@@ -27,10 +27,14 @@ import subprocess
 import sys
 
 from absl import app, flags
+import numpy as np
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-  'data', None, 'An .npz of the emoji, in place of the npm package by TFDS.'
+  'data',
+  None,
+  'Where `npm pack emoji-datasource-google@16.0.0` was run, or an .npz of '
+  'images and classes of your own. By default as in the config.',
 )
 flags.DEFINE_string('runs', 'runs', 'Where the runs are.')
 flags.DEFINE_string('out', 'docs/pictures/emoji', 'Where the pictures go.')
@@ -65,8 +69,16 @@ def data() -> list[str]:
   """The flags that name another source of the emoji."""
   if not FLAGS.data:
     return []
-  folder = os.path.abspath(FLAGS.data)
-  return ['--config.data.name=npz', f'--config.data.dir={folder}']
+  place = os.path.abspath(FLAGS.data)
+  if not place.endswith('.npz'):
+    return [f'--config.data.manual_dir={place}']
+  with np.load(place) as arrays:
+    classes = int(arrays['labels'].max()) + 1
+  return [
+    '--config.data.name=npz',
+    f'--config.data.dir={place}',
+    f'--config.model.classes={classes}',
+  ]
 
 
 def config_of(name: str) -> str:

@@ -226,8 +226,8 @@ DATA = {
   'name': Key(
     'digits',
     Text(empty=False),
-    'data set: digits, emoji, folder, npz, series, imagenet2012, or any name '
-    'of TFDS',
+    'data set: digits, emoji, emoji_subgroups, folder, npz, series, '
+    'imagenet2012, or any name of TFDS',
     'comes with scikit-learn, nothing to download',
   ),
   'dir': Key('', Text(), 'TFDS data_dir, or the folder or file to read'),

@@ -5,7 +5,7 @@
 #
 #   launch/release.sh [NAME...]      digits_ar and digits_mar where none is named
 #   NAB=DIR launch/release.sh nab_ar
-#   EMOJI=FILE.npz launch/release.sh emoji_ar
+#   EMOJI=DIR launch/release.sh emoji_ar
 #
 # nab_ar is a model of 14 series; DIR holds them, see docs/series.md. emoji_ar is
 # the run of benchmarks/emoji.py --models=ar, of which the best checkpoint goes:
@@ -36,11 +36,11 @@ settings() {
       draw=(--num=28) made="NAB=DIR $made"
       ;;
     emoji_ar)
-      : "${EMOJI:?release.sh: set EMOJI to the .npz file of the emoji}"
-      config=(--config=configs/emoji.py:small --config.data.name=npz
-        --config.data.dir="$EMOJI" --config.optim.keep_every=1000)
+      : "${EMOJI:?release.sh: set EMOJI to the folder of the npm package}"
+      config=(--config=configs/emoji.py:small --config.data.manual_dir="$EMOJI"
+        --config.optim.keep_every=1000)
       draw=(--num=72) write=(--dtype=int8) pick=best
-      made="EMOJI=FILE.npz $made"
+      made="EMOJI=DIR $made"
       ;;
     *)
       echo "release.sh: no model '$1': there are digits_ar, digits_mar," \

@@ -18,9 +18,16 @@ def emoji_archive(tmp_path_factory):
   rng = np.random.default_rng(0)
   images = [noise(rng, 64, 64, 4) for _ in range(22)]
   entries = [
-    dict(image=f'{99 - i}.png', category=category, sort_order=i)
-    for i, category in enumerate(
-      ['Symbols'] * 10 + ['Flags'] * 10 + ['Component', 'Flags']
+    dict(
+      image=f'{99 - i}.png',
+      category=category,
+      subcategory=subcategory,
+      sort_order=i,
+    )
+    for i, (category, subcategory) in enumerate(
+      [('Symbols', 'zodiac')] * 10
+      + [('Flags', 'country-flag')] * 10
+      + [('Component', 'hair-style'), ('Flags', 'flag')]
     )
   ]
   files = {'package/emoji.json': json.dumps(entries[::-1]).encode()}
@@ -60,6 +67,18 @@ def test_emoji_from_a_fake_package(emoji_archive, tmp_path):
     pipeline.DataError, match="'emoji' has 64x64 pixels, fewer"
   ):
     pipeline.info(c)
+
+
+def test_emoji_in_subgroups(emoji_archive, tmp_path):
+  manual, _ = emoji_archive
+  c = color_config(
+    'emoji_subgroups', tmp_path, side=64, manual_dir=str(manual)
+  )
+  info = pipeline.info(c)
+  assert (info.classes, info.num_train, info.num_val) == (98, 18, 2)
+  labels = join(pipeline.eval_batches(c, 'train', 2))['label']
+  names = {info.class_names[y] for y in labels}
+  assert names == {'zodiac', 'country-flag'}
 
 
 def test_emoji_missing_or_broken_package(tmp_path):

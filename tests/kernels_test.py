@@ -73,6 +73,7 @@ def a_block(kind, n, tokens, width, heads, rate, dtype='float32'):
     (layers.ViTBlock, 3, 69, 160, 2, 0.1),  # padded; heads across lane tiles
     (layers.LlamaBlock, 5, 17, 32, 2, 0.1),
     (layers.LlamaBlock, 2, 130, 32, 1, 0.0),  # two tiles of queries
+    (layers.ViTBlock, 2, 261, 32, 2, 0.1),  # level 0 of a 64x64 image
   ],
 )
 def test_a_block_is_that_without_kernels(kind, n, tokens, width, heads, rate):
@@ -82,19 +83,19 @@ def test_a_block_is_that_without_kernels(kind, n, tokens, width, heads, rate):
 
 
 def test_cores_share_the_blocks(monkeypatch):
-  """Each sums the gradients of its own blocks, two of four."""
-  given = a_block(layers.ViTBlock, 60, 21, 32, 2, 0.1)
-  assert Rows(21).pack(given[2]).shape[0] == 4 * Rows(21).step
+  """Each sums the gradients of its own: four blocks of attention, two of MLP."""
+  given = a_block(layers.ViTBlock, 200, 21, 32, 2, 0.1)
+  assert Rows(21).pack(given[2]).shape[0] == 8 * Rows(21).step
   expected = block_and_gradients(*given)
   monkeypatch.setattr(calls, 'cores', lambda: 2)
   assert distance(block_and_gradients(*given, Rows(21)), expected) < 1e-5
 
 
-def test_bfloat16_is_as_near_to_float32_as_xla_is():
-  exact = block_and_gradients(*a_block(layers.ViTBlock, 3, 7, 32, 2, 0.1))
-  block, params, x, turns, g = a_block(
-    layers.ViTBlock, 3, 7, 32, 2, 0.1, 'bfloat16'
-  )
+@pytest.mark.parametrize('kind', [layers.ViTBlock, layers.LlamaBlock])
+@pytest.mark.parametrize('rate', [0.0, 0.1])
+def test_bfloat16_is_as_near_to_float32_as_xla_is(kind, rate):
+  exact = block_and_gradients(*a_block(kind, 3, 7, 32, 2, rate))
+  block, params, x, turns, g = a_block(kind, 3, 7, 32, 2, rate, 'bfloat16')
   given = block, params, x.astype(jnp.bfloat16), turns, g
   usual = distance(block_and_gradients(*given), exact)
   assert distance(block_and_gradients(*given, Rows(7)), exact) < 1.5 * usual
@@ -111,16 +112,21 @@ MODELS = [
   (('mar', 'mar', 'pixel'), (4, 2, 1), GUIDED),
   (('ar', 'independent', 'pixel'), (4, 2, 1), dict(channels=2, num_conds=1)),
 ]
-GOLDENS = [f for f in golden_test.FILES if f.stem in ('ar_small', 'mar_guided')]
+GOLDENS = ('ar_small', 'mar_guided', 'mar_small')
+GOLDENS = [f for f in golden_test.FILES if f.stem in GOLDENS]
 
 
 @pytest.mark.parametrize('path', GOLDENS, ids=golden_test.name_of)
 def test_goldens(path):
-  """The published model's loss and gradients, float32, without dropout."""
+  """The published model's losses, gradients and images, without dropout."""
   golden = golden_test.Golden(path, kernels='pallas')
   assert {s.kernels for s in golden.net.specs} == {'pallas'}
   golden_test.test_training_loss(golden)
   golden_test.test_gradients(golden)
+  golden_test.test_evaluation_loss(golden)
+  for file, name in golden_test.samples():
+    if file == path:
+      golden_test.test_greedy_images(golden, name)
 
 
 def test_training_is_that_without_kernels():
@@ -232,6 +238,24 @@ def test_a_mesh_that_splits_heads_has_no_kernels(monkeypatch):
     assert blocks.rows_of(spec, 4) is None
   assert 'mesh.tensor=1' in found[0]
   assert blocks.rows_of(spec, 4) is not None
+
+
+def test_a_small_chip_takes_fewer_rows_at_a_time(monkeypatch):
+  """Level 0 of 64x64 images on a v5p, which has half the VMEM of a v5e."""
+  found = lines(monkeypatch)
+  net, _ = tiny.build()
+  spec = dataclasses.replace(
+    on('pallas', net).specs[0], width=1024, heads=16, dtype=jnp.bfloat16
+  )
+  assert blocks.rows_of(spec, 261).sequences == 2
+  monkeypatch.setattr(calls, 'vmem_bytes', lambda: 64 << 20)
+  assert blocks.rows_of(spec, 261).sequences == 1
+  assert not found
+  given = a_block(layers.ViTBlock, 9, 21, 32, 2, 0.1)
+  expected = block_and_gradients(*given)
+  few = Rows(21, most=1)  # sequences share tiles: 16 of them at least
+  assert few.step == 16 * 21
+  assert distance(block_and_gradients(*given, few), expected) < 1e-5
 
 
 def test_sequences_that_do_not_fit_have_no_kernels(monkeypatch):

@@ -28,6 +28,7 @@ from fractal_jax.errors import nearest
 SOURCES = {
   'digits': arrays.digits,
   'emoji': prepared.data_set,
+  'emoji_subgroups': prepared.data_set,
   'folder': folder.folder,
   'imagenet2012': prepared.imagenet2012,
   'npz': arrays.npz,

@@ -25,11 +25,13 @@ EXTRA = (
   "pip install 'fractal_jax[tfds]', or EXTRAS=tfds before a script of launch/"
 )
 # What to place in data.manual_dir, and where it comes from.
+EMOJI = (
+  ('emoji-datasource-google-16.0.0.tgz',),
+  'made by `npm pack emoji-datasource-google@16.0.0`',
+)
 ARCHIVES = {
-  'emoji': (
-    ('emoji-datasource-google-16.0.0.tgz',),
-    'made by `npm pack emoji-datasource-google@16.0.0`',
-  ),
+  'emoji': EMOJI,
+  'emoji_subgroups': EMOJI,
   'imagenet2012': (
     ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'),
     'from https://image-net.org/download-images, after registration',
@@ -101,10 +103,9 @@ def _builder(name: str, data_dir: str):
 
   options = dict(data_dir=paths.path(data_dir)) if data_dir else {}
   try:
-    if name == 'emoji':
-      from fractal_jax.data.emoji import Emoji
-
-      return Emoji(**options)
+    if name in ('emoji', 'emoji_subgroups'):
+      # TFDS finds builders of ours once they are imported.
+      from fractal_jax.data import emoji  # noqa: F401
     return tfds.builder(name, **options)
   except (tfds.core.DatasetNotFoundError, AssertionError) as e:
     raise LookupError(name) from e

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fractal_jax import sharding
 from fractal_jax.models.kernels import attention, calls, mlp
-from fractal_jax.models.kernels.geometry import Packed, Rows
+from fractal_jax.models.kernels.geometry import STEP, Packed, Rows
 
 UNROLLED = 8  # layers: a stack of so many or fewer is written out
 
@@ -26,18 +26,19 @@ def rows_of(spec, tokens: int) -> Rows | None:
     spec: of a level above the pixels.
     tokens: T, of its sequences.
   """
-  rows = Rows(tokens)
   if not usable(spec):
     return None
-  need = vmem(spec, rows)
-  if need > calls.vmem_bytes() * calls.USABLE:
-    say(
-      f'level {spec.index} runs without kernels: {tokens} tokens of width '
-      f'{spec.width} need about {need >> 20} MiB of VMEM, and the chip has '
-      f'{calls.vmem_bytes() >> 20} MiB'
-    )
-    return None
-  return rows
+  # One sequence or tile of sequences is the least that a grid step can hold.
+  for rows in (Rows(tokens), Rows(tokens, most=STEP // 2), Rows(tokens, most=1)):
+    need = vmem(spec, rows)
+    if need <= calls.vmem_bytes() * calls.USABLE:
+      return rows
+  say(
+    f'level {spec.index} runs without kernels: {tokens} tokens of width '
+    f'{spec.width} need about {need >> 20} MiB of VMEM, and the chip has '
+    f'{calls.vmem_bytes() >> 20} MiB'
+  )
+  return None
 
 
 def usable(spec) -> bool:

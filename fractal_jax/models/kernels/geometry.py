@@ -27,6 +27,7 @@ class Rows:
   """The geometry of N sequences of `tokens` tokens in rows."""
 
   tokens: int  # T
+  most: int = STEP  # rows of a grid step, about; fewer where VMEM is small
 
   @property
   def padded(self) -> int:
@@ -36,10 +37,10 @@ class Rows:
 
   @property
   def sequences(self) -> int:
-    """Sequences of a grid step: whole tiles together, about STEP rows."""
+    """Sequences of a grid step: whole tiles together, about `most` rows."""
     t = self.padded
     unit = TILE // math.gcd(t, TILE) if t <= PACKED else 1
-    return unit * max(1, STEP // (unit * t))
+    return unit * max(1, self.most // (unit * t))
 
   @property
   def step(self) -> int:

@@ -22,6 +22,7 @@ from fractal_jax.models import layers, pixel
 from fractal_jax.models.kernels import (
   attention,
   blocks,
+  geometry,
   mlp,
   pixel_draw,
   pixel_nats,
@@ -155,7 +156,9 @@ def block_trials(spec) -> Iterator[Trial]:
   turns = None
   if llama:
     turns = layers.rotary_angles(spec.grid, width // spec.heads)[:, :tokens]
-  shape = jax.ShapeDtypeStruct((2 * rows.sequences, tokens, width), spec.dtype)
+  # Each core sums the gradients of weights over two blocks: MOST rows or less.
+  number = 4 * max(1, geometry.MOST // rows.step) * rows.sequences
+  shape = jax.ShapeDtypeStruct((number, tokens, width), spec.dtype)
   x = normal(shape, 1)
   init = lambda: block.init(jax.random.key(0), x[:1], turns, False)['params']
   params = normal(nn.meta.unbox(jax.eval_shape(init)), 0, width**-0.5)
@@ -187,7 +190,7 @@ def block_trials(spec) -> Iterator[Trial]:
 
 def pixel_trials(spec) -> Iterator[Trial]:
   """Of the pixel level's nats, and of how it draws."""
-  n, how = 2 * pixel_nats.ROWS, pixel.kernel_sizes(spec)
+  n, how = 4 * pixel_nats.ROWS, pixel.kernel_sizes(spec)  # two blocks per core
   rng = np.random.default_rng(2)
   shape = (n, spec.channels)
   values = jnp.asarray(rng.integers(0, spec.values, shape), jnp.int32)
