@@ -71,9 +71,7 @@ def test_emoji_from_a_fake_package(emoji_archive, tmp_path):
 
 def test_emoji_in_subgroups(emoji_archive, tmp_path):
   manual, _ = emoji_archive
-  c = color_config(
-    'emoji_subgroups', tmp_path, side=64, manual_dir=str(manual)
-  )
+  c = color_config('emoji_subgroups', tmp_path, side=64, manual_dir=str(manual))
   info = pipeline.info(c)
   assert (info.classes, info.num_train, info.num_val) == (98, 18, 2)
   labels = join(pipeline.eval_batches(c, 'train', 2))['label']

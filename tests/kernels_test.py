@@ -83,7 +83,7 @@ def test_a_block_is_that_without_kernels(kind, n, tokens, width, heads, rate):
 
 
 def test_cores_share_the_blocks(monkeypatch):
-  """Each sums the gradients of its own: four blocks of attention, two of MLP."""
+  """Each sums the gradients of its own, attention's four and the MLP's two."""
   given = a_block(layers.ViTBlock, 200, 21, 32, 2, 0.1)
   assert Rows(21).pack(given[2]).shape[0] == 8 * Rows(21).step
   expected = block_and_gradients(*given)

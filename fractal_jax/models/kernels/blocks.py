@@ -28,8 +28,9 @@ def rows_of(spec, tokens: int) -> Rows | None:
   """
   if not usable(spec):
     return None
-  # One sequence or tile of sequences is the least that a grid step can hold.
-  for rows in (Rows(tokens), Rows(tokens, most=STEP // 2), Rows(tokens, most=1)):
+  # The least that a grid step can hold is a sequence, or whole tiles of them.
+  for most in (STEP, STEP // 2, 1):
+    rows = Rows(tokens, most)
     need = vmem(spec, rows)
     if need <= calls.vmem_bytes() * calls.USABLE:
       return rows
