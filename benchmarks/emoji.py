@@ -10,6 +10,7 @@ again. --minutes ends each training for now after so many.
 Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
 
   NAME.png             samples, a class in each column
+  ar_classes.png       a sample of each of its 98 classes
   NAME.gif             four emoji as they grow
   NAME_completed.png   held-out emoji whose lower half is drawn anew
   NAME_curve.png       training and validation bits/dim by step
@@ -45,6 +46,11 @@ flags.DEFINE_bool('train', True, 'Train; otherwise take the runs as they are.')
 
 HERE = pathlib.Path(__file__).parent
 MODELS = {'ar': 'small', 'mar': 'small_mar'}
+# Of the 98 classes of ar, those in its picture's columns.
+COLUMNS = (
+  'face-smiling,face-concerned,person-role,heart,country-flag,alphanum,'
+  'zodiac,transport-ground,animal-mammal'
+)
 HALVES = (3, 31, 60, 88, 117, 150)  # held-out emoji to complete
 PREEMPTED = 75  # see fractal_jax/main.py
 
@@ -143,7 +149,10 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
-  ours('sample', *run, '--num=72', f'--out={out}/{name}.png')
+  if name == 'ar':
+    ours('sample', *run, f'--out={out}/ar_classes.png')
+  columns = [f'--labels={COLUMNS}'] if name == 'ar' else []
+  ours('sample', *run, *columns, '--num=72', f'--out={out}/{name}.png')
   grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
   ours('sample', *run, *grow, f'--out={workdir}/growing.png')
   for i in HALVES:

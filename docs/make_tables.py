@@ -4,7 +4,9 @@
 
 Each is a table, or all of them; minutes on a CPU. In the page, a table follows
 the line `<!-- made by docs/make_tables.py: NAME -->`, up to an empty line.
-`scale` counts again beside what libtpu said, which stays as it is.
+`scale` counts again beside what libtpu said, which stays as it is. `published`
+takes the MFU of a model on a chip from the predictions of docs/performance.md,
+and assumes 40% where they have none.
 """
 
 import os
@@ -21,6 +23,10 @@ from fractal_jax.planning import memory
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / 'docs' / 'mesh.md'
+PREDICTIONS = ROOT / 'docs' / 'performance.md'
+PREDICTION = re.compile(
+  r'\| (?P<config>fractal\w+) \| \d+ \| `(?P<chip>v\w+):.*?\| (?P<mfu>[\d.]+)%'
+)  # a row of its table of training steps
 GIB = memory.GIB
 MFU, IMAGES = 0.4, 1_281_167
 
@@ -47,13 +53,24 @@ def cells(*texts) -> str:
   return f'| {" | ".join(texts)} |'
 
 
-def published_row(config, found, axis: str, device: str) -> list[str]:
-  """What `fractal-jax cost` says, but for the config's name."""
+def predicted() -> dict[tuple[str, str], float]:
+  """The estimated MFU of a training step by (config, chip)."""
+  rows = map(PREDICTION.match, PREDICTIONS.read_text().splitlines())
+  return {
+    (row['config'], row['chip']): float(row['mfu']) / 100 for row in rows if row
+  }
+
+
+def published_row(config, found, axis: str, device: str, mfu) -> list[str]:
+  """What `fractal-jax cost` says, but for the config's name.
+
+  mfu: None assumes one.
+  """
   devices = config.mesh[axis]
   rows = memory.choices(config, found, device)
   kept = {remat: m.activations for remat, _, m in rows[::-1]}
   _, chunks, least = rows[-1]
-  time = memory.hours(config, devices, device, MFU, IMAGES)
+  time = memory.hours(config, devices, device, mfu or MFU, IMAGES)
   gib = lambda x: f'{x / GIB:,.2f}'
   return [
     *(f'{axis}={devices}', device),
@@ -61,20 +78,25 @@ def published_row(config, found, axis: str, device: str) -> list[str]:
     *(gib(kept[remat]) for remat in ('none', 'dots', 'full')),
     ','.join(map(str, chunks)) or '-',
     f'{gib(least.total)} of {memory.DEVICES[device][1]}',
+    f'{mfu:.1%}' if mfu else f'assumed: {MFU:.0%}',
     f'{time.epoch:,.0f}',
     f'{time.epoch * devices / 3600:,.3g}',
   ]
 
 
 def published(old: list[str]) -> list[str]:
-  rows = []
+  rows, mfus = [], predicted()
   for name, axis in PUBLISHED:
     for devices, kinds in DEVICES:
       config = config_of(name, **{axis: devices})
       mesh = sharding.abstract_mesh(config, devices)
       found = memory.by_remat(config, mesh, kinds[0])
       rows += [
-        cells(name, *published_row(config, found, axis, kind)) for kind in kinds
+        cells(
+          name,
+          *published_row(config, found, axis, kind, mfus.get((name, kind))),
+        )
+        for kind in kinds
       ]
       print(rows[-1], flush=True)
   return old[:2] + rows

@@ -246,7 +246,7 @@ DEVICES = {
   'H100': ('H100', 80),
   'H200': ('H200', 140),
 }
-FITS = 0.75  # of the memory: what is counted is good to 15%
+FITS = 0.75  # of the memory: what is counted may be 20% too little
 MOST_CHUNKS = 256
 
 

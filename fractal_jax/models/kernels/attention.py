@@ -64,7 +64,7 @@ def attention_half(how: How, params, x, words, turns=None):
 def vmem(how: How, width: int) -> int:
   """About how many bytes of VMEM the backward kernel needs."""
   size = jnp.dtype(how.dtype).itemsize
-  weights = 4 * width**2 * (size + 4)
+  weights = 4 * width**2 * (size + calls.sum_bytes())
   # x, the gradients by it and by the output, two buffers each; scratch; values.
   per_row = width * (6 * size + 4 * size + 5 * 4)
   masks = how.rows.step * max(how.rows.padded, values.LANES) * 8

@@ -29,16 +29,21 @@ def rows_of(spec, tokens: int) -> Rows | None:
   if not usable(spec):
     return None
   # The least that a grid step can hold is a sequence, or whole tiles of them.
-  for most in (STEP, STEP // 2, 1):
-    rows = Rows(tokens, most)
-    need = vmem(spec, rows)
-    if need <= calls.vmem_bytes() * calls.USABLE:
+  sizes = [Rows(tokens, most) for most in (STEP, STEP // 2, 1)]
+  needs = [vmem(rows, spec.width, spec.dtype) for rows in sizes]
+  for rows, need in zip(sizes, needs):
+    if calls.fits(max(need)):
       return rows
-  say(
-    f'level {spec.index} runs without kernels: {tokens} tokens of width '
-    f'{spec.width} need about {need >> 20} MiB of VMEM, and the chip has '
+  why = (
+    f'{tokens} tokens of width {spec.width} need about '
+    f'{max(needs[-1]) >> 20} MiB of VMEM, and the chip has '
     f'{calls.vmem_bytes() >> 20} MiB'
   )
+  for rows, (attend, _) in zip(sizes, needs):
+    if calls.fits(attend):
+      say(f"level {spec.index}'s MLP runs without a kernel: {why}")
+      return rows
+  say(f'level {spec.index} runs without kernels: {why}')
   return None
 
 
@@ -66,12 +71,23 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def vmem(spec, rows: Rows) -> int:
-  """About how much VMEM the kernels of a level's blocks need."""
-  d, dtype = spec.width, spec.dtype
-  half = attention.How(rows, spec.heads, False, 0.0, 0.0, dtype)
+def vmem(rows: Rows, width: int, dtype) -> tuple[int, int]:
+  """About how many bytes of VMEM a block's attention and its MLP need."""
+  how = attention.How(rows, 1, False, 0.0, 0.0, dtype)
   other = mlp.How(rows, 0.0, 0.0, dtype)
-  return max(attention.vmem(half, d), mlp.vmem(other, 8 * d * d, d, rows.step))
+  weights = 8 * width**2
+  return attention.vmem(how, width), mlp.vmem(other, weights, width, rows.step)
+
+
+def mlp_of(rows: Rows, width: int, dtype):
+  """`mlp.mlp_half`, or where that does not fit the same without a kernel.
+
+  That, too, keeps its input alone for the backward pass.
+  """
+  _, need = vmem(rows, width, dtype)
+  if calls.fits(need):
+    return mlp.mlp_half
+  return jax.checkpoint(mlp.xla, static_argnums=0)
 
 
 def scan_of(spec, tokens: int) -> tuple[str, bool]:
@@ -125,5 +141,6 @@ def block(module, x: Packed, turns, *, train: bool) -> Packed:
     )
   how = mlp.How(x.rows, rate(hidden), rate(out), jnp.dtype(module.dtype))
   with jax.named_scope('mlp'):
-    y = mlp.mlp_half(how, second, y, words(hidden, out))
+    half = mlp_of(x.rows, y.shape[1], how.dtype)
+    y = half(how, second, y, words(hidden, out))
   return Packed(y, x.rows)

@@ -52,6 +52,16 @@ def cores() -> int:
   return pltpu.get_tpu_info().num_cores if sharding.platform() == 'tpu' else 1
 
 
+def fits(need: int) -> bool:
+  """Whether the VMEM holds so many bytes of a kernel."""
+  return need <= vmem_bytes() * USABLE
+
+
+def sum_bytes() -> int:
+  """Of VMEM, per number that blocks sum: twice float32 where cores do it."""
+  return 4 if cores() == 1 else 8
+
+
 def block_number():
   """Which block a kernel is at, from 0."""
   return pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)

@@ -57,7 +57,9 @@ def vmem(how: How, weights: int, width: int, rows: int) -> int:
   size = jnp.dtype(how.dtype).itemsize
   # x, the gradients by it and by the output, two buffers each; values, also of
   # some hidden columns.
-  return weights * (size + 4) + rows * (width * (6 * size + 24) + 640 * 20)
+  return weights * (size + calls.sum_bytes()) + rows * (
+    width * (6 * size + 24) + 640 * 20
+  )
 
 
 def _sequences(how, p, x):
@@ -70,10 +72,8 @@ def _sequences(how, p, x):
 
   def fits(n):
     rows = n * how.rows.step
-    room = calls.vmem_bytes() * calls.USABLE
-    return (
-      rows <= geometry.MOST and vmem(how, weights, x.shape[1], rows) <= room
-    )
+    need = vmem(how, weights, x.shape[1], rows)
+    return rows <= geometry.MOST and calls.fits(need)
 
   sizes = [n for n in range(1, steps + 1) if steps % n == 0 and fits(n)]
   return how.rows.sequences * max(sizes, default=1)

@@ -179,7 +179,7 @@ def block_trials(spec) -> Iterator[Trial]:
     )
     yield Trial(
       'the MLP half',
-      mlp.mlp_half,
+      blocks.mlp_of(rows, width, dtype),
       mlp.xla,
       mlp.How(rows, inner, rate, dtype),
       second,
