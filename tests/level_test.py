@@ -14,7 +14,17 @@ from fractal_jax import config as config_lib
 from fractal_jax.models import fractal, kinds, rules
 from fractal_jax.models.independent import IndependentLevel
 from fractal_jax.models.level import Level
-from fractal_jax.models.types import Draws
+from fractal_jax.models.fractal import Guide
+from fractal_jax.models.keys import fold_in
+from fractal_jax.models.patches import patchify
+from fractal_jax.models.types import (
+  NEVER,
+  Drawn,
+  Draws,
+  Given,
+  Request,
+  Sampling,
+)
 from fractal_jax.planning import cost
 from tests import tiny
 
@@ -52,6 +62,95 @@ def test_every_kind_provides_the_interface(name):
   for rank in (1, 2):
     assert kind.conditions(rank)[0] == 'itself'
   assert kind.EXACT != kind.MASKS
+
+
+@pytest.mark.parametrize(
+  'index, schedule, interval',
+  [
+    (0, 'linear', (0.5, 1.0)),
+    (0, 'constant', (0.0, 0.5)),
+    (1, 'linear', (0.5, 1.0)),
+  ],
+)
+@pytest.mark.parametrize('name', sorted(kinds.KINDS))
+def test_every_kind_asks_for_its_patches_as_it_should(
+  name, index, schedule, interval
+):
+  """The duties that `Level.generate` lists, told by a level below.
+
+  Channel 0 holds a draw from the patch's key, channel 1 the guidance that was
+  asked for, channel 2 how many networks guide.
+  """
+  net, params = tiny.build((name, name, 'pixel'), (4, 2, 1), channels=3)
+  network = Guide(net, params).levels()[index]
+  spec, full = network.spec, 3.0
+  sampling = Sampling(
+    schedule=schedule,
+    interval=interval,
+    iterations=(4, 4),
+    order=('raster', 'raster'),
+    record=True,
+  )
+
+  def from_key(key):
+    return jax.random.randint(key, (), 0, 1 << 20)
+
+  def draw_patch(wanted):
+    m = len(wanted.keys)
+    told = [
+      jax.vmap(from_key)(wanted.keys),
+      jnp.full(m, jnp.round(wanted.guidance * 1000), jnp.int32),
+      jnp.full(m, len(wanted.conds)),
+    ]
+    shape = (m, spec.patch, spec.patch, 3)
+    values = jnp.broadcast_to(jnp.stack(told, 1)[:, None, None], shape)
+    values = jnp.where(wanted.given.known, wanted.given.values, values)
+    when = jnp.arange(spec.patch_values).reshape(shape[1:])
+    return Drawn(values, jnp.broadcast_to(when, shape))
+
+  known = np.zeros((2, spec.side, spec.side, 3), bool)
+  known[:, -1, -1, 0] = True
+  given = Given(jnp.full(known.shape, -7), jnp.asarray(known))
+  conds = jax.random.normal(
+    jax.random.key(0), (2, 1, 2, spec.num_conds, spec.cond_width)
+  )
+
+  def steps():
+    request = Request(tuple(conds), tiny.keys(2), full, given)
+    kind = kinds.KINDS[name]
+    return kind.generate([network, network], request, sampling, draw_patch)
+
+  start, drawn = tiny.jit(
+    lambda: (steps().drawn(steps().start), steps().run())
+  )()
+  np.testing.assert_array_equal(start.values, np.where(known, -7, 0))
+  assert (start.when == NEVER).all()
+  assert (drawn.values[known] == -7).all()
+
+  def patches(x):  # [N, L, p p, 3]
+    return np.asarray(patchify(x, spec)).reshape(2, spec.length, -1, 3)
+
+  when, values = patches(drawn.when), patches(drawn.values)
+  for times in when.reshape(2, -1):
+    before = (times[:, None] > times).sum(1)
+    np.testing.assert_array_equal(times, before)
+  values = values[:, :, 0]  # each patch's first pixel
+  keys = fold_in(tiny.keys(2)[:, None], jnp.arange(spec.length))
+  want = np.array(jax.vmap(jax.vmap(from_key))(keys))
+  if spec.patch == 1:
+    want[:, -1] = -7
+  np.testing.assert_array_equal(values[..., 0], want)
+  there = when.reshape(2, spec.length, -1)[..., 0] / when[0].size
+  guided = np.array([[sampling.guides(x) for x in row] for row in there])
+  np.testing.assert_array_equal(
+    values[..., 2], np.where(guided | (index > 0), 2, 1)
+  )
+  scale = np.take_along_axis(values[..., 1] / 1000, there.argsort(1), 1)
+  if index or schedule == 'constant' or not there.any():
+    assert (scale == full).all()
+  else:
+    assert (np.diff(scale) >= 0).all() and scale.max() <= full
+    assert (1 <= scale[:, 0]).all() and (scale[:, 0] < scale[:, -1]).all()
 
 
 def test_a_toy_kind_needs_its_class_and_its_entry(toy):

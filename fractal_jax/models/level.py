@@ -109,6 +109,24 @@ class Level(Protocol):
   ) -> Steps:
     """Generates squares [N, s, (s,) C], patch by patch.
 
+    What the recursion leaves to the kind:
+
+    Squares: they start as `types.undrawn` gives them; patches come from
+      `draw_patch` alone.
+    Keys: patch `place` of a square is drawn with `fold_in(key, place)` of the
+      square's key, whatever step draws it.
+    Known values: `draw_patch` gets each patch's part of `request.given`.
+    Interval of guidance: at level 0, with the share of patches that are there
+      before a step, the step runs `networks[:1]` alone and sends their
+      conditions alone down, unless `sampling.guides(share)`. Other levels
+      always run all networks.
+    Scale of guidance: `draw_patch` gets that of `request`. At level 0, where
+      `sampling.schedule` is 'linear', it rises from near 1 to that with the
+      patches; a kind that draws all at once has nothing to raise it by.
+    Times: with `sampling.record`, `when` of what `draw_patch` gives counts the
+      patch's own values. The kind shifts it, so that it counts those of the
+      square that were drawn before.
+
     Args:
       networks: this level with its parameters; behind it, the same level of
         the network that guides, where another one does.
