@@ -12,10 +12,10 @@ import fractal_jax
 from fractal_jax import api, convert, sharding
 from fractal_jax import config as config_lib
 from fractal_jax.models import fractal, kinds, rules
-from fractal_jax.models.independent import IndependentLevel
-from fractal_jax.models.level import Level
 from fractal_jax.models.fractal import Guide
+from fractal_jax.models.independent import IndependentLevel
 from fractal_jax.models.keys import fold_in
+from fractal_jax.models.level import Level
 from fractal_jax.models.patches import patchify
 from fractal_jax.models.types import (
   NEVER,
@@ -26,6 +26,8 @@ from fractal_jax.models.types import (
   Sampling,
 )
 from fractal_jax.planning import cost
+from fractal_jax.series import scores
+from fractal_jax.series.detector import DetectorError, FractalDetector
 from tests import tiny
 
 PACKAGE = pathlib.Path(fractal_jax.__file__).parent
@@ -57,11 +59,12 @@ def test_every_kind_provides_the_interface(name):
   kind = kinds.KINDS[name]
   wanted = [x for x in Level.__dict__ if not x.startswith('_')]
   wanted = set(wanted) | set(Level.__annotations__) - {'spec'}
-  assert {'BLOCK', 'MASKS', 'EXACT', 'GUIDES', 'generate', 'flops'} <= wanted
+  assert {'BLOCK', 'MASKS', 'EXACT', 'CAUSAL', 'GUIDES'} <= wanted
   assert [x for x in wanted if not hasattr(kind, x)] == []
   for rank in (1, 2):
     assert kind.conditions(rank)[0] == 'itself'
   assert kind.EXACT != kind.MASKS
+  assert kind.CAUSAL == (name in ('ar', 'independent'))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +174,23 @@ def test_a_toy_kind_needs_its_class_and_its_entry(toy):
   assert cost.cost(c).levels[0].kind == 'toy'
   with pytest.raises(convert.ConvertError, match='its own kinds of levels'):
     convert.names(net.specs)
+
+
+def test_a_kind_says_itself_whether_it_is_causal(toy, monkeypatch):
+  """Not whether its likelihood is exact, or whether it masks."""
+  detector = FractalDetector(causal=True, kind='toy')
+  net = fractal.from_config(
+    tiny.model(('toy', 'pixel'), (4, 1), rank=1, unknown=True)
+  )
+  values = np.zeros((8, 1))
+  detector.check_parameters()
+  scores.check(net, None, values, True)
+  monkeypatch.setattr(ToyLevel, 'CAUSAL', False)
+  assert net.exact and not net.masks
+  with pytest.raises(DetectorError, match='kind=ar or independent,'):
+    detector.check_parameters()
+  with pytest.raises(scores.ScoreError, match='of ar or independent'):
+    scores.check(net, None, values, True)
 
 
 def test_rules_ask_the_kind(toy):

@@ -37,6 +37,7 @@ from fractal_jax.models.types import (
 class ARLevel(AllDown):
   """An autoregressive level."""
 
+  WORD = 'autoregressive'
   BLOCK = layers.LlamaBlock
 
   @staticmethod

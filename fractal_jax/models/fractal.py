@@ -86,6 +86,11 @@ class Fractal(nn.Module):
     return all(kind.EXACT for kind in self.kinds[:-1])
 
   @property
+  def causal(self) -> bool:
+    """Whether a value depends on no patch but those before it, in order."""
+    return all(kind.CAUSAL for kind in self.kinds[:-1])
+
+  @property
   def masks(self) -> bool:
     """Whether some level draws at random which patches are scored."""
     return any(kind.MASKS for kind in self.kinds[:-1])

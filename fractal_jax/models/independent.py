@@ -32,6 +32,7 @@ from fractal_jax.models.types import (
 class IndependentLevel(AllDown):
   """A level whose patches are independent given its conditions."""
 
+  WORD = 'independent'
   BLOCK = layers.ViTBlock
 
   @staticmethod

@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fractal_jax.models.chunked import chunked
@@ -38,6 +39,8 @@ class Level(Protocol):
 
   # What the kind is.
 
+  # Its name in a sentence, as in "masked over 4x4".
+  WORD: ClassVar[str]
   # Its transformer's block. Levels may share blocks of one class.
   BLOCK: ClassVar[type[nn.Module]]
   # Whether a pass sends only some patches down, drawn at random, rather than
@@ -45,6 +48,8 @@ class Level(Protocol):
   MASKS: ClassVar[bool]
   # Whether one pass gives the exact likelihood, by the chain rule.
   EXACT: ClassVar[bool]
+  # Whether a patch depends on no patch but those before it, in raster order.
+  CAUSAL: ClassVar[bool]
   # Whether it can predict a guiding pixel (config.model.guide).
   GUIDES: ClassVar[bool]
 
@@ -142,6 +147,16 @@ class Level(Protocol):
       The steps whose result are the squares. What is known of them is kept.
     """
 
+  @staticmethod
+  def branches(
+    spec: Spec, sampling: Sampling, networks: int
+  ) -> np.ndarray | None:
+    """How often a step takes each branch of its `lax.switch`, as shares [n].
+
+    For estimates of time, see planning/aot.py; `networks` as `generate` gets
+    them. None: all branches count as taken in every step.
+    """
+
   # Counting FLOPs, 2 per multiply-add, as they are computed here.
 
   def flops(self) -> float:
@@ -174,6 +189,7 @@ class AllDown(nn.Module):
 
   MASKS = False
   EXACT = True
+  CAUSAL = True
   GUIDES = False
 
   @staticmethod
@@ -189,6 +205,10 @@ class AllDown(nn.Module):
   def problems(spec: Spec) -> list[str]:
     del spec
     return []
+
+  @staticmethod
+  def branches(spec: Spec, sampling: Sampling, networks: int) -> None:
+    del spec, sampling, networks
 
   def __call__(
     self, rows: Rows, draws: Draws, mask: Array | None = None, *, train: bool

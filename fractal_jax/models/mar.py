@@ -65,9 +65,11 @@ class MARLevel(nn.Module):
 
   spec: Spec
 
+  WORD = 'masked'
   BLOCK = layers.ViTBlock
   MASKS = True
   EXACT = False
+  CAUSAL = False
   GUIDES = True
 
   @staticmethod
@@ -290,6 +292,13 @@ class MARLevel(nn.Module):
       guide=colour,
       order=order,
     ).steps()
+
+  @staticmethod
+  def branches(spec: Spec, sampling: Sampling, networks: int) -> np.ndarray:
+    order = sampling.order[spec.index]
+    steps = unmasking.plan(spec, sampling, order, networks)
+    taken = np.bincount(steps.program, minlength=len(steps.programs))
+    return taken / taken.sum()
 
   @nn.nowrap
   def conds_of(

@@ -20,7 +20,7 @@ from fractal_jax import cpu, sharding
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
-from fractal_jax.models import fractal, masking
+from fractal_jax.models import fractal, kinds, masking
 from fractal_jax.models.types import Array
 from fractal_jax.series.quantiser import Quantiser
 
@@ -170,15 +170,15 @@ def score(
     of the first window are predicted from those that there are.
 
   Raises:
-    ScoreError: the model is of no series, masked where `causal`, or of other
-      channels.
+    ScoreError: the model is of no series, not causal where `causal`, or of
+      other channels.
   """
   check(net, quantiser, values, causal)
   side = net.specs[0].side
   inputs.check_counts(passes=passes, batch=batch)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
-  starts, which = cover(len(values), side, both=not net.exact)
+  starts, which = cover(len(values), side, both=not net.causal)
   bins = _padded(quantiser.read(values, label), starts[-1] + side)
   batch = sharding.padded_batch(min(batch, len(starts)), mesh)
   found = np.zeros(values.shape + (STATISTICS,))
@@ -233,10 +233,11 @@ def check(
       'this model was not trained on series: it needs model.rank=1 and '
       'model.unknown=True'
     )
-  if causal and not net.exact:
+  if causal and not net.causal:
     raise ScoreError(
-      'causal scores look at the past alone, but this model has masked levels, '
-      "which look at both sides: train one of model.kinds=('ar', ..., 'pixel')"
+      'causal scores look at the past alone, but some levels of '
+      f'model.kinds={tuple(s.kind for s in net.specs)} look at both sides: '
+      f'train one of levels that do not, of {" or ".join(kinds.causal())}'
     )
   channels = net.specs[0].channels
   if values.ndim != 2 or values.shape[1] != channels:
