@@ -1,7 +1,7 @@
 """Where the bits of an image are: the cost of each value, and why.
 
 A fractal model gives every channel value of an image its own probability, so
-an image has a map of bits. With ar levels alone it is exact. With masked levels
+an image has a map of bits. It is exact where no level masks. With masked levels
 a value's bits depend on what is known when it is drawn; here they are averaged
 over orders, from random masks, as in `likelihood`.
 """

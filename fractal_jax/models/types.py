@@ -99,7 +99,8 @@ class Draws:
   """What a teacher-forced pass draws at random.
 
   Everything is a function of the image's own key, so that results do not
-  depend on the mesh. None where nothing is drawn (ar levels, given masks).
+  depend on the mesh. None where nothing is drawn: no level masks, or masks
+  are given.
   """
 
   keys: Array | None  # [B] typed keys, one per image

@@ -2,8 +2,8 @@
 
 A window of S rows goes through the model once, and each of its values gets its
 own predictive distribution over V bins, given the rows before it and the
-channels before it in the same row (ar levels), or given a random part of the
-window (masked levels; a mean over masks). Axis letters: T rows, C channels,
+channels before it in the same row (causal levels), or given a random part of
+the window (masked levels; a mean over masks). Axis letters: T rows, C channels,
 S rows of a window, B windows, N rows of all windows.
 """
 
@@ -36,8 +36,8 @@ class PointScores:
   """What the model says of every value; [T, C] each, NaN where not known.
 
   Attributes:
-    bits: -log2 of the probability of the value's bin. For ar levels their sum
-      over a window is its exact -log2 p.
+    bits: -log2 of the probability of the value's bin. Where no level masks,
+      their sum over a window is its exact -log2 p.
     z2: the squared distance of the value, unclipped, from the predictive mean,
       over the predictive variance; 1 on average where the model is right.
     entropy: bits that the model expected.
@@ -166,8 +166,8 @@ def score(
 
   Returns:
     PointScores. Each value is predicted from at least 3/4 of a window: with
-    ar levels from the rows before, with masked ones from both sides. The rows
-    of the first window are predicted from those that there are.
+    causal levels from the rows before, with masked ones from both sides. The
+    rows of the first window are predicted from those that there are.
 
   Raises:
     ScoreError: the model is of no series, not causal where `causal`, or of
