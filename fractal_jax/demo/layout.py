@@ -87,7 +87,7 @@ class Layout:
     )
 
   def _settings(self) -> list:
-    """Of drawing: guidance, temperature, iterations, seed."""
+    """Components for guidance, temperature, iterations and seed."""
     s = self.config.sample
     # Where a config has one number per level, the page begins with the pixels'.
     strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))

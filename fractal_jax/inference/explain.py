@@ -105,7 +105,7 @@ class Explanation:
 
 
 def _stderr(x: np.ndarray) -> np.ndarray:
-  """Of the mean over the first axis; 0 of a single entry, which is exact."""
+  """Standard errors of means over the first axis; 0 where it has one entry."""
   return x.std(0, ddof=len(x) > 1) / np.sqrt(len(x))
 
 

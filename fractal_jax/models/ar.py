@@ -136,7 +136,7 @@ class ARLevel(AllDown):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of one sequence."""
+    """FLOPs of scoring one square: one pass over its sequence."""
     s = self.spec
     d, t = s.width, s.length  # the condition takes the last patch's place
     layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d

@@ -145,7 +145,7 @@ def from_ycocg(x: Array, values: int) -> Array:
 
 
 def from_config(model: ConfigDict) -> Colour:
-  """Of a config's section `model`."""
+  """The colours of a config's section `model`."""
   return Colour(model.colour, tuple(model.channel_order), model.num_values)
 
 

@@ -236,7 +236,7 @@ class Fractal(nn.Module):
 
   @nn.nowrap
   def by_level(self, sampling: Sampling) -> Sampling:
-    """The same with an entry for each level where there is one, or none."""
+    """Settings by level, where they have an entry for each that draws."""
 
     def spread(x):
       if jnp.ndim(x) == 0:

@@ -160,10 +160,10 @@ class Level(Protocol):
   # Counting FLOPs, 2 per multiply-add, as they are computed here.
 
   def flops(self) -> float:
-    """Of scoring one square."""
+    """FLOPs of scoring one square."""
 
   def sample_flops(self, iterations: int) -> float:
-    """Of generating one square in `iterations` steps."""
+    """FLOPs of generating one square in `iterations` steps."""
 
   def share(self, law: str) -> float:
     """The share of a square's patches that go down; law: as in Draws."""
@@ -233,7 +233,7 @@ class AllDown(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """Those of one pass, in however many steps patches are drawn."""
+    """FLOPs of one pass, in however many steps patches are drawn."""
     del iterations
     return self.flops()
 

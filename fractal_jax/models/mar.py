@@ -330,12 +330,12 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of one sequence, its guide's prediction included."""
+    """FLOPs of scoring one square, its guide's prediction included."""
     return self.outputs_flops() + self.guide_flops()
 
   @nn.nowrap
   def outputs_flops(self) -> float:
-    """Of one pass over the sequence, without the guide's prediction."""
+    """FLOPs of one pass over the sequence, without the guide's prediction."""
     s = self.spec
     d, t = s.width, self.sequence_length(s)
     embed = s.length * s.patch_values + s.num_conds * s.cond_width
@@ -349,7 +349,7 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """One pass per iteration, and one guide.
+    """FLOPs of generating one square: a pass per iteration, and one guide.
 
     The last layer computes the outputs that are conditions, and no others.
     """

@@ -194,7 +194,7 @@ class Steps:
   drawn: Callable  # a state to Drawn: the squares as they are by then
 
   def run(self) -> Drawn:
-    """All the steps."""
+    """The squares after all steps."""
     state = jax.lax.fori_loop(0, self.count, self.step, self.start)
     return self.drawn(state)
 
@@ -235,6 +235,6 @@ class Network:
     return self.level.spec
 
   def generating(self, **changes) -> 'Network':
-    """The same, without what only training needs."""
+    """This network, without what only training needs."""
     spec = dataclasses.replace(self.spec, remat='none', **changes)
     return Network(self.level.clone(spec=spec, parent=None), self.params)

@@ -44,7 +44,7 @@ TERMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """All that a report says, in no language."""
+  """The content of a report, in no language."""
 
   pilot: Pilot
   done: dict[str, run.Done]
@@ -75,7 +75,7 @@ class Report:
 
   @property
   def roi(self) -> Roi | None:
-    """By the shadow run, or else the stage of full size."""
+    """The return by the shadow run, or else by the stage of full size."""
     for name, found, weekly in (
       ('shadow', 'shadow_found', 'shadow_weekly_false_alarms'),
       ('full', 'found', 'weekly_false_alarms'),
@@ -205,7 +205,7 @@ def amount(found: Report, gate: str, x: float) -> str:
 
 
 def number(x: float) -> str:
-  """In a few digits; whole numbers and amounts with commas."""
+  """A number in a few digits; whole numbers and amounts with commas."""
   if abs(x) < 1e15 and x == int(x):
     return f'{int(x):,}'
   return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.3g}'

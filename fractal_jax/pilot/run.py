@@ -109,7 +109,7 @@ def price(pilot: Pilot, name: str) -> float | None:
 
 
 def known_price(pilot: Pilot, name: str) -> float | None:
-  """The same where the speed of this machine was measured already."""
+  """The price of a stage where this machine's speed was measured already."""
   return price(pilot, name) if work.probed(pilot) else None
 
 
@@ -163,7 +163,7 @@ def run_stage(
 
 
 def verdict(done: dict[str, Done]) -> str:
-  """Of the pilot: GO takes every stage."""
+  """The verdict of a pilot: GO takes every stage."""
   found = gates.verdict(d.verdict for d in done.values())
   if found == gates.GO and len(done) < len(STAGES):
     return gates.MORE_DATA

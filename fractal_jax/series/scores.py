@@ -100,10 +100,11 @@ def _blocks(x: np.ndarray, size: int) -> np.ndarray:
 def smoothed(x: np.ndarray, rows: int, causal: bool = False) -> np.ndarray:
   """A running mean of scores [T]; NaN are left out.
 
-  Of so many rows around each; at the ends of those that there are. With
-  `causal` of all rows up to each, weighted by (1 - a)^age, a = 2/(rows + 1): as
-  old on average as a mean over the last `rows`, but what is new counts most
-  (Roberts 1959, Control Chart Tests Based on Geometric Moving Averages).
+  It is of `rows` rows around each; at the ends of those that there are. With
+  `causal` it is of all rows up to each, weighted by (1 - a)^age, a =
+  2/(rows + 1): as old on average as a mean over the last `rows`, but what is
+  new counts most (Roberts 1959, Control Chart Tests Based on Geometric Moving
+  Averages).
   """
   known = ~np.isnan(x)
   held = np.where(known, x, 0.0)
@@ -201,7 +202,7 @@ def score(
 
 
 def _padded(bins: np.ndarray, rows: int) -> np.ndarray:
-  """So many rows: the last one is repeated, marked as not known."""
+  """Bins of `rows` rows: the last one is repeated, marked as not known."""
   unknown = np.minimum(bins[-1:], ~bins[-1:])
   return np.concatenate([bins, unknown.repeat(rows - len(bins), 0)])
 
@@ -209,7 +210,7 @@ def _padded(bins: np.ndarray, rows: int) -> np.ndarray:
 def _point_scores(
   found: np.ndarray, quantiser: Quantiser, values: np.ndarray, label: int
 ) -> PointScores:
-  """In bits and the data's unit, from [T, C, STATISTICS] in nats and bins."""
+  """Scores in bits and the data's unit, from statistics in nats and bins."""
   nats, mean, variance, entropy, pit = np.moveaxis(found, -1, 0)
   _, width = quantiser.of(label)
   distance = quantiser.place(values, label) - mean
@@ -290,7 +291,7 @@ def statistics():
 def _statistics(
   net, params, windows: Windows, passes: int, seed, mesh
 ) -> Array:
-  """Of the predictive distributions at all values, [B, S, C, STATISTICS].
+  """Statistics of the predictions of all values, [B, S, C, STATISTICS].
 
   Every device scores its own windows. Masked models: means over the passes in
   which a value was masked, weighted as in the likelihood.

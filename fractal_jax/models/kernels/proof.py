@@ -145,7 +145,7 @@ def normal(shapes, seed: int, spread: float = 1.0):
 
 
 def block_trials(spec) -> Iterator[Trial]:
-  """Of both halves of a level's block."""
+  """Trials of both halves of a level's block."""
   kind = KINDS[spec.kind]
   tokens, width = kind.sequence_length(spec), spec.width
   rows = blocks.rows_of(spec, tokens)
@@ -189,7 +189,7 @@ def block_trials(spec) -> Iterator[Trial]:
 
 
 def pixel_trials(spec) -> Iterator[Trial]:
-  """Of the pixel level's nats, and of how it draws."""
+  """Trials of the pixel level's nats, and of how it draws."""
   n, how = 4 * pixel_nats.ROWS, pixel.kernel_sizes(spec)  # two blocks per core
   rng = np.random.default_rng(2)
   shape = (n, spec.channels)
