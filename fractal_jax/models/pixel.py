@@ -295,12 +295,7 @@ def draw_by_kernel(
     given = jnp.where(given.known, given.values, -1).reshape(shape)
   if bounds is not None:
     bounds = tuple(x.reshape(shape) for x in bounds)
-  how = (
-    request.guidance,
-    sampling.temperature,
-    sampling.filter_threshold,
-    sampling.greedy,
-  )
+  how = sampling.replace(guidance=request.guidance)
 
   def step(_, __):
     return pixel_draw.pixel_draw(

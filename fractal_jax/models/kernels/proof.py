@@ -28,6 +28,7 @@ from fractal_jax.models.kernels import (
   pixel_nats,
 )
 from fractal_jax.models.kinds import KINDS
+from fractal_jax.models.types import Sampling
 
 F32 = jnp.float32
 
@@ -211,7 +212,7 @@ def pixel_trials(spec) -> Iterator[Trial]:
     conds,
     (values,),
   )
-  sampling = (2.0, 1.0, 1e-4, False)
+  sampling = Sampling(guidance=2.0, temperature=1.0, filter_threshold=1e-4)
   yield Trial(
     'drawing pixels',
     pixel_draw.pixel_draw,
