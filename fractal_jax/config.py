@@ -288,7 +288,7 @@ DATA = {
   ),
   'bins': Key(
     'uniform',
-    Choice(quantiser.KINDS),
+    Choice(quantiser.RANGES),
     "what the bins of series cover: the range of the training part ('uniform') "
     "or 10 mean deviations around its median ('scaled', for data with spikes)",
     'most sensors have no spikes in normal operation',

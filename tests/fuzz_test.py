@@ -552,7 +552,7 @@ def test_what_a_run_has_kept(data):
     pathlib.Path(name).write_bytes(data)
   result(quantiser.load, '.')
   result(runs._kept, '.')
-  result(settings.load, '.', {k: v.SECTIONS for k, v in run.KINDS.items()})
+  result(settings.load, '.', {k: v.SECTIONS for k, v in run.PILOTS.items()})
   assert all('step' in line for line in logs.read_metrics('.'))
   kept = result(classes.load, '.')
   assert kept is None or all(isinstance(name, str) for name in kept)

@@ -191,7 +191,7 @@ def test_progress_line_at_most_so_often_but_always_at_the_end(
 ):
   now = [0.0]
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
-  progress = logs.Progress(0, 100, batch=4, every=5.0)
+  progress = logs.Speed(0, 100, batch=4, every=5.0)
   speeds = []
   for step in range(10, 101, 10):
     now[0] += 2.0
@@ -207,7 +207,7 @@ def test_progress_line_at_most_so_often_but_always_at_the_end(
 def test_pauses_are_not_training(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
-  progress = logs.Progress(0, 100, batch=1)
+  progress = logs.Speed(0, 100, batch=1)
   with progress.pause():
     now[0] += 50
   now[0] += 2

@@ -124,13 +124,13 @@ class ARLevel(AllDown):
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
-    See level.Level, and class Squares.
+    See level.Level, and RasterSquares.
     """
     del order
     streams = [
       Stream(net.generating(), c) for net, c in zip(networks, request.conds)
     ]
-    return Squares(streams, request, sampling, draw_patch).steps()
+    return RasterSquares(streams, request, sampling, draw_patch).steps()
 
   # Counting FLOPs, for planning/cost.py.
 
@@ -201,7 +201,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Squares:
+class RasterSquares:
   """N squares of an autoregressive level that are generated.
 
   At level 0 a linear schedule raises the guidance from almost 1 to its full

@@ -281,7 +281,7 @@ class MARLevel(nn.Module):
     colour = None
     if networks[0].spec.guide:
       colour = draw_guide(networks, request, sampling)
-    return unmasking.Squares(
+    return unmasking.MaskedSquares(
       networks=[
         net.generating(unroll=layers.unrolls(net.spec.depth))
         for net in networks

@@ -15,7 +15,7 @@ from fractal_jax.pilot.settings import PilotError
 from fractal_jax.pilot.tables import TablePilot
 from fractal_jax.pilot.work import Pilot
 
-KINDS: dict[str, type[Pilot]] = {k.KIND: k for k in (TablePilot, ImagePilot)}
+PILOTS: dict[str, type[Pilot]] = {k.KIND: k for k in (TablePilot, ImagePilot)}
 STAGES = tuple(TablePilot.STAGES)  # those of all kinds
 
 
@@ -46,8 +46,8 @@ def open_pilot(folder: str, models=None) -> Pilot:
     PilotError: it has no pilot.toml, or one that can't be run.
     DataError: the data can't be read.
   """
-  found = settings.load(folder, {k: v.SECTIONS for k, v in KINDS.items()})
-  kind = KINDS[found.data['kind']]
+  found = settings.load(folder, {k: v.SECTIONS for k, v in PILOTS.items()})
+  kind = PILOTS[found.data['kind']]
   pilot = kind(folder, found, kind.open(found), models or kind.MODELS())
   lines = pilot.problems()
   if lines:

@@ -54,7 +54,7 @@ TASK = {
     32, integer(least=1),
     'rows that scores are averaged over. More: fewer false alarms, later ones',
   ),
-  'score': Key('z2', Choice(scores.KINDS), 'how surprise is measured'),
+  'score': Key('z2', Choice(scores.NAMES), 'how surprise is measured'),
   'false_alarms': Key(
     0.002, SHARE,
     'share of the rows held out that may lie above the threshold',

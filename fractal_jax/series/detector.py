@@ -17,14 +17,14 @@ from fractal_jax.series import fit, quantiser, ranking, scores, settings, table
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
   'smooth': checks.FROM_1,
-  'score': checks.Choice(scores.KINDS),
+  'score': checks.Choice(scores.NAMES),
   'causal': checks.Flag(),
   'false_alarms': checks.SHARE,
   'held_out': checks.SHARE,
   'kind': checks.Text(),
   'levels': checks.Choice((2, 3)),
   'bins': checks.integer(least=2),
-  'range': checks.Choice(quantiser.KINDS),
+  'range': checks.Choice(quantiser.RANGES),
   'steps': checks.Either(checks.FROM_1, checks.Choice((None,))),
   'seed': checks.SEED,
 }

@@ -24,7 +24,7 @@ from fractal_jax.models import fractal, kinds, masking
 from fractal_jax.models.types import Array
 from fractal_jax.series.quantiser import Quantiser
 
-KINDS = ('z2', 'bits', 'excess', 'tail')
+NAMES = ('z2', 'bits', 'excess', 'tail')
 
 
 class ScoreError(UserError, ValueError):
@@ -57,7 +57,7 @@ class PointScores:
   clipped: np.ndarray
 
   def by_channel(self, kind: str) -> np.ndarray:
-    """[T, C]: one of KINDS, larger where more surprising.
+    """[T, C]: one of NAMES, larger where more surprising.
 
     'excess' is bits less the bits that were expected; 'tail' is -log2 of the
     two-sided tail probability of the PIT.
