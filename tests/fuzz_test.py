@@ -6,7 +6,7 @@ FUZZ_SECONDS=600 tries others, for so long in each test:
 
   FUZZ_SECONDS=600 python -m pytest -q -s tests/fuzz_test.py
 
-docs/reliability.md says what was found.
+docs/reliability.md counts the inputs.
 """
 
 import collections
