@@ -130,7 +130,7 @@ class Level(Protocol):
       patches; a kind that draws all at once has nothing to raise it by.
     Times: with `sampling.record`, `when` of what `draw_patch` gives counts the
       patch's own values. The kind shifts it, so that it counts those of the
-      square that were drawn before.
+      square that were drawn before; `nats` are kept as they come.
 
     Args:
       networks: this level with its parameters; behind it, the same level of
