@@ -76,7 +76,7 @@ METHODS = {
     'guidance', (1.0,), iterations=(5, 2), step_sizes='two-stage'
   ),
 }
-MASKED = ('order', 'iterations', 'step_sizes')  # for mar levels alone
+MASKED = ('order', 'iterations', 'step_sizes')  # for masked levels alone
 
 
 class Features:
@@ -139,10 +139,9 @@ def seen(config, split: str, n: int):
 
 def fits(method: str, settings: dict, model) -> bool:
   """Whether a run can be sampled like this."""
-  masked = 'mar' in model.config.model.kinds
   if method == 'autoguidance' and not FLAGS.guide:
     return False
-  return masked or not any(k in MASKED for k in settings)
+  return model.net.masks or not any(k in MASKED for k in settings)
 
 
 def load_guide():

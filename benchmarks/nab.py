@@ -59,7 +59,7 @@ VARIANTS = {
   'window128': {'window': 128},
   'digits': {'digits': True},  # a coarse and a fine channel of 16 values each
 }
-KINDS = ('bits', 'z2', 'excess', 'tail')
+SCORES = ('bits', 'z2', 'excess', 'tail')
 WAYS = ('raw', 'mean', 'stream', 'trailing')
 
 
@@ -102,7 +102,7 @@ def fit(arguments) -> None:
         mesh=fitted.mesh,
       )
     )
-    for kind in KINDS:
+    for kind in SCORES:
       x = found.by_channel(kind)
       out[f'{one.name}/{kind}'] = x.sum(1) if kind == 'bits' else x.mean(1)
   np.savez_compressed(f'{workdir}.npz', **out)
@@ -267,7 +267,7 @@ def ours(tables, runs: str) -> dict[tuple, list[dict]]:
     variant = path.stem.rsplit('_', 1)[0]
     file = np.load(path)
     print(f'{path.name}: {file["steps"]} steps')
-    for kind in KINDS[: 1 if variant == 'digits' else None]:
+    for kind in SCORES[: 1 if variant == 'digits' else None]:
       found = {t.name: file[f'{t.name}/{kind}'] for t in tables}
       out.setdefault((variant, kind), []).append(measured(tables, found))
   return out

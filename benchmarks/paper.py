@@ -451,17 +451,20 @@ def main():
   parser = argparse.ArgumentParser(
     description="The paper's tables, one command per number."
   )
-  say = parser.add_argument
-  say(
+  parser.add_argument(
     '--row',
     help='rows to run, with commas between, or all; none: write the page',
   )
-  say('--data', default=PLACES.data, help='prepared ImageNet')
-  say('--weights', default=PLACES.weights, help='MODEL/checkpoint-last.pth')
-  say('--inception', help='as of `fractal-jax evaluate`')
-  say('--ref', help='as of `fractal-jax evaluate`')
-  say('--runs', default=PLACES.runs, help='where the runs go')
-  say('--tiny', action='store_true', help='tiny models on digits')
+  parser.add_argument('--data', default=PLACES.data, help='prepared ImageNet')
+  parser.add_argument(
+    '--weights', default=PLACES.weights, help='MODEL/checkpoint-last.pth'
+  )
+  parser.add_argument('--inception', help='as of `fractal-jax evaluate`')
+  parser.add_argument('--ref', help='as of `fractal-jax evaluate`')
+  parser.add_argument('--runs', default=PLACES.runs, help='where the runs go')
+  parser.add_argument(
+    '--tiny', action='store_true', help='tiny models on digits'
+  )
   given = parser.parse_args()
   rows = {r.name: r for r in ROWS}
   if given.row is None:

@@ -244,8 +244,8 @@ class Model:
   ) -> np.ndarray:
     """Log-likelihoods in nats.
 
-    Exact for models of ar levels alone. With masked levels it is an unbiased
-    estimate of the mean over orders; with guiding pixels, a lower bound. With
+    Exact where no level masks. With masked levels it is an unbiased estimate of
+    the mean over orders; with guiding pixels, a lower bound. With
     model.colour='ycbcr' it is that of the rounded colours, not of the images.
 
     Args:
@@ -327,8 +327,8 @@ class Model:
   ) -> explain.Explanation:
     """Where the bits of an image are: see `inference/explain.py`.
 
-    Exact for models of ar levels alone. With masked levels, means over random
-    orders, with a standard error.
+    Exact where no level masks. With masked levels, means over random orders,
+    with a standard error.
 
     Args:
       image: [S, (S,) C].
@@ -403,7 +403,7 @@ class Model:
   ) -> series_forecast.Drawn:
     """What may stand where a series is NaN, as samples and quantiles.
 
-    Masked (mar) levels see both sides of a gap, ar levels the earlier one.
+    Masked levels see both sides of a gap, autoregressive ones the earlier one.
 
     Args:
       x: [T, C], in the unit of the data. What is known comes back unchanged.

@@ -27,7 +27,15 @@ from fractal_jax.checks import (
   integer,
 )
 from fractal_jax.errors import UserError
-from fractal_jax.models import fractal, layers, masking, orders, rules, shared
+from fractal_jax.models import (
+  colour,
+  fractal,
+  layers,
+  masking,
+  orders,
+  rules,
+  shared,
+)
 from fractal_jax.series import quantiser
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -131,7 +139,7 @@ MODEL = {
   ),
   'colour': Key(
     '',
-    Text(),
+    Choice(tuple(colour.NAMES)),
     "what the levels see of an RGB image: '' its values, 'ycbcr' (rounded, see "
     "models/colour.py) or 'ycocg' (one to one); mean, std and channel_weights "
     'are then of these channels',
@@ -288,7 +296,7 @@ DATA = {
   ),
   'bins': Key(
     'uniform',
-    Choice(quantiser.KINDS),
+    Choice(quantiser.RANGES),
     "what the bins of series cover: the range of the training part ('uniform') "
     "or 10 mean deviations around its median ('scaled', for data with spikes)",
     'most sensors have no spikes in normal operation',
@@ -389,7 +397,12 @@ OPTIM = {
   'frozen': Key(
     (), Each(integer(least=0)), 'numbers of the levels that are not trained'
   ),
-  'log_every': Key(100, integer(least=1), 'steps between lines of the log'),
+  'log_every': Key(
+    100,
+    integer(least=1),
+    'steps between lines of the log',
+    'six per epoch of the published recipe',
+  ),
   'save_every': Key(
     5000,
     integer(least=1),
@@ -454,7 +467,12 @@ EVAL = {
     'steps between likelihoods of data.val_split; 0: never',
     'with each checkpoint',
   ),
-  'batch': Key(256, integer(least=1), 'images at a time, over all devices'),
+  'batch': Key(
+    256,
+    integer(least=1),
+    'images at a time, over all devices',
+    'an eighth of optim.batch: it fits where a training step does',
+  ),
   'num': Key(0, integer(least=0), 'images; 0: all of the split'),
   'passes': Key(
     1,
@@ -471,8 +489,13 @@ SAMPLE = {
     'steps between grids of samples in training; 0: never',
     'with each checkpoint',
   ),
-  'num': Key(64, integer(least=1), 'images of such a grid'),
-  'batch': Key(64, integer(least=1), 'images at a time, over all devices'),
+  'num': Key(64, integer(least=1), 'images of such a grid', '8 rows of 8'),
+  'batch': Key(
+    64,
+    integer(least=1),
+    'images at a time, over all devices',
+    'such a grid at once',
+  ),
   'guidance': Key(
     1.0,
     Either(Number(least=0), Each(Number(least=0))),
@@ -551,6 +574,7 @@ SAMPLE = {
     "what makes a candidate the better one: 'class', its log-likelihood under "
     "its class minus that under none; 'dimension', a box-counting dimension "
     'in the range of those of its class in the training split',
+    'asks the model alone, and reads no images',
   ),
 }
 

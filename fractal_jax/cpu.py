@@ -86,7 +86,7 @@ def forward_options() -> dict | None:
 
 
 def cores() -> int:
-  """Those that this process may use."""
+  """The number of cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

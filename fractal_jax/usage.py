@@ -26,7 +26,7 @@ GROUPS = {
     'distributed', 'coordinator', 'processes', 'process', 'heartbeat',
   ),
 }  # fmt: skip
-KINDS = {
+VALUES = {
   'int': 'NUMBER',
   'float': 'NUMBER',
   'string': 'TEXT',
@@ -98,7 +98,7 @@ def of_command(command: str, doc: str, names: Iterable[str]) -> str:
 def _flag(name: str) -> list[str]:
   """A flag's lines: how it is written, whether it must be, what it does."""
   flag = FLAGS[name]
-  kind = KINDS.get(flag.flag_type(), 'VALUE')
+  kind = VALUES.get(flag.flag_type(), 'VALUE')
   if flag.boolean:
     how = f'--[no]{name}'
   elif choices := getattr(flag.parser, 'enum_values', None):

@@ -298,6 +298,23 @@ def test_every_key_says_what_it_is():
       assert key.rule.holds(key.default), f'{section}.{name}'
 
 
+# Keys whose defaults need no reason: names, and what is off or all of it.
+PLAIN = {
+  'seed', 'model.init_from', 'model.init_levels', 'data.dir', 'data.list',
+  'data.manual_dir', 'data.rows', 'data.train_split', 'data.val_split',
+  'optim.frozen', 'optim.steps', 'eval.num', 'sample.keep',
+}  # fmt: skip
+
+
+def test_every_default_has_a_reason():
+  keys = {
+    f'{section}.{name}': key
+    for section, keys in config_lib.SECTIONS.items()
+    for name, key in keys.items()
+  } | {'seed': config_lib.SEED}
+  assert {name for name, key in keys.items() if not key.why} == PLAIN
+
+
 def test_the_largest_seed_is_allowed():
   c = config_lib.default()
   c.seed = 2**32 - 1

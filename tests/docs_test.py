@@ -1,5 +1,6 @@
 """The documents' Python and flags work as they stand; their links exist."""
 
+import ast
 import pathlib
 import re
 import runpy
@@ -15,8 +16,11 @@ from tests import commandline, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [
-  *(ROOT / 'README.md', ROOT / 'launch' / 'README.md'),
+  *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md')),
+  *(ROOT / 'launch' / 'README.md', *sorted(ROOT.glob('benchmarks/*.md'))),
   *sorted(ROOT.glob('docs/*.md')),
+  *sorted(ROOT.glob('docs/*/*.md')),
+  *sorted(ROOT.glob('releases/*/README.md')),
 ]
 PROGRAMS = [
   str(p.relative_to(ROOT))
@@ -45,12 +49,23 @@ def runs(tmp_path_factory):
   return folder
 
 
+def blocks_of(page: pathlib.Path) -> list[str]:
+  """Its blocks of Python."""
+  return re.findall(r'```python\n(.*?)```', page.read_text(), re.S)
+
+
+@each_page
+def test_python_is_python(page):
+  for block in blocks_of(page):
+    compile(block, page, 'exec')
+
+
 @pytest.mark.parametrize(
   'page', ['README.md', 'docs/edit.md', 'docs/sharing.md']
 )
 def test_python_runs_as_it_stands(page, runs, monkeypatch):
   monkeypatch.chdir(runs)
-  blocks = re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.S)
+  blocks = blocks_of(ROOT / page)
   names = {}
   for block in blocks:
     exec(compile(block, page, 'exec'), names)
@@ -106,11 +121,19 @@ def name_of(argument: str) -> str:
 
 
 def own_flags(program: str) -> set[str]:
-  """Those of a file of benchmarks/ or launch/, read in its code."""
+  """The flags of a file of benchmarks/ or launch/, read in its code."""
   code = (ROOT / program).read_text()
-  if program.startswith('launch'):
+  if not program.endswith('.py'):
     code += (ROOT / 'launch' / 'common.sh').read_text()
-  return {*re.findall(r"(?:DEFINE_\w+\(\s*'|--)([\w-]+)", code)} - {'config'}
+    return {*re.findall(r'--([\w-]+)', code)}
+  return {
+    node.args[0].value.removeprefix('--')
+    for node in ast.walk(ast.parse(code))
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and re.match('DEFINE_|add_argument$', node.func.attr)
+    and isinstance(node.args[0], ast.Constant)
+  }
 
 
 def mistake(program: str, arguments: list[str]) -> str:
@@ -124,9 +147,14 @@ def mistake(program: str, arguments: list[str]) -> str:
     for x in arguments
     if x.startswith('--')
   ]
-  if '/' in program:  # what is not of its own it hands on to `train`
+  if '/' in program:
     own = own_flags(program)
-    given = [x for x in given if name_of(x) not in own]
+    given = [x for x in given if name_of(x) not in own - {'config'}]
+    # A script hands on to `train` what is not of its own; of a program of
+    # Python there may be a config, which is read as that of `train`.
+    for name in map(name_of, given) if program.endswith('.py') else ():
+      if 'config' not in own or name.partition('.')[0] != 'config':
+        return f'{program} has no flag {name!r}'
     program = 'train'
   named = [name_of(x) for x in given]
   said = [x for x in given if '=' in x and not re.search('=[A-Z]+$', x)]
@@ -183,6 +211,9 @@ def test_flags_are_flags_of_their_command_and_keys_of_their_config(
     ('fractal-jax train --config.optim.steps=ten', 'ten'),
     ('fractal-jax train --config=configs/none.py', 'none.py'),
     ('benchmarks/paper.py --rows=all', "flag 'rows'"),
+    ('benchmarks/paper.py --guidance=3', "flag 'guidance'"),
+    ('benchmarks/paper.py --config.optim.steps=3', "flag 'config.optim.steps'"),
+    ('benchmarks/speed.py --config.optim.stepz=3', 'stepz'),
     ('launch/cpu.sh --config.mesh.fdsp=8', 'fdsp'),
   ],
 )
@@ -196,7 +227,27 @@ def test_mistakes_would_be_found(text, words, monkeypatch):
 @each_page
 def test_links_lead_somewhere(page):
   text = page.read_text()
-  links = re.findall(r'\]\(([^)#]+)', text) + re.findall(r'src="([^"]+)"', text)
-  for link in links:
+  links = re.findall(r'\]\(([^)]+)\)', text)
+  for link in links + re.findall(r'src="([^"]+)"', text):
     if not link.startswith('http'):
-      assert (page.parent / link).exists(), link
+      name, _, anchor = link.partition('#')
+      other = page.parent / name if name else page
+      assert other.exists(), link
+      assert not anchor or anchor in anchors(other.read_text()), link
+
+
+def anchors(text: str) -> list[str]:
+  """The anchors that GitHub gives the headings of a page."""
+  text = re.sub(r'```.*?```', '', text, flags=re.S)
+  found = []
+  for heading in re.findall(r'^#+ +(.*)$', text, re.M):
+    heading = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading)
+    found.append(re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-'))
+  return found
+
+
+def test_anchors_are_those_of_headings():
+  text = (
+    "# The `mar` kind: it's [here](there.md)\n```\n# no heading\n```\n## B-c"
+  )
+  assert anchors(text) == ['the-mar-kind-its-here', 'b-c']

@@ -6,7 +6,7 @@ FUZZ_SECONDS=600 tries others, for so long in each test:
 
   FUZZ_SECONDS=600 python -m pytest -q -s tests/fuzz_test.py
 
-docs/reliability.md says what was found.
+docs/reliability.md counts the inputs.
 """
 
 import collections
@@ -552,7 +552,7 @@ def test_what_a_run_has_kept(data):
     pathlib.Path(name).write_bytes(data)
   result(quantiser.load, '.')
   result(runs._kept, '.')
-  result(settings.load, '.', {k: v.SECTIONS for k, v in run.KINDS.items()})
+  result(settings.load, '.', {k: v.SECTIONS for k, v in run.PILOTS.items()})
   assert all('step' in line for line in logs.read_metrics('.'))
   kept = result(classes.load, '.')
   assert kept is None or all(isinstance(name, str) for name in kept)

@@ -1,5 +1,6 @@
 """Metric files and the progress line."""
 
+import inspect
 import io
 import json
 import struct
@@ -63,10 +64,18 @@ def test_scalars_of_a_step_share_a_line(tmp_path):
 
 
 def test_our_writers_have_clus_whole_interface():
+  """Whatever may be called of clu's, by place or by name, may be of ours."""
   interface = pytest.importorskip('clu.metric_writers').MetricWriter
-  for writer in (logs.NullWriter, logs.JSONLines):
+  ours = (logs.NullWriter, logs.JSONLines, logs.Writers, events_lib.TensorBoard)
+  for writer in map(object.__new__, ours):
     for name in interface.__abstractmethods__:
-      assert callable(getattr(writer, name)), name
+      _, *theirs = inspect.signature(
+        getattr(interface, name)
+      ).parameters.values()
+      own = inspect.signature(getattr(writer, name))
+      own.bind(**{x.name: None for x in theirs})
+      named = {x.name: None for x in theirs if x.kind == x.KEYWORD_ONLY}
+      own.bind(*[None] * (len(theirs) - len(named)), **named)
 
 
 def events(folder):
@@ -191,7 +200,7 @@ def test_progress_line_at_most_so_often_but_always_at_the_end(
 ):
   now = [0.0]
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
-  progress = logs.Progress(0, 100, batch=4, every=5.0)
+  progress = logs.Speed(0, 100, batch=4, every=5.0)
   speeds = []
   for step in range(10, 101, 10):
     now[0] += 2.0
@@ -207,7 +216,7 @@ def test_progress_line_at_most_so_often_but_always_at_the_end(
 def test_pauses_are_not_training(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(logs.time, 'monotonic', lambda: now[0])
-  progress = logs.Progress(0, 100, batch=1)
+  progress = logs.Speed(0, 100, batch=1)
   with progress.pause():
     now[0] += 50
   now[0] += 2

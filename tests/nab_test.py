@@ -21,5 +21,5 @@ def test_a_fit_of_digits_scores_every_row(tmp_path):
   )
   with np.load(runs / 'digits_0.npz') as found:
     for name, n in rows.items():
-      for kind in nab.KINDS:
+      for kind in nab.SCORES:
         assert np.isfinite(found[f'{name}/{kind}']).sum() == n

@@ -230,7 +230,7 @@ def test_anomalies_are_found_and_not_learnt_from(tmp_path):
     assert found[f'{prefix}found'].verdict == gates.GO
   assert done['full'].facts['incidents'] == 20
   words = texts.texts('en', pilot.KIND)
-  page = report.page(report.Report(pilot, done), words, 'en')
+  page = report.page(report.Content(pilot, done), words, 'en')
   assert 'share of the anomalies found' in page
 
 

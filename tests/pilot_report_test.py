@@ -25,7 +25,7 @@ def gate(name, found, least=True, threshold=0.5, **how):
 
 @pytest.fixture
 def make(tmp_path):
-  """A function of the gates of stages by name: the Report."""
+  """A function of the gates of stages by name: the Content."""
   (tmp_path / 'stages').mkdir()
 
   def of(**stages):
@@ -46,7 +46,7 @@ def make(tmp_path):
       name: Done(name, tuple(each), {}, 60.0, 'then', found.key())
       for name, each in stages.items()
     }
-    return report.Report(pilot, done)
+    return report.Content(pilot, done)
 
   return of
 

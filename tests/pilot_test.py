@@ -371,7 +371,7 @@ def test_languages_have_the_same_texts():
     assert other.keys() == english.keys()
     for key, text in other.items():
       assert fields(text) == fields(english[key]), (language, key)
-  for kind in run.KINDS.values():
+  for kind in run.PILOTS.values():
     names = {f'gate {k}' for k in kind.SECTIONS['gates']}
     assert names <= texts.texts('en', kind.KIND).keys()
   with pytest.raises(texts.LanguageError, match='en, ja'):
@@ -387,7 +387,7 @@ def test_json_and_gates_that_were_changed(good):
     done = run.load(later)
     assert run.changed(later, done['full']) == [('found', 0.5, 0.99)]
     assert done['full'].verdict == gates.GO  # by the gate that was fixed before
-    page = report.page(report.Report(later, done), texts.texts('en'), 'en')
+    page = report.page(report.Content(later, done), texts.texts('en'), 'en')
     assert 'was changed after the stage ran: 50% then, 99% now' in page
     assert good.settings.hash in page and later.settings.hash in page
   finally:

@@ -13,7 +13,7 @@ def values():
   return np.random.default_rng(0).normal(5, 3, (500, 2)) * [1, 1e-6]
 
 
-@pytest.mark.parametrize('kind', quantiser.KINDS)
+@pytest.mark.parametrize('kind', quantiser.RANGES)
 @pytest.mark.parametrize('bins', [256, 1024])
 def test_round_trip(values, bins, kind):
   q = quantiser.fit([values], bins, kind=kind)
@@ -64,7 +64,7 @@ def test_a_channel_without_numbers_is_an_error():
     quantiser.fit([np.full((5, 1), np.nan)], 256, channels=['pressure'])
 
 
-@pytest.mark.parametrize('kind', quantiser.KINDS)
+@pytest.mark.parametrize('kind', quantiser.RANGES)
 @pytest.mark.parametrize('values', [(-1.7e308, 1.7e308), (0.0, 5e-324, 5e-324)])
 def test_numbers_too_large_or_small_for_bins_are_an_error(values, kind):
   with pytest.raises(quantiser.QuantiserError, match="'0' has numbers from"):

@@ -229,7 +229,7 @@ def test_nan_anywhere(kinds):
   values[10:20] = np.nan
   found = result_of(scores.score(net, params, q, values, passes=3))
   masked = 'mar' in kinds  # few passes: some values have bits, and no more
-  for kind in ['bits'] if masked else scores.KINDS:
+  for kind in ['bits'] if masked else scores.NAMES:
     by_channel = found.by_channel(kind)
     np.testing.assert_array_equal(np.isnan(by_channel), np.isnan(values))
     rows = found.of_rows(kind, 3)
@@ -243,12 +243,12 @@ def test_causal_scores_do_not_see_the_future():
   changed[23:] = 1 - changed[23:]
   changed[30:] = np.nan
   run = lambda x: result_of(scores.score(net, params, q, x, causal=True))
-  for kind in scores.KINDS:
+  for kind in scores.NAMES:
     one, other = (run(x).of_rows(kind, 5, True) for x in (values, changed))
     np.testing.assert_array_equal(one[:23], other[:23])
     assert (one[23:30] != other[23:30]).all()
   _, masked, params, q = random_model(('mar', 'mar', 'pixel'))
-  with pytest.raises(scores.ScoreError, match='masked'):
+  with pytest.raises(scores.ScoreError, match='of ar or independent'):
     result_of(scores.score(masked, params, q, values, causal=True))
 
 

@@ -45,6 +45,8 @@ def define_flags():
 
 def series_flags():
   """The data, and the model: fitted here, or of a run."""
+  from fractal_jax.models.kinds import KINDS
+
   flags.DEFINE_string('data', None, 'A .csv with a header, .parquet or .npz.')
   flags.mark_flag_as_required('data')
   flags.DEFINE_list(
@@ -71,7 +73,10 @@ def series_flags():
     checks.integer(least=16),
   )
   flags.DEFINE_enum(
-    'kind', 'ar', ['ar', 'mar'], 'Of the levels: mar sees both sides of a gap.'
+    'kind',
+    'ar',
+    sorted(KINDS),
+    'Of the levels: mar sees both sides of a gap.',
   )
   flags.DEFINE_enum(
     'range',

@@ -145,7 +145,7 @@ KEPT = (
 
 
 def check_output(name, flag: str = '--out', endings: tuple = ()) -> None:
-  """As paths.check_output; and that nothing is replaced that is needed.
+  """Checks an output as paths.check_output does, and that it replaces no input.
 
   Raises:
     PathError: it can't be written.

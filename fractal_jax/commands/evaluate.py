@@ -101,7 +101,7 @@ def run():
 
 
 def given_images(loaded):
-  """Those of --images; what they are compared with, and what sees them."""
+  """The images of --images, what they are compared with, and what sees them."""
   from fractal_jax import config as config_lib
   from fractal_jax import sharding
   from fractal_jax.data import classes
@@ -193,7 +193,7 @@ def images_of(model, num, seed, changes, guide):
 
 
 def load_weights():
-  """Those of --inception; says so where they are known to be others."""
+  """The weights of --inception; says so where they are unpublished ones."""
   from fractal_jax.metrics import weights
 
   found = weights.load(FLAGS.inception)

@@ -123,7 +123,7 @@ def run_stages(folder: str) -> None:
     if done.verdict != gates.GO and not FLAGS.anyway:
       break
   path = reports.write(pilot, FLAGS.language)
-  found = reports.Report(pilot, stages.load(pilot))
+  found = reports.Content(pilot, stages.load(pilot))
   words = texts.texts(FLAGS.language, pilot.KIND)
   common.say(f'{found.verdict}: {reports.reason(found, words)}')
   common.say(f'report: {paths.absolute(path)}')

@@ -68,7 +68,7 @@ def run():
 
 
 def the_config():
-  """That of --config, or one that reads --data."""
+  """The config of --config, or one that reads --data."""
   from fractal_jax import config as config_lib
 
   if (FLAGS.config is None) == (FLAGS.data is None):

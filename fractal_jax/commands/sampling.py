@@ -53,7 +53,7 @@ def define_flags():
 
 
 def drawing_flags():
-  """Those of define_flags that `sweep` does not sweep."""
+  """The flags of define_flags that `sweep` does not sweep."""
   flags.DEFINE_enum(
     'schedule',
     None,
@@ -90,7 +90,7 @@ def rejection_flags():
 
 
 def keep_flags():
-  """Those of rejection_flags that `sweep` does not sweep."""
+  """The flags of rejection_flags that `sweep` does not sweep."""
   flags.DEFINE_integer(
     'keep', None, 'How many of --candidates images to keep, the best ones; 1.'
   )

@@ -1,4 +1,4 @@
-"""Series from files of numbers: windows of so many rows, as bins.
+"""Series from files of numbers: windows of `model.sizes[0]` rows, as bins.
 
 config.data.dir names a CSV, Parquet or .npz file, or a folder of them. The
 first rows of each file are for training (data.rows, or what the file says),
@@ -124,7 +124,7 @@ def part(config, one: Table, split: str) -> np.ndarray:
 
 
 def _starts(read: list[np.ndarray], side: int, stride: int):
-  """For each series (which it is, first row) [n, 2]; how many are left out."""
+  """Windows as (series, first row) [n, 2]; how many series are left out."""
   found, left_out = [], 0
   for which, bins in enumerate(read):
     starts = np.arange(0, len(bins) - side + 1, stride)

@@ -6,10 +6,10 @@ import gradio as gr
 import numpy as np
 
 from fractal_jax.demo import uploads, views
+from fractal_jax.models.kinds import KINDS
 
 HERE = pathlib.Path(__file__).parent
 EACH = 'each'  # in place of a class: each in turn
-KINDS = {'ar': 'autoregressive', 'mar': 'masked'}  # in words
 
 
 class Layout:
@@ -71,7 +71,7 @@ class Layout:
     m = self.config.model
     by = lambda side: 'x'.join([str(side)] * m.rank)
     levels = ' → '.join(
-      f'{KINDS.get(kind, kind)} over {by(side)}'
+      f'{KINDS[kind].WORD} over {by(side)}'
       for kind, side in zip(m.kinds[:-1], m.sizes)
     )
     several = lambda n, one, more: f'{n} {one if n == 1 else more}'
@@ -87,7 +87,7 @@ class Layout:
     )
 
   def _settings(self) -> list:
-    """Of drawing: guidance, temperature, iterations, seed."""
+    """Components for guidance, temperature, iterations and seed."""
     s = self.config.sample
     # Where a config has one number per level, the page begins with the pixels'.
     strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))

@@ -1,7 +1,7 @@
 """Where the bits of an image are: the cost of each value, and why.
 
 A fractal model gives every channel value of an image its own probability, so
-an image has a map of bits. With ar levels alone it is exact. With masked levels
+an image has a map of bits. It is exact where no level masks. With masked levels
 a value's bits depend on what is known when it is drawn; here they are averaged
 over orders, from random masks, as in `likelihood`.
 """
@@ -105,7 +105,7 @@ class Explanation:
 
 
 def _stderr(x: np.ndarray) -> np.ndarray:
-  """Of the mean over the first axis; 0 of a single entry, which is exact."""
+  """Standard errors of means over the first axis; 0 where it has one entry."""
   return x.std(0, ddof=len(x) > 1) / np.sqrt(len(x))
 
 
@@ -116,6 +116,15 @@ class Question:
   image: Array  # [S, (S,) C]
   label: Array  # -1 for "no class"
   keep: list[Array]  # as in Fractal.__call__
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A question, and the condition that it leaves out."""
+
+  question: Question
+  level: int = 0  # that is given the condition
+  name: str = ''  # of the condition; '' where none is left out
 
 
 def explain(
@@ -147,14 +156,14 @@ def explain(
   batch = min(batch or config.eval.batch, passes)
   batch = sharding.padded_batch(batch, mesh)
   key, parts = jax.random.key(seed), sharding.batch_devices(mesh)
-  told, dropped = _questions(net, image, label), 0
-  found = [[] for _ in told]  # of each question: the maps of each batch
-  steps = list(itertools.product(range(len(told)), range(0, passes, batch)))
+  asked, dropped = _questions(net, image, label), 0
+  found = [[] for _ in asked]  # of each question: the maps of each batch
+  steps = list(itertools.product(range(len(asked)), range(0, passes, batch)))
   for done, (i, start) in enumerate(steps):
     index = start + np.arange(batch)
     with jax.set_mesh(mesh):
       *maps, lost = jax.device_get(
-        value_nats(net, params, told[i][-1], key, index, parts=parts)
+        value_nats(net, params, asked[i].question, key, index, parts=parts)
       )
     found[i].append(maps)
     dropped += int(lost.sum())
@@ -166,7 +175,7 @@ def explain(
     each=maps[-1],
     guide_bits=tuple(g.mean(0) for g in maps[:-1]),
     stderr=float(_stderr(total)),
-    conditions=_conditions(told[1:], without, total),
+    conditions=_conditions(asked[1:], without, total),
     flops=tuple((flops / flops.sum()).tolist()),
     sides=tuple(s.patch for s in net.specs[:-1]),
     exact=net.exact,
@@ -177,37 +186,35 @@ def explain(
 
 def _questions(
   net: fractal.Fractal, image: np.ndarray, label: int
-) -> list[tuple[int, str, Question]]:
-  """What an image costs, told all; then, told all but one condition.
-
-  Returns:
-    Of each question: the level that is not told, the condition's name, and
-    the question.
-  """
+) -> list[Asked]:
+  """What an image costs, told all; then, told all but one condition."""
   keep = [np.ones(s.out_conds, np.float32) for s in net.specs[:-1]]
-  out = [(0, '', Question(image, np.int32(label), keep))]
+  out = [Asked(Question(image, np.int32(label), keep))]
   if label >= 0:
-    out.append((0, 'class', Question(image, np.int32(-1), keep)))
+    out.append(Asked(Question(image, np.int32(-1), keep), 0, 'class'))
   for i, (kind, spec) in enumerate(zip(net.kinds, net.specs[:-1])):
     for j, name in enumerate(kind.conditions(spec.rank)[: spec.out_conds]):
       one = [x.copy() for x in keep]
       one[i][j] = 0
-      out.append((i + 1, name, Question(image, np.int32(label), one)))
+      out.append(Asked(Question(image, np.int32(label), one), i + 1, name))
   return out
 
 
-def _conditions(told, without, total: np.ndarray) -> tuple[Condition, ...]:
+def _conditions(
+  asked: list[Asked], without: list[list[np.ndarray]], total: np.ndarray
+) -> tuple[Condition, ...]:
   """What each condition is worth.
 
   Args:
-    told: of each, the question without it.
-    without: of each, the maps of that.
+    asked: the question without each.
+    without: the maps of each question.
     total: [passes] bits with all of them.
   """
   out = []
-  for (level, name, _), maps in zip(told, without):
+  for x, maps in zip(asked, without):
     more = _totals(maps) - total  # by the same masks
-    out.append(Condition(level, name, float(more.mean()), float(_stderr(more))))
+    worth, error = float(more.mean()), float(_stderr(more))
+    out.append(Condition(x.level, x.name, worth, error))
   return tuple(out)
 
 

@@ -23,7 +23,7 @@ class InputError(UserError, ValueError):
 
 
 def array(x, name: str) -> np.ndarray:
-  """As an array; an InputError says what is none."""
+  """What was given as an array; an InputError says what is none."""
   if np.ma.is_masked(x):
     raise InputError(f'{name} are masked in part: give all of their values')
   try:

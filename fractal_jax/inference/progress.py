@@ -25,7 +25,7 @@ class Progress:
 
   @property
   def share(self) -> float:
-    """Of the steps, 0 to 1."""
+    """The share of the steps that are done, 0 to 1."""
     return self.done / self.total
 
 

@@ -42,7 +42,7 @@ def listing(arrays: dict) -> str:
 
 
 # Kinds of arrays, by NumPy's letters.
-KINDS = {'f': 'floats', 'iu': 'integers', 'fiu': 'numbers', 'U': 'texts'}
+DTYPES = {'f': 'floats', 'iu': 'integers', 'fiu': 'numbers', 'U': 'texts'}
 # Class numbers are below this: every class has an entry in what is computed.
 CLASSES = 1_000_000
 
@@ -54,7 +54,7 @@ def check_array(path, name: str, x, kinds: str, shape: tuple, what='') -> None:
     path: of the file that holds it, for the message.
     name: of the array.
     x: the array; None where the file has none.
-    kinds: a key of KINDS.
+    kinds: a key of DTYPES.
     shape: its shape, where None stands for any length.
     what: the file should be, and what to do, for the message.
   """
@@ -68,7 +68,7 @@ def check_array(path, name: str, x, kinds: str, shape: tuple, what='') -> None:
     found = 'missing' if x is None else f'{x.dtype} {list(x.shape)}'
     wanted = ', '.join('any' if n is None else str(n) for n in shape)
     raise MetricsError(
-      f'{path}: `{name}` is {found}; expected {KINDS[kinds]} [{wanted}]'
+      f'{path}: `{name}` is {found}; expected {DTYPES[kinds]} [{wanted}]'
       + (f', in {what}.' if what else '.')
     )
   if 'f' in kinds and not np.isfinite(x).all():

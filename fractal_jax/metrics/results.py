@@ -51,7 +51,7 @@ def measure(
   extractor: Extractor,
   progress: Callable[[int], None] = lambda done: None,
 ) -> dict:
-  """All the numbers.
+  """Every metric of a set of images.
 
   Args:
     images: at least 10.

@@ -37,6 +37,7 @@ from fractal_jax.models.types import (
 class ARLevel(AllDown):
   """An autoregressive level."""
 
+  WORD = 'autoregressive'
   BLOCK = layers.LlamaBlock
 
   @staticmethod
@@ -123,19 +124,19 @@ class ARLevel(AllDown):
   ) -> Steps:
     """One patch after another, in raster order, with a key-value cache.
 
-    See level.Level, and class Squares.
+    See level.Level, and RasterSquares.
     """
     del order
     streams = [
       Stream(net.generating(), c) for net, c in zip(networks, request.conds)
     ]
-    return Squares(streams, request, sampling, draw_patch).steps()
+    return RasterSquares(streams, request, sampling, draw_patch).steps()
 
   # Counting FLOPs, for planning/cost.py.
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of one sequence."""
+    """FLOPs of scoring one square: one pass over its sequence."""
     s = self.spec
     d, t = s.width, s.length  # the condition takes the last patch's place
     layer = 2 * t * (4 * d * d + 3 * d * layers.swiglu_width(d)) + 4 * t * t * d
@@ -200,7 +201,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Squares:
+class RasterSquares:
   """N squares of an autoregressive level that are generated.
 
   At level 0 a linear schedule raises the guidance from almost 1 to its full

@@ -145,7 +145,7 @@ def from_ycocg(x: Array, values: int) -> Array:
 
 
 def from_config(model: ConfigDict) -> Colour:
-  """Of a config's section `model`."""
+  """The colours of a config's section `model`."""
   return Colour(model.colour, tuple(model.channel_order), model.num_values)
 
 
@@ -158,12 +158,7 @@ def problems(model: ConfigDict) -> list[str]:
       f'model.channel_order={order} must be () or name each of the {c} '
       f'channels, 0 to {c - 1}, once'
     )
-  if model.colour not in NAMES:
-    out.append(
-      f"model.colour='{model.colour}' must be one of "
-      f'{", ".join(map(repr, NAMES))}'
-    )
-  elif model.colour and (model.rank, c) != (2, 3):
+  if model.colour and (model.rank, c) != (2, 3):
     out.append(
       f"model.colour='{model.colour}' is for RGB images: it needs model.rank=2 "
       f'and model.channels=3 (not {model.rank} and {c})'

@@ -86,6 +86,11 @@ class Fractal(nn.Module):
     return all(kind.EXACT for kind in self.kinds[:-1])
 
   @property
+  def causal(self) -> bool:
+    """Whether a value depends on no patch but those before it, in order."""
+    return all(kind.CAUSAL for kind in self.kinds[:-1])
+
+  @property
   def masks(self) -> bool:
     """Whether some level draws at random which patches are scored."""
     return any(kind.MASKS for kind in self.kinds[:-1])
@@ -137,7 +142,14 @@ class Fractal(nn.Module):
     )
 
   def __call__(
-    self, images, labels, draws, masks=None, keep=None, *, train: bool
+    self,
+    images: Array,
+    labels: Array,
+    draws: Draws,
+    masks: Sequence | None = None,
+    keep: Sequence | None = None,
+    *,
+    train: bool,
   ) -> Result:
     """What `score` does, as a flax module; with its arguments."""
     rows, guides, dropped = self.down(
@@ -172,7 +184,14 @@ class Fractal(nn.Module):
     return self.apply({'params': shared.expand(params, self.specs)}, method=run)
 
   def down(
-    self, images, labels, draws, masks=None, keep=None, *, train: bool
+    self,
+    images: Array,
+    labels: Array,
+    draws: Draws,
+    masks: Sequence | None = None,
+    keep: Sequence | None = None,
+    *,
+    train: bool,
   ) -> tuple[Rows, list[Scores], Array]:
     """Through all levels above the pixels; the arguments are those of `score`.
 
@@ -222,16 +241,28 @@ class Fractal(nn.Module):
   # Generating.
 
   @nn.nowrap
-  def generate(self, *args, **how) -> Drawn:
-    """Images [B, S, (S,) C]: all of `steps`, whose arguments it takes.
+  def generate(
+    self,
+    params: dict,
+    labels: Array,
+    keys: Array,
+    sampling: Sampling,
+    *,
+    guided: bool,
+    guide: 'Guide | None' = None,
+    orders: Sequence | None = None,
+    given: Given | None = None,
+  ) -> Drawn:
+    """Images [B, S, (S,) C]: all of `steps`, whose arguments these are.
 
     It is pure: call it on the unbound module, under jit.
     """
-    return self.steps(*args, **how).run()
+    how = dict(guided=guided, guide=guide, orders=orders, given=given)
+    return self.steps(params, labels, keys, sampling, **how).run()
 
   @nn.nowrap
   def by_level(self, sampling: Sampling) -> Sampling:
-    """The same with an entry for each level where there is one, or none."""
+    """Settings by level, where they have an entry for each that draws."""
 
     def spread(x):
       if jnp.ndim(x) == 0:

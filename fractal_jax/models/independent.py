@@ -32,6 +32,7 @@ from fractal_jax.models.types import (
 class IndependentLevel(AllDown):
   """A level whose patches are independent given its conditions."""
 
+  WORD = 'independent'
   BLOCK = layers.ViTBlock
 
   @staticmethod
@@ -117,7 +118,7 @@ class IndependentLevel(AllDown):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of one sequence."""
+    """FLOPs of scoring one square: one pass over its sequence."""
     s = self.spec
     embed = 2 * s.width * s.num_conds * s.cond_width
     tokens = self.sequence_length(s)

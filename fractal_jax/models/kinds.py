@@ -11,3 +11,8 @@ KINDS: dict[str, type[Level]] = {
   'independent': IndependentLevel,
   'mar': MARLevel,
 }
+
+
+def causal() -> list[str]:
+  """Names of the kinds whose patches depend on those before them alone."""
+  return [name for name, kind in KINDS.items() if kind.CAUSAL]

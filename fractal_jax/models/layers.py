@@ -251,7 +251,7 @@ class Block(nn.Module):
     return x + self.mlp(self.norm2(x), False), cached
 
   def at(self, x: Array, places: Array) -> Array:
-    """Its output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
+    """The output at places [N, W] of x [N, T, D] alone: [N, W, D]."""
     y = self.norm1(x)
     x, here = (
       jnp.take_along_axis(a, places[..., None], 1, mode='clip') for a in (x, y)
@@ -292,7 +292,7 @@ class ViTBlock(Block):
 
   @property
   def dropouts(self):
-    """Of the attention half, weights and output; of the MLP half, both too."""
+    """Dropouts per half: (of the weights, of the output), (hidden, output)."""
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (self.drop1, self.drop2)
 
@@ -319,7 +319,7 @@ class LlamaBlock(Block):
 
   @property
   def dropouts(self):
-    """As ViTBlock's; the hidden layer has none."""
+    """Dropouts as of ViTBlock; the hidden layer has none."""
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (None, self.drop)
 

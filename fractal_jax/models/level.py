@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fractal_jax.models.chunked import chunked
@@ -38,6 +39,8 @@ class Level(Protocol):
 
   # What the kind is.
 
+  # Its name in a sentence, as in "masked over 4x4".
+  WORD: ClassVar[str]
   # Its transformer's block. Levels may share blocks of one class.
   BLOCK: ClassVar[type[nn.Module]]
   # Whether a pass sends only some patches down, drawn at random, rather than
@@ -45,6 +48,8 @@ class Level(Protocol):
   MASKS: ClassVar[bool]
   # Whether one pass gives the exact likelihood, by the chain rule.
   EXACT: ClassVar[bool]
+  # Whether a patch depends on no patch but those before it, in raster order.
+  CAUSAL: ClassVar[bool]
   # Whether it can predict a guiding pixel (config.model.guide).
   GUIDES: ClassVar[bool]
 
@@ -109,6 +114,24 @@ class Level(Protocol):
   ) -> Steps:
     """Generates squares [N, s, (s,) C], patch by patch.
 
+    What the recursion leaves to the kind:
+
+    Squares: they start as `types.undrawn` gives them; patches come from
+      `draw_patch` alone.
+    Keys: patch `place` of a square is drawn with `fold_in(key, place)` of the
+      square's key, whatever step draws it.
+    Known values: `draw_patch` gets each patch's part of `request.given`.
+    Interval of guidance: at level 0, with the share of patches that are there
+      before a step, the step runs `networks[:1]` alone and sends their
+      conditions alone down, unless `sampling.guides(share)`. Other levels
+      always run all networks.
+    Scale of guidance: `draw_patch` gets that of `request`. At level 0, where
+      `sampling.schedule` is 'linear', it rises from near 1 to that with the
+      patches; a kind that draws all at once has nothing to raise it by.
+    Times: with `sampling.record`, `when` of what `draw_patch` gives counts the
+      patch's own values. The kind shifts it, so that it counts those of the
+      square that were drawn before; `nats` are kept as they come.
+
     Args:
       networks: this level with its parameters; behind it, the same level of
         the network that guides, where another one does.
@@ -124,13 +147,23 @@ class Level(Protocol):
       The steps whose result are the squares. What is known of them is kept.
     """
 
+  @staticmethod
+  def branches(
+    spec: Spec, sampling: Sampling, networks: int
+  ) -> np.ndarray | None:
+    """How often a step takes each branch of its `lax.switch`, as shares [n].
+
+    For estimates of time, see planning/aot.py; `networks` as `generate` gets
+    them. None: all branches count as taken in every step.
+    """
+
   # Counting FLOPs, 2 per multiply-add, as they are computed here.
 
   def flops(self) -> float:
-    """Of scoring one square."""
+    """FLOPs of scoring one square."""
 
   def sample_flops(self, iterations: int) -> float:
-    """Of generating one square in `iterations` steps."""
+    """FLOPs of generating one square in `iterations` steps."""
 
   def share(self, law: str) -> float:
     """The share of a square's patches that go down; law: as in Draws."""
@@ -156,6 +189,7 @@ class AllDown(nn.Module):
 
   MASKS = False
   EXACT = True
+  CAUSAL = True
   GUIDES = False
 
   @staticmethod
@@ -171,6 +205,10 @@ class AllDown(nn.Module):
   def problems(spec: Spec) -> list[str]:
     del spec
     return []
+
+  @staticmethod
+  def branches(spec: Spec, sampling: Sampling, networks: int) -> None:
+    del spec, sampling, networks
 
   def __call__(
     self, rows: Rows, draws: Draws, mask: Array | None = None, *, train: bool
@@ -195,7 +233,7 @@ class AllDown(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """Those of one pass, in however many steps patches are drawn."""
+    """FLOPs of one pass, in however many steps patches are drawn."""
     del iterations
     return self.flops()
 

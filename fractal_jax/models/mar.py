@@ -65,9 +65,11 @@ class MARLevel(nn.Module):
 
   spec: Spec
 
+  WORD = 'masked'
   BLOCK = layers.ViTBlock
   MASKS = True
   EXACT = False
+  CAUSAL = False
   GUIDES = True
 
   @staticmethod
@@ -279,7 +281,7 @@ class MARLevel(nn.Module):
     colour = None
     if networks[0].spec.guide:
       colour = draw_guide(networks, request, sampling)
-    return unmasking.Squares(
+    return unmasking.MaskedSquares(
       networks=[
         net.generating(unroll=layers.unrolls(net.spec.depth))
         for net in networks
@@ -290,6 +292,13 @@ class MARLevel(nn.Module):
       guide=colour,
       order=order,
     ).steps()
+
+  @staticmethod
+  def branches(spec: Spec, sampling: Sampling, networks: int) -> np.ndarray:
+    order = sampling.order[spec.index]
+    steps = unmasking.plan(spec, sampling, order, networks)
+    taken = np.bincount(steps.program, minlength=len(steps.programs))
+    return taken / taken.sum()
 
   @nn.nowrap
   def conds_of(
@@ -321,12 +330,12 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of one sequence, its guide's prediction included."""
+    """FLOPs of scoring one square, its guide's prediction included."""
     return self.outputs_flops() + self.guide_flops()
 
   @nn.nowrap
   def outputs_flops(self) -> float:
-    """Of one pass over the sequence, without the guide's prediction."""
+    """FLOPs of one pass over the sequence, without the guide's prediction."""
     s = self.spec
     d, t = s.width, self.sequence_length(s)
     embed = s.length * s.patch_values + s.num_conds * s.cond_width
@@ -340,7 +349,7 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def sample_flops(self, iterations: int) -> float:
-    """One pass per iteration, and one guide.
+    """FLOPs of generating one square: a pass per iteration, and one guide.
 
     The last layer computes the outputs that are conditions, and no others.
     """

@@ -42,7 +42,7 @@ class PixelLevel(nn.Module):
 
   @staticmethod
   def published(spec: Spec) -> published.Table:
-    """As in level.Level."""
+    """Published names of the parameters; see level.Level."""
     return {
       **published.linear('cond_embed', 'cond_proj'),
       **published.norm('norm_in', 'ln'),
@@ -180,7 +180,7 @@ class PixelLevel(nn.Module):
 
   @nn.nowrap
   def flops(self) -> float:
-    """Of scoring one pixel: C tokens through the blocks, and the logits.
+    """FLOPs of scoring one pixel: C tokens through the blocks, and the logits.
 
     Generating one with the cache takes as many.
     """
@@ -295,12 +295,7 @@ def draw_by_kernel(
     given = jnp.where(given.known, given.values, -1).reshape(shape)
   if bounds is not None:
     bounds = tuple(x.reshape(shape) for x in bounds)
-  how = (
-    request.guidance,
-    sampling.temperature,
-    sampling.filter_threshold,
-    sampling.greedy,
-  )
+  how = sampling.replace(guidance=request.guidance)
 
   def step(_, __):
     return pixel_draw.pixel_draw(

@@ -12,7 +12,7 @@ from fractal_jax.models.types import Spec
 
 
 def owners(model: ConfigDict) -> tuple[int, ...]:
-  """For each level of a config's section `model`, whose blocks it uses."""
+  """The level whose blocks each level uses, in a config's section `model`."""
   return tuple(model.share) or tuple(range(len(model.sizes)))
 
 

@@ -99,7 +99,8 @@ class Draws:
   """What a teacher-forced pass draws at random.
 
   Everything is a function of the image's own key, so that results do not
-  depend on the mesh. None where nothing is drawn (ar levels, given masks).
+  depend on the mesh. None where nothing is drawn: no level masks, or masks
+  are given.
   """
 
   keys: Array | None  # [B] typed keys, one per image
@@ -193,7 +194,7 @@ class Steps:
   drawn: Callable  # a state to Drawn: the squares as they are by then
 
   def run(self) -> Drawn:
-    """All the steps."""
+    """The squares after all steps."""
     state = jax.lax.fori_loop(0, self.count, self.step, self.start)
     return self.drawn(state)
 
@@ -234,6 +235,6 @@ class Network:
     return self.level.spec
 
   def generating(self, **changes) -> 'Network':
-    """The same, without what only training needs."""
+    """This network, without what only training needs."""
     spec = dataclasses.replace(self.spec, remat='none', **changes)
     return Network(self.level.clone(spec=spec, parent=None), self.params)

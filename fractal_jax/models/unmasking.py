@@ -90,7 +90,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Squares:
+class MaskedSquares:
   """N squares of a masked level that are generated.
 
   Patches that are known as a whole count as generated in the first steps, and

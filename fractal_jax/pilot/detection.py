@@ -169,7 +169,7 @@ def labels_of(pilot: Pilot, rows: slice) -> np.ndarray:
 
 
 def widened(labels: np.ndarray, before: int, after: int) -> np.ndarray:
-  """Labels [t] with so many rows before and after each incident."""
+  """Labels [t] that hold `before` and `after` rows around each incident too."""
   out = labels.copy()
   for first, last in runs_of(labels):
     out[max(first - before, 0) : last + after + 1] = True

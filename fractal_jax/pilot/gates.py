@@ -76,7 +76,7 @@ class Gate:
 
 
 def verdict(each: Iterable[str]) -> str:
-  """Of several verdicts: the worst of them, NO-GO before MORE DATA."""
+  """The worst of several verdicts: NO-GO before MORE DATA."""
   each = list(each)
   for one in (NO_GO, MORE_DATA):
     if one in each:
@@ -88,7 +88,7 @@ def verdict(each: Iterable[str]) -> str:
 
 
 def exact(value: float) -> Interval:
-  """Of what was counted, not estimated."""
+  """The interval of what was counted, not estimated: a point."""
   return Interval(float(value), float(value), float(value))
 
 

@@ -12,7 +12,7 @@ SHOWN = 2 * COLUMNS  # images in a picture
 
 
 def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
-  """Those of a stage, by the key of their caption."""
+  """Pictures of a stage, by the key of their caption."""
   model = pilot.config(pilot.side, 3, None).model
   out = learning(curves)
   if name == 'data':

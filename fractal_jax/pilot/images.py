@@ -158,7 +158,7 @@ class ImagePilot(Pilot):
     return [(0, side, 1), (1, patch, 2)]
 
   def config(self, side: int, levels: int, steps: int | None):
-    """As configs/digits.py, without classes."""
+    """A config as configs/digits.py has it, without classes."""
     c = config_lib.default()
     m = c.model
     m.sizes = (side, 1) if levels == 2 else planning.levels(side)

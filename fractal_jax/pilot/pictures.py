@@ -11,7 +11,7 @@ MOST = 6  # channels that are drawn
 
 
 def of_table(pilot, name: str, curves: dict) -> dict[str, bytes]:
-  """Those of a stage of a table, by the key of their caption."""
+  """Pictures of a stage of a table, by the key of their caption."""
   times = pilot.data.times
   if times is not None and times.dtype.kind != 'M':
     times = None
@@ -33,7 +33,7 @@ def of_table(pilot, name: str, curves: dict) -> dict[str, bytes]:
 
 
 def learning(curves: dict) -> dict[str, bytes]:
-  """Those of the stage `module`, of any data; none where it is another's."""
+  """Pictures of the stage `module`, of any data; none of another stage."""
   if 'curve' not in curves:
     return {}
   return {'module': curve(curves), 'gradients': gradients(curves)}

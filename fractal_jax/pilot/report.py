@@ -43,8 +43,8 @@ TERMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """All that a report says, in no language."""
+class Content:
+  """The content of a report, in no language."""
 
   pilot: Pilot
   done: dict[str, run.Done]
@@ -75,7 +75,7 @@ class Report:
 
   @property
   def roi(self) -> Roi | None:
-    """By the shadow run, or else the stage of full size."""
+    """The return by the shadow run, or else by the stage of full size."""
     for name, found, weekly in (
       ('shadow', 'shadow_found', 'shadow_weekly_false_alarms'),
       ('full', 'found', 'weekly_false_alarms'),
@@ -89,7 +89,7 @@ class Report:
 
 def write(pilot: Pilot, language: str) -> str:
   """Writes report.json and report.LANGUAGE.html; returns the latter's path."""
-  found = Report(pilot, run.load(pilot))
+  found = Content(pilot, run.load(pilot))
   words = texts.texts(language, pilot.KIND)
   path = pilot.path(f'report.{language}.html')
   paths.write_text(pilot.path('report.json'), as_json(found))
@@ -97,7 +97,7 @@ def write(pilot: Pilot, language: str) -> str:
   return str(path)
 
 
-def as_json(found: Report) -> str:
+def as_json(found: Content) -> str:
   """The report for programs; not-a-number and the like are null."""
 
   def clean(x):
@@ -129,7 +129,7 @@ def as_json(found: Report) -> str:
 # The page.
 
 
-def page(found: Report, words: dict[str, str], language: str) -> str:
+def page(found: Content, words: dict[str, str], language: str) -> str:
   """The page: pictures inside, no other files, no scripts."""
   asked = found.pilot.settings.question
   question = asked['question'] or words['unnamed']
@@ -159,7 +159,7 @@ def page(found: Report, words: dict[str, str], language: str) -> str:
   return pages.page(title, body, style=STYLE, language=language)
 
 
-def reason(found: Report, words: dict[str, str]) -> str:
+def reason(found: Content, words: dict[str, str]) -> str:
   """Why the verdict is what it is, in a few sentences."""
   if found.deciding is not None:
     name, gate = found.deciding
@@ -186,32 +186,32 @@ def gate_name(gate: Gate, words: dict[str, str]) -> str:
   return words['level'].format(name=name, level=gate.about)
 
 
-def required(found: Report, gate: Gate, words: dict[str, str]) -> str:
+def required(found: Content, gate: Gate, words: dict[str, str]) -> str:
   """'at least 50%'."""
   side = 'least' if gate.least else 'most'
   return words[side].format(x=amount(found, gate.name, gate.threshold))
 
 
-def shown(found: Report, gate: Gate, end: str, words: dict[str, str]) -> str:
+def shown(found: Content, gate: Gate, end: str, words: dict[str, str]) -> str:
   """The value, or the low or high end, of what a gate found."""
   if gate.found is None:
     return words['nothing']
   return amount(found, gate.name, getattr(gate.found, end))
 
 
-def amount(found: Report, gate: str, x: float) -> str:
+def amount(found: Content, gate: str, x: float) -> str:
   """A number that is compared with a gate's."""
   return f'{number(100 * x)}%' if gate in found.shares else number(x)
 
 
 def number(x: float) -> str:
-  """In a few digits; whole numbers and amounts with commas."""
+  """A number in a few digits; whole numbers and amounts with commas."""
   if abs(x) < 1e15 and x == int(x):
     return f'{int(x):,}'
   return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.3g}'
 
 
-def span(found: Report, gate: Gate, words: dict[str, str]) -> str:
+def span(found: Content, gate: Gate, words: dict[str, str]) -> str:
   """The interval; nothing where it is a number that was counted."""
   if gate.found is not None and gate.found.low == gate.found.high:
     return ''
@@ -233,7 +233,7 @@ def _list(items) -> str:
   return '<ul>' + ''.join(f'<li>{html.escape(x)}</li>' for x in items) + '</ul>'
 
 
-def _verdict(found: Report, words) -> str:
+def _verdict(found: Content, words) -> str:
   mark = found.verdict.split()[0]
   text = words['verdict'].format(verdict=words[found.verdict])
   out = f'<p class="verdict {mark}">{html.escape(text)}</p>'
@@ -247,7 +247,7 @@ def _verdict(found: Report, words) -> str:
   )
 
 
-def _origin(found: Report, words) -> str:
+def _origin(found: Content, words) -> str:
   """Who decides, the data, and the day of the report."""
   of = found.pilot.settings
   name = pathlib.PurePath(of.data['file'] or of.data['source']).stem
@@ -257,7 +257,7 @@ def _origin(found: Report, words) -> str:
   return paragraph((words['owner'].format(owner=owner) if owner else '') + out)
 
 
-def _gates(found: Report, words) -> str:
+def _gates(found: Content, words) -> str:
   heads = ('stage', 'criterion', 'threshold', 'found', 'interval', 'decision')
   rows = [_row('', [words[h] for h in heads], 'th')]
   for name in run.STAGES:
@@ -288,7 +288,7 @@ def _numbers(head, rows) -> str:
   return f'<div class="numbers">{table(head, rows)}</div>'
 
 
-def _changes(found: Report, words) -> str:
+def _changes(found: Content, words) -> str:
   lines, now = [], found.pilot.settings.hash
   for name, stage in found.done.items():
     for gate, old, new in run.changed(found.pilot, stage):
@@ -308,7 +308,7 @@ def _changes(found: Report, words) -> str:
   return ''.join(map(paragraph, lines))
 
 
-def _roi(found: Report, words) -> str:
+def _roi(found: Content, words) -> str:
   worth = found.roi
   if found.pilot.settings.task['kind'] != 'anomalies':
     return paragraph(words['roi none'])
@@ -346,7 +346,7 @@ def _roi(found: Report, words) -> str:
   )
 
 
-def _price(found: Report, words) -> str:
+def _price(found: Content, words) -> str:
   seconds = sum(stage.seconds for stage in found.done.values())
   out = paragraph(words['spent'].format(minutes=number(round(seconds / 60, 1))))
   name = found.next_stage
@@ -361,7 +361,7 @@ def _price(found: Report, words) -> str:
   return out
 
 
-def _stage(found: Report, name: str, words) -> str:
+def _stage(found: Content, name: str, words) -> str:
   stage = found.done[name]
   facts = [
     (words.get(f'fact {k}', k), number(v)) for k, v in stage.facts.items()

@@ -15,7 +15,7 @@ from fractal_jax.pilot.settings import PilotError
 from fractal_jax.pilot.tables import TablePilot
 from fractal_jax.pilot.work import Pilot
 
-KINDS: dict[str, type[Pilot]] = {k.KIND: k for k in (TablePilot, ImagePilot)}
+PILOTS: dict[str, type[Pilot]] = {k.KIND: k for k in (TablePilot, ImagePilot)}
 STAGES = tuple(TablePilot.STAGES)  # those of all kinds
 
 
@@ -46,8 +46,8 @@ def open_pilot(folder: str, models=None) -> Pilot:
     PilotError: it has no pilot.toml, or one that can't be run.
     DataError: the data can't be read.
   """
-  found = settings.load(folder, {k: v.SECTIONS for k, v in KINDS.items()})
-  kind = KINDS[found.data['kind']]
+  found = settings.load(folder, {k: v.SECTIONS for k, v in PILOTS.items()})
+  kind = PILOTS[found.data['kind']]
   pilot = kind(folder, found, kind.open(found), models or kind.MODELS())
   lines = pilot.problems()
   if lines:
@@ -109,7 +109,7 @@ def price(pilot: Pilot, name: str) -> float | None:
 
 
 def known_price(pilot: Pilot, name: str) -> float | None:
-  """The same where the speed of this machine was measured already."""
+  """The price of a stage where this machine's speed was measured already."""
   return price(pilot, name) if work.probed(pilot) else None
 
 
@@ -163,7 +163,7 @@ def run_stage(
 
 
 def verdict(done: dict[str, Done]) -> str:
-  """Of the pilot: GO takes every stage."""
+  """The verdict of a pilot: GO takes every stage."""
   found = gates.verdict(d.verdict for d in done.values())
   if found == gates.GO and len(done) < len(STAGES):
     return gates.MORE_DATA

@@ -30,12 +30,12 @@ DATA = {
   'columns': Key([], Each(Text(empty=False)), 'the channels; []: all'),
   'train_rows': Key(
     0, integer(least=1),
-    'the first so many rows are normal operation, and learnt from. The last '
+    'how many rows, the first, are normal operation, and learnt from. The last '
     'fifth of them is held out: it judges modules, and sets the threshold',
   ),
   'shadow_rows': Key(
     0, integer(least=1),
-    'the last so many rows are seen by the last stage alone. The rows between '
+    'how many rows, the last, only the last stage sees. The rows between '
     'are those of the stage `full`',
   ),
   'rows_per_week': Key(
@@ -54,7 +54,7 @@ TASK = {
     32, integer(least=1),
     'rows that scores are averaged over. More: fewer false alarms, later ones',
   ),
-  'score': Key('z2', Choice(scores.KINDS), 'how surprise is measured'),
+  'score': Key('z2', Choice(scores.NAMES), 'how surprise is measured'),
   'false_alarms': Key(
     0.002, SHARE,
     'share of the rows held out that may lie above the threshold',

@@ -110,9 +110,9 @@ class Pilot(abc.ABC):
     """A job: what is kept of a model fitted to a share of what is learnt from.
 
     Returns:
-      `bits` a value [units] of the units held out; `gradient_i`, norms [steps]
-      of level i; and where asked for, `drawn`, and `worth` [levels - 1], see
-      `worth`.
+      `bits` per value [units] of the units held out; `gradient_i`, norms
+      [steps] of level i; and where asked for, `drawn`, and `worth`
+      [levels - 1], see `worth`.
     """
 
     def make() -> Job:
@@ -164,7 +164,7 @@ class Pilot(abc.ABC):
 
   @abc.abstractmethod
   def probing(self, steps: int) -> Job:
-    """The job of fitting a model of all levels, for so many steps."""
+    """The job of fitting a model of all levels, for `steps` steps."""
 
   @abc.abstractmethod
   def pictures(self, name: str, curves: Mapping) -> dict[str, bytes]:

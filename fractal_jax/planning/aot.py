@@ -15,7 +15,7 @@ import numpy as np
 from fractal_jax import sharding
 from fractal_jax.errors import UserError
 from fractal_jax.inference import programs, sample
-from fractal_jax.models import fractal, unmasking
+from fractal_jax.models import fractal
 from fractal_jax.planning import cost, memory
 from fractal_jax.training import optimizer, train, train_state
 
@@ -132,17 +132,16 @@ def compiled(lowered, options: dict | None = None) -> jax.stages.Compiled:
 
 
 def branch_shares(config) -> dict[str, np.ndarray]:
-  """How often a masked level's step is of each size, by the level's name."""
+  """How often each level's step takes each branch, by the level's name."""
   net, out = fractal.from_config(config.model), {}
   how, guided = sample.settings(config)
   *iterations, _ = cost.sample_iterations(net.specs, how.iterations)
   how = how.replace(iterations=tuple(iterations))
   networks = 1 + (guided and how.interval != (0.0, 1.0))
   for spec, kind in zip(net.specs[:-1], net.kinds):
-    if kind.MASKS:
-      steps = unmasking.plan(spec, how, how.order[spec.index], networks)
-      taken = np.bincount(steps.program, minlength=len(steps.programs))
-      out[f'level {spec.index}'] = taken / taken.sum()
+    taken = kind.branches(spec, how, networks)
+    if taken is not None:
+      out[f'level {spec.index}'] = taken
   return out
 
 

@@ -197,7 +197,7 @@ def table(config) -> str:
 
 
 def giga(flops: float) -> str:
-  """In units of 1e9, to four digits or whole."""
+  """FLOPs in units of 1e9, to four digits or whole."""
   g = flops / 1e9
   return f'{g:,.0f}' if g >= 1000 else f'{g:#.4g}'
 

@@ -43,7 +43,7 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Estimate:
-  """Of one run of a program on each device.
+  """The time of one run of a program, on each device.
 
   Attributes:
     seconds: {(level, operation): [2] by cycles, and at the speed of HBM}.

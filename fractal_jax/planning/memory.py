@@ -184,7 +184,7 @@ def share_of_tensor(mesh) -> float:
 
 
 def shapes(config):
-  """Of the parameters."""
+  """The shapes of the parameters."""
   return train_state.param_shapes(fractal.from_config(config.model))
 
 
@@ -218,7 +218,7 @@ def logits_bytes(config) -> float:
 
 
 def bytes_of(x) -> int:
-  """Of an array or its shape; a random key is two words."""
+  """Bytes of an array or of its shape; a random key is two words."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return 8 * math.prod(x.shape)
   return x.dtype.itemsize * math.prod(x.shape)

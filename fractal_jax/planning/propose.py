@@ -429,6 +429,6 @@ def cpu_batch(cores: int, train: int = CPU_BATCH) -> int:
 
 
 def _round(steps: float) -> int:
-  """To a number that eighths and fortieths of are whole."""
+  """Steps rounded up to a number whose eighths and fortieths are whole."""
   whole = 10 ** max(0, int(math.log10(steps)) - 1)
   return max(40, math.ceil(steps / whole) * whole // 40 * 40)

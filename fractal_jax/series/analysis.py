@@ -71,7 +71,7 @@ def analyse(
     table: the series.
     detector: fitted.
     points: its scores of the whole table.
-    train: the first so many rows were given to `fit`; 0: none of them.
+    train: how many rows, the first, were given to `fit`; 0: none of them.
     threshold: in place of the detector's.
   """
   rows = detector._of_rows(points)

@@ -11,19 +11,20 @@ from fractal_jax import checks
 from fractal_jax.data import series
 from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
+from fractal_jax.models import kinds
 from fractal_jax.series import fit, quantiser, ranking, scores, settings, table
 
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
   'smooth': checks.FROM_1,
-  'score': checks.Choice(scores.KINDS),
+  'score': checks.Choice(scores.NAMES),
   'causal': checks.Flag(),
   'false_alarms': checks.SHARE,
   'held_out': checks.SHARE,
   'kind': checks.Text(),
   'levels': checks.Choice((2, 3)),
   'bins': checks.integer(least=2),
-  'range': checks.Choice(quantiser.KINDS),
+  'range': checks.Choice(quantiser.RANGES),
   'steps': checks.Either(checks.FROM_1, checks.Choice((None,))),
   'seed': checks.SEED,
 }
@@ -52,7 +53,7 @@ class FractalDetector(BaseEstimator):
     false_alarms: the share of the rows held out that `threshold_` flags.
     held_out: share of the rows given to `fit`, the last ones, that are not
       trained on: the threshold is theirs.
-    kind: of the model's levels, 'ar' or 'mar' (which can't be causal).
+    kind: of the model's levels, a key of `kinds.KINDS`; 'mar' can't be causal.
     levels: 2 or 3, of the model.
     bins: V, of each channel.
     range: what the bins cover, 'uniform' or 'scaled'; see data.bins.
@@ -186,16 +187,14 @@ class FractalDetector(BaseEstimator):
 
   def check_parameters(self) -> None:
     """Raises DetectorError for parameters that break rules of their own."""
-    from fractal_jax.models import kinds
-
     for name, rule in RULES.items():
       if wrong := checks.problem(name, getattr(self, name), rule):
         raise DetectorError(wrong)
     kind = kinds.KINDS.get(self.kind)  # others are refused with the config
-    if self.causal and kind is not None and kind.MASKS:
+    if self.causal and kind is not None and not kind.CAUSAL:
       raise DetectorError(
-        f"causal=True needs kind='ar', not {self.kind!r}: masked levels look "
-        'at both sides'
+        f'causal=True needs kind={" or ".join(kinds.causal())}, not '
+        f'{self.kind}, whose levels look at both sides'
       )
 
   def _config(self, X: np.ndarray):

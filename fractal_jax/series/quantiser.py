@@ -16,7 +16,7 @@ from fractal_jax import errors, paths
 from fractal_jax.errors import UserError
 
 FILE = 'quantiser.json'  # in a work directory
-KINDS = ('uniform', 'scaled')
+RANGES = ('uniform', 'scaled')
 SCALES = 10  # mean deviations from the median that bins of kind 'scaled' reach
 
 

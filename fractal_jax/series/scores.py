@@ -2,8 +2,8 @@
 
 A window of S rows goes through the model once, and each of its values gets its
 own predictive distribution over V bins, given the rows before it and the
-channels before it in the same row (ar levels), or given a random part of the
-window (masked levels; a mean over masks). Axis letters: T rows, C channels,
+channels before it in the same row (causal levels), or given a random part of
+the window (masked levels; a mean over masks). Axis letters: T rows, C channels,
 S rows of a window, B windows, N rows of all windows.
 """
 
@@ -20,11 +20,11 @@ from fractal_jax import cpu, sharding
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
-from fractal_jax.models import fractal, masking
+from fractal_jax.models import fractal, kinds, masking
 from fractal_jax.models.types import Array
 from fractal_jax.series.quantiser import Quantiser
 
-KINDS = ('z2', 'bits', 'excess', 'tail')
+NAMES = ('z2', 'bits', 'excess', 'tail')
 
 
 class ScoreError(UserError, ValueError):
@@ -36,8 +36,8 @@ class PointScores:
   """What the model says of every value; [T, C] each, NaN where not known.
 
   Attributes:
-    bits: -log2 of the probability of the value's bin. For ar levels their sum
-      over a window is its exact -log2 p.
+    bits: -log2 of the probability of the value's bin. Where no level masks,
+      their sum over a window is its exact -log2 p.
     z2: the squared distance of the value, unclipped, from the predictive mean,
       over the predictive variance; 1 on average where the model is right.
     entropy: bits that the model expected.
@@ -57,7 +57,7 @@ class PointScores:
   clipped: np.ndarray
 
   def by_channel(self, kind: str) -> np.ndarray:
-    """[T, C]: one of KINDS, larger where more surprising.
+    """[T, C]: one of NAMES, larger where more surprising.
 
     'excess' is bits less the bits that were expected; 'tail' is -log2 of the
     two-sided tail probability of the PIT.
@@ -100,10 +100,11 @@ def _blocks(x: np.ndarray, size: int) -> np.ndarray:
 def smoothed(x: np.ndarray, rows: int, causal: bool = False) -> np.ndarray:
   """A running mean of scores [T]; NaN are left out.
 
-  Of so many rows around each; at the ends of those that there are. With
-  `causal` of all rows up to each, weighted by (1 - a)^age, a = 2/(rows + 1): as
-  old on average as a mean over the last `rows`, but what is new counts most
-  (Roberts 1959, Control Chart Tests Based on Geometric Moving Averages).
+  It is of `rows` rows around each; at the ends of those that there are. With
+  `causal` it is of all rows up to each, weighted by (1 - a)^age, a =
+  2/(rows + 1): as old on average as a mean over the last `rows`, but what is
+  new counts most (Roberts 1959, Control Chart Tests Based on Geometric Moving
+  Averages).
   """
   known = ~np.isnan(x)
   held = np.where(known, x, 0.0)
@@ -166,19 +167,19 @@ def score(
 
   Returns:
     PointScores. Each value is predicted from at least 3/4 of a window: with
-    ar levels from the rows before, with masked ones from both sides. The rows
-    of the first window are predicted from those that there are.
+    causal levels from the rows before, with masked ones from both sides. The
+    rows of the first window are predicted from those that there are.
 
   Raises:
-    ScoreError: the model is of no series, masked where `causal`, or of other
-      channels.
+    ScoreError: the model is of no series, not causal where `causal`, or of
+      other channels.
   """
   check(net, quantiser, values, causal)
   side = net.specs[0].side
   inputs.check_counts(passes=passes, batch=batch)
   mesh = sharding.single_device_mesh() if mesh is None else mesh
   passes = 1 if net.exact else passes
-  starts, which = cover(len(values), side, both=not net.exact)
+  starts, which = cover(len(values), side, both=not net.causal)
   bins = _padded(quantiser.read(values, label), starts[-1] + side)
   batch = sharding.padded_batch(min(batch, len(starts)), mesh)
   found = np.zeros(values.shape + (STATISTICS,))
@@ -201,7 +202,7 @@ def score(
 
 
 def _padded(bins: np.ndarray, rows: int) -> np.ndarray:
-  """So many rows: the last one is repeated, marked as not known."""
+  """Bins of `rows` rows: the last one is repeated, marked as not known."""
   unknown = np.minimum(bins[-1:], ~bins[-1:])
   return np.concatenate([bins, unknown.repeat(rows - len(bins), 0)])
 
@@ -209,7 +210,7 @@ def _padded(bins: np.ndarray, rows: int) -> np.ndarray:
 def _point_scores(
   found: np.ndarray, quantiser: Quantiser, values: np.ndarray, label: int
 ) -> PointScores:
-  """In bits and the data's unit, from [T, C, STATISTICS] in nats and bins."""
+  """Scores in bits and the data's unit, from statistics in nats and bins."""
   nats, mean, variance, entropy, pit = np.moveaxis(found, -1, 0)
   _, width = quantiser.of(label)
   distance = quantiser.place(values, label) - mean
@@ -233,10 +234,11 @@ def check(
       'this model was not trained on series: it needs model.rank=1 and '
       'model.unknown=True'
     )
-  if causal and not net.exact:
+  if causal and not net.causal:
     raise ScoreError(
-      'causal scores look at the past alone, but this model has masked levels, '
-      "which look at both sides: train one of model.kinds=('ar', ..., 'pixel')"
+      'causal scores look at the past alone, but some levels of '
+      f'model.kinds={tuple(s.kind for s in net.specs)} look at both sides: '
+      f'train one of levels that do not, of {" or ".join(kinds.causal())}'
     )
   channels = net.specs[0].channels
   if values.ndim != 2 or values.shape[1] != channels:
@@ -289,7 +291,7 @@ def statistics():
 def _statistics(
   net, params, windows: Windows, passes: int, seed, mesh
 ) -> Array:
-  """Of the predictive distributions at all values, [B, S, C, STATISTICS].
+  """Statistics of the predictions of all values, [B, S, C, STATISTICS].
 
   Every device scores its own windows. Masked models: means over the passes in
   which a value was masked, weighted as in the likelihood.

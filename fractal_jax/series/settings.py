@@ -23,7 +23,7 @@ def settings(
     window, kind, bins, seed: as of a `FractalDetector`.
     classes: of series.
     levels: 3: windows, patches of 8 rows, values; 2: without the patches.
-    steps: of training; by default so many that 20,000 rows take minutes.
+    steps: of training; by default as many as keep 20,000 rows to minutes.
 
   Raises:
     ConfigError: a window that patches do not fill, and the like.

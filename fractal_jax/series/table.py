@@ -1,8 +1,8 @@
 """Tables of sensors: CSV, Parquet and .npz files to rows of numbers.
 
 What is empty or NaN is not known, and stays NaN. Where a time column shows
-that rows are missing, rows of NaN take their place, so that a window of so many
-rows is always as long.
+that rows are missing, rows of NaN take their place, so that windows of
+equally many rows are equally long in time.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ NO_NUMBER = (
 )
 NO_LABEL = 'write 0 and 1 in it, or give the column another name'
 UNNAMED = 'a column has no name, and is left out as an index'
-FILLED = 10  # missing rows are filled in up to so many times the rows there are
+FILLED = 10  # missing rows are filled in up to 10 times the rows there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Table:
     times: datetime64 or float64 [T], or None where there is no time column.
     row: [rows of the file] where each of them lies in `values`.
     labels: bool [T], True where anomalous, or None.
-    train: the first so many of the T rows are normal; None if not said.
+    train: how many of the T rows, the first, are normal; None if not said.
     notes: what was found and done, a sentence each.
   """
 

@@ -76,9 +76,9 @@ class Chores:
     self.dog = stack.enter_context(
       processes.watchdog.limit(config.optim.hang_after)
     )
-    self._progress = logs.Progress(start, total, config.optim.batch)
+    self._speed = logs.Speed(start, total, config.optim.batch)
     self._monitor = monitor.Monitor(
-      config, total, self._progress, self._writer, checkpoints
+      config, total, self._speed, self._writer, checkpoints
     )
     self._validation = monitor.Validation()
     for action in self._actions:
@@ -87,7 +87,7 @@ class Chores:
   @contextlib.contextmanager
   def pause(self, doing: str) -> Iterator[None]:
     """What happens in here may take long, and is no training."""
-    with self._progress.pause(), self.dog.slow(doing):
+    with self._speed.pause(), self.dog.slow(doing):
       yield
 
   def attend(

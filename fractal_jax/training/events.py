@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from fractal_jax import paths, pictures
+from fractal_jax.training.logs import NullWriter
 
 # (how a name of metrics.jsonl begins, what stands there in TensorBoard), the
 # first that fits.
@@ -37,8 +38,8 @@ def tag(name: str) -> str:
   raise AssertionError(name)  # the last entry fits all
 
 
-class TensorBoard:
-  """A writer of an event file, with the methods of clu's metric writers."""
+class TensorBoard(NullWriter):
+  """A clu MetricWriter of an event file: scalars, images, movies, a config."""
 
   def __init__(self, folder: str, start: int):
     """Continues after step `start`: TensorBoard hides what came later."""

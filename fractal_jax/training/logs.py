@@ -222,7 +222,7 @@ def stop_profile() -> None:
     jax.profiler.stop_trace()
 
 
-class Progress:
+class Speed:
   """The speed of training, and a line about it every few seconds at most."""
 
   def __init__(self, start: int, total: int, batch: int, every: float = 5.0):

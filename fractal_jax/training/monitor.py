@@ -32,7 +32,7 @@ class Monitor:
     self,
     config: ConfigDict,
     total: int,
-    progress: logs.Progress,
+    speed: logs.Speed,
     writer,
     checkpoints,
   ):
@@ -41,13 +41,13 @@ class Monitor:
     Args:
       config: reads `optim`.
       total: the run's last step.
-      progress: is told of the steps done.
+      speed: is told of the steps done.
       writer: a clu MetricWriter of the averages over applied updates.
       checkpoints: asked whether saving in the background still works.
     """
     self._config, self._total = config, total
     self._schedule = optimizer.schedule(config, total)
-    self._progress, self._writer = progress, writer
+    self._speed, self._writer = speed, writer
     self._checkpoints = checkpoints
     self._unread = None  # step and metrics
     self._averages = Averages()  # of the updates applied since the last line
@@ -95,7 +95,7 @@ class Monitor:
     means = self._averages.take()
     ratios = {k: float(v) for k, v in last.items() if k.startswith(RATIO)}
     means |= {k: v for k, v in ratios.items() if np.isfinite(v)}
-    means['images_per_second'] = self._progress.update(
+    means['images_per_second'] = self._speed.update(
       step, means.get('loss', np.nan), means.get('bits_per_dim', np.nan)
     )
     # The schedule counts the updates applied.

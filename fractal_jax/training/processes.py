@@ -305,7 +305,7 @@ def _read(folder: str) -> dict[int, str]:
 
 
 def _silent(i: int, post: str) -> str:
-  """That process i does not answer; post: its last, see `Watchdog.post`."""
+  """The message that process i is silent; post: its last, see Watchdog.post."""
   _, step, doing = post.split('|', 2)
   return f'process {i} does not answer (last in step {step}: {doing})'
 

@@ -95,7 +95,7 @@ def restore_params(workdir: str, step: int | None = None, shardings=None):
 
 
 def restore_like(workdir: str, step: int | None, like: dict) -> dict:
-  """All parameters, as `like`: see train_state.abstract_params.
+  """Every parameter, as `like`: see train_state.abstract_params.
 
   Raises:
     CheckpointError: naming each that is missing, extra or misshapen; or see

@@ -16,7 +16,7 @@ from fractal_jax import sharding
 from fractal_jax.models.kernels import attention, calls, mlp
 from fractal_jax.models.kernels.geometry import STEP, Packed, Rows
 
-UNROLLED = 8  # layers: a stack of so many or fewer is written out
+UNROLLED = 8  # layers: a stack of at most 8 is written out
 
 
 def rows_of(spec, tokens: int) -> Rows | None:

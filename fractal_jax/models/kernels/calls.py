@@ -89,7 +89,7 @@ class Grid(NamedTuple):
     return pl.BlockSpec((self.step,) + rest, place)
 
   def resident(self, x) -> pl.BlockSpec:
-    """All of an array."""
+    """The spec of an array that every step sees whole."""
     return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
 
   def of_core(self, x) -> pl.BlockSpec:

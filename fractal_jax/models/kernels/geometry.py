@@ -63,10 +63,11 @@ class Rows:
     return x[:n, : self.tokens]
 
   def tiles(self, causal: bool) -> list[tuple[int, int, int, int]]:
-    """Of a grid step, (q0, q1, k0, k1): queries q0 .. q1 - 1 see keys k0 .. .
+    """Tiles (q0, q1, k0, k1): queries q0 .. q1 - 1 see keys k0 .. k1 - 1.
 
-    At most 128 queries, whose weights then lie in the lanes of a register; as
-    many of short sequences as have their keys among 128 rows.
+    They are those of a grid step. A tile has at most 128 queries, whose weights
+    then lie in the lanes of a register; as many of short sequences as have
+    their keys among 128 rows.
     """
     t = self.padded
     out = []

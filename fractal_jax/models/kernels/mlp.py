@@ -63,7 +63,7 @@ def vmem(how: How, weights: int, width: int, rows: int) -> int:
 
 
 def _sequences(how, p, x):
-  """Of a grid step: as many of attention's steps as divide the rows and fit.
+  """Sequences per grid step: as many of attention's steps as fit in one.
 
   What a step reads and adds of the weights' gradients is shared by its rows.
   """

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fractal_jax.models.kernels import calls, pixel_nats, values
 from fractal_jax.models.kernels.pixel_nats import How, dense, outer, read
 from fractal_jax.models.kernels.values import F32, iota, linear
+from fractal_jax.models.types import Sampling
 
 
 def offers(sampling, one_network: bool) -> bool:
@@ -36,13 +37,12 @@ def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
       each; or None.
     given: values [N, C] int32 to take in place of drawn ones, where they are
       not negative; or None.
-    sampling: (guidance, temperature, filter_threshold, greedy), the last one
-      static.
+    sampling: a Sampling, whose guidance and temperature are one number each.
 
   Returns:
     [N, C] int32.
   """
-  *scalars, greedy = sampling
+  scalars = (sampling.guidance, sampling.temperature, sampling.filter_threshold)
   streams, n, _ = conds.shape
   within = allowed(params, uniforms.shape, limits, given)
   rows = (tuple(conds), uniforms, *within)
@@ -50,7 +50,7 @@ def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
   pad = lambda x: jnp.pad(x, ((0, -n % step), (0, 0)))
   rows = jax.tree.map(pad, rows)
   return calls.blocks(
-    functools.partial(_kernel, how, greedy),
+    functools.partial(_kernel, how, sampling.greedy),
     'pixel_draw',
     jnp.stack([jnp.asarray(x, F32) for x in scalars]),
     rows,
@@ -71,14 +71,19 @@ def _kernel(how, greedy, scalars, rows, p, out, *_):
   conds, uniforms, least, most, given = rows
   conds = jnp.concatenate([x[...] for x in conds], 0).astype(F32)
   columns = lambda ref, k: ref[:, k : k + 1]
+  sampling = Sampling(
+    guidance=scalars[0],
+    temperature=scalars[1],
+    filter_threshold=scalars[2],
+    greedy=greedy,
+  )
 
   def values_of(k, logits):
     found = draw(
       logits,
       columns(uniforms, k),
       (columns(least, k), columns(most, k)),
-      [scalars[i] for i in range(3)],
-      greedy,
+      sampling,
     )
     known = columns(given, k)
     out[:, k : k + 1] = value = jnp.where(known >= 0, known, found)
@@ -117,10 +122,9 @@ def generate(how, p, blocks, conds, channels, values_of):
       x = jnp.concatenate([token] * (x.shape[0] // n), 0)
 
 
-def draw(logits, uniform, limits, scalars, greedy):
+def draw(logits, uniform, limits, sampling):
   """guidance.draw of logits [G R, V], the streams in a row: [R, 1] int32."""
-  guidance, temperature, threshold = scalars
-  logits = logits / temperature
+  logits = logits / sampling.temperature
   n, v = uniform.shape[0], logits.shape[1]
   top = lambda x: jnp.max(x, -1, keepdims=True)
   total = lambda x: jnp.sum(x, -1, keepdims=True)
@@ -128,13 +132,13 @@ def draw(logits, uniform, limits, scalars, greedy):
     cond, uncond = logits[:n], logits[n:]
     raised = jnp.maximum(uncond, cond + (top(uncond) - top(cond)))
     e = jnp.exp(cond - top(cond))
-    uncond = jnp.where(e / total(e) < threshold, raised, uncond)
-    logits = uncond + guidance * (cond - uncond)
+    uncond = jnp.where(e / total(e) < sampling.filter_threshold, raised, uncond)
+    logits = uncond + sampling.guidance * (cond - uncond)
   value = iota((n, v), 1)
   least, most = limits
   inside = (value >= least) & (value <= most)
   logits = jnp.where(inside, logits, -jnp.inf)
-  if greedy:
+  if sampling.greedy:
     best = jnp.where(logits == top(logits), value, v)
     return jnp.min(best, -1, keepdims=True)
   e = jnp.exp(logits - top(logits))
@@ -147,13 +151,12 @@ def draw(logits, uniform, limits, scalars, greedy):
 
 def xla(how: How, params, conds, uniforms, limits, given, sampling):
   """`pixel_draw` without the kernel: what this must agree with."""
-  *scalars, greedy = sampling
   p, out = calls.laid_out(params, how.dtype), []
   least, most, given = allowed(params, uniforms.shape, limits, given)
 
   def values_of(k, logits):
     of = lambda x: x[:, k : k + 1]
-    found = draw(logits, of(uniforms), (of(least), of(most)), scalars, greedy)
+    found = draw(logits, of(uniforms), (of(least), of(most)), sampling)
     out.append(jnp.where(of(given) >= 0, of(given), found))
     return out[-1]
 

@@ -28,6 +28,7 @@ from fractal_jax.models.kernels import (
   pixel_nats,
 )
 from fractal_jax.models.kinds import KINDS
+from fractal_jax.models.types import Sampling
 
 F32 = jnp.float32
 
@@ -145,7 +146,7 @@ def normal(shapes, seed: int, spread: float = 1.0):
 
 
 def block_trials(spec) -> Iterator[Trial]:
-  """Of both halves of a level's block."""
+  """Trials of both halves of a level's block."""
   kind = KINDS[spec.kind]
   tokens, width = kind.sequence_length(spec), spec.width
   rows = blocks.rows_of(spec, tokens)
@@ -189,7 +190,7 @@ def block_trials(spec) -> Iterator[Trial]:
 
 
 def pixel_trials(spec) -> Iterator[Trial]:
-  """Of the pixel level's nats, and of how it draws."""
+  """Trials of the pixel level's nats, and of how it draws."""
   n, how = 4 * pixel_nats.ROWS, pixel.kernel_sizes(spec)  # two blocks per core
   rng = np.random.default_rng(2)
   shape = (n, spec.channels)
@@ -211,7 +212,7 @@ def pixel_trials(spec) -> Iterator[Trial]:
     conds,
     (values,),
   )
-  sampling = (2.0, 1.0, 1e-4, False)
+  sampling = Sampling(guidance=2.0, temperature=1.0, filter_threshold=1e-4)
   yield Trial(
     'drawing pixels',
     pixel_draw.pixel_draw,

@@ -1,0 +1,96 @@
+"""Modules import from above alone, as CONTRIBUTING.md has them in order."""
+
+import ast
+import pathlib
+import re
+
+import fractal_jax
+
+PACKAGE = pathlib.Path(fractal_jax.__file__).parent
+TEXT = (PACKAGE.parent / 'CONTRIBUTING.md').read_text()
+LINKS = ('configs', 'releases')  # to folders beside the package
+MODULES = {
+  path.relative_to(PACKAGE).as_posix()
+  for path in PACKAGE.rglob('*.py')
+  if path.relative_to(PACKAGE).parts[0] not in LINKS
+} - {'__init__.py'}
+
+
+def table() -> dict[str, int]:
+  """The row of each file and folder that the table names."""
+  text = TEXT.partition('\n## The way through the code\n')[2]
+  rows = re.findall(r'^\| [^|]+ \| (`[^|]+) \|', text, re.M)
+  return {
+    name: row
+    for row, cell in enumerate(rows)
+    for name in re.findall('`([^`]+)`', cell)
+  }
+
+
+def exceptions() -> set[tuple[str, str]]:
+  return set(re.findall(r'^\* `([^`]+)` imports `([^`]+)`: ', TEXT, re.M))
+
+
+def row(module: str, rows: dict[str, int]) -> int:
+  """That of the module itself, or of its folder."""
+  return rows.get(module, rows.get(module.partition('/')[0] + '/', -1))
+
+
+def imported(code: ast.AST) -> set[str]:
+  """The modules that code imports, wherever it does, types alone aside."""
+  types = {
+    id(x)
+    for node in ast.walk(code)
+    if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.dump(node.test)
+    for x in ast.walk(node)
+  }
+  names = []
+  for node in ast.walk(code):
+    if id(node) in types:
+      continue
+    if isinstance(node, ast.Import):
+      names += [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names += [f'{node.module}.{alias.name}' for alias in node.names]
+  files = [name.removeprefix('fractal_jax.').split('.') for name in names]
+  return {
+    file
+    for parts in files
+    for file in ('/'.join(parts) + '.py', '/'.join(parts[:-1]) + '.py')
+    if file in MODULES
+  }
+
+
+def test_every_module_is_in_the_table_and_the_table_in_the_package():
+  rows = table()
+  assert len(set(rows.values())) > 10
+  assert [x for x in MODULES if row(x, rows) < 0] == []
+  assert [x for x in rows if not (PACKAGE / x).exists()] == []
+
+
+def test_modules_import_from_above():
+  rows = table()
+  upwards = {
+    (module, other)
+    for module in MODULES
+    for other in imported(ast.parse((PACKAGE / module).read_text()))
+    if row(other, rows) > row(module, rows)
+  }
+  assert upwards == exceptions()
+
+
+def test_imports_are_found():
+  code = """
+if TYPE_CHECKING:
+  from fractal_jax import api
+import fractal_jax.config
+from fractal_jax import sharding
+def late():
+  from fractal_jax.models.kinds import KINDS
+  import numpy, sharding
+"""
+  assert imported(ast.parse(code)) == {
+    'config.py',
+    'sharding.py',
+    'models/kinds.py',
+  }
