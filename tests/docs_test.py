@@ -127,12 +127,13 @@ def own_flags(program: str) -> set[str]:
     code += (ROOT / 'launch' / 'common.sh').read_text()
     return {*re.findall(r'--([\w-]+)', code)}
   return {
-    node.args[0].value.removeprefix('--')
+    prefix + node.args[0].value.removeprefix('--')
     for node in ast.walk(ast.parse(code))
     if isinstance(node, ast.Call)
     and isinstance(node.func, ast.Attribute)
     and re.match('DEFINE_|add_argument$', node.func.attr)
     and isinstance(node.args[0], ast.Constant)
+    for prefix in ('', 'no')[: 1 + (node.func.attr == 'DEFINE_bool')]
   }
 
 
