@@ -432,6 +432,11 @@ def test_sweep_draws_curves_from_what_is_kept(
     *(('0.5,1', '0'), ('0.5,1', '1')),
   ]
   assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
+  for alone in ('--guide=x', '--interval=0,0.5'):
+    with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
+      call('sweep', *args, '--guidance=1', alone)
+    with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
+      call('evaluate', f'--workdir={workdir}', '--num=12', alone)
   with pytest.raises(common.UsageError, match='must be whole numbers'):
     call('sweep', *args, '--candidates=1.5')
   with pytest.raises(inputs.InputError, match="must be 'random' or"):

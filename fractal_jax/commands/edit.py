@@ -63,7 +63,7 @@ def run():
   check_mask_flags()
   config = common.load_config()
   changes = sampling.changes()
-  sample.settings(config, **changes)  # checked at once
+  sample.check_use(config, [changes], FLAGS.guide)  # at once
   image, label = common.the_image(config)
   mask = inputs.check_mask(the_mask(config.model), image[None])
   if not mask.any():

@@ -76,9 +76,9 @@ def run():
   if FLAGS.images:
     images, ref, extractor = given_images(loaded)
   else:
-    changes = sampling.changes()
-    sample.settings(common.load_config(), **changes)  # checked at once
-    guide = sampling.load_guide(common.load_config())
+    config, changes = common.load_config(), sampling.changes()
+    sample.check_use(config, [changes], FLAGS.guide)  # at once
+    guide = sampling.load_guide(config)
     model = load()
     images = images_of(model, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:

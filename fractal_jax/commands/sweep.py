@@ -69,8 +69,7 @@ def run():
   config = common.load_config()
   others = sampling.changes(swept=(*SINGLE, 'interval'))
   settings = [each | others for each in all_settings()]
-  for each in settings:
-    sample.settings(config, **each)  # all are checked before the first is run
+  sample.check_use(config, settings, FLAGS.guide)  # before the first is run
   guide = sampling.load_guide(config)
   loaded = evaluate.load_weights()
   model = evaluate.load()
