@@ -407,7 +407,7 @@ def test_images_alone_need_no_weights(
 
 
 def test_sweep_draws_curves_from_what_is_kept(
-  call, workdir, drawn, tmp_path, capsys
+  call, workdir, config, drawn, tmp_path, capsys
 ):
   out, plot = tmp_path / 'sweep.csv', tmp_path / 'new' / 'sweep.png'
   args = (f'--workdir={workdir}', '--num=12', f'--out={out}', f'--plot={plot}')
@@ -432,6 +432,18 @@ def test_sweep_draws_curves_from_what_is_kept(
     *(('0.5,1', '0'), ('0.5,1', '1')),
   ]
   assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
+  weak = str(tmp_path / 'weak')
+  checkpoint.save_params(weak, config, tiny.build(seed=1)[1])
+  guides = ('--guide=none', f'--guide={weak}')
+  before = len(drawn)
+  call('sweep', *args, '--guidance=3,1', *guides)
+  with open(out) as file:
+    rows = {(r['guidance'], r['guide']): r for r in csv.DictReader(file)}
+  assert [*rows] == [(g, w) for g in ('1.0', '3.0') for w in ('none', weak)]
+  one, auto = (rows['3.0', w]['fid'] for w in ('none', weak))
+  assert one != auto
+  assert rows['1.0', 'none']['fid'] == rows['1.0', weak]['fid'] != one
+  assert len(drawn) == before + 3 * 2  # 3 without a guide was there; 1 is one
   for alone in ('--guide=x', '--interval=0,0.5'):
     with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
       call('sweep', *args, '--guidance=1', alone)

@@ -71,7 +71,7 @@ def run():
       f'--mask={FLAGS.mask} is black, or False, everywhere: it is to be white, '
       'or True, where something is generated'
     )
-  guide = sampling.load_guide(config)
+  guide = sampling.load_guide(config, FLAGS.guide)
   model = common.load_model(config)
   how = common.arguments('num', 'candidates', 'seed', 'batch') | changes
   job = model.start(edit.edit, image[None], mask, label, guide=guide, **how)

@@ -78,7 +78,7 @@ def run():
   else:
     config, changes = common.load_config(), sampling.changes()
     sample.check_use(config, [changes], FLAGS.guide)  # at once
-    guide = sampling.load_guide(config)
+    guide = sampling.load_guide(config, FLAGS.guide)
     model = load()
     images = images_of(model, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:

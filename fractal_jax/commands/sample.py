@@ -56,7 +56,7 @@ def run():
   num = FLAGS.num or config.sample.num
   batch = FLAGS.batch or config.sample.batch
   common.use_cores(min(num, batch))
-  guide = sampling.load_guide(config)
+  guide = sampling.load_guide(config, FLAGS.guide)
   model = common.load_model(config)
   job = model.start(
     sample.kept,

@@ -158,6 +158,8 @@ def of_run(
   _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
   chosen = sample.section(model.config, settings)
+  if not sample.settings(model.config, **settings)[1]:
+    guide = None  # a sweep's baseline is the same with any
   labels = 'none' if unconditional else f'i mod {classes}'
   what = _settings(model, chosen, guide, seed=seed, labels=labels)
   folder, kept = _kept(workdir, what, m)
