@@ -395,6 +395,22 @@ def test_folders_of_images_are_numbered_by_the_classes_of_a_run(
     call('evaluate', *args, f'--ref={ref}')
 
 
+def test_what_was_rejected_is_told(call, workdir, drawn, tmp_path, capsys):
+  out, npz = tmp_path / 'm.json', tmp_path / 's.npz'
+  args = (f'--workdir={workdir}', '--num=12', '--candidates=3', '--keep=2')
+  call('evaluate', *args, f'--out={out}')
+  text = 'kept 12 of 18 candidates (67%) by log-likelihood under their class'
+  assert capsys.readouterr().out.count(text) == 1
+  found = json.loads(out.read_text())['rejection']
+  assert (found['by'], found['kept'], found['candidates']) == ('class', 12, 18)
+  assert found['acceptance'] == 12 / 18 and found['kept_score'] > found['score']
+  # As the images are kept, so is the report; and of some of them.
+  before = len(drawn)
+  call('evaluate', *args, f'--save={npz}', f'--out={out}')
+  assert json.loads(out.read_text())['rejection'] == found
+  assert len(drawn) == before
+
+
 def test_images_alone_need_no_weights(
   call, workdir, tmp_path, capsys, monkeypatch
 ):
@@ -432,6 +448,9 @@ def test_sweep_draws_curves_from_what_is_kept(
     *(('0.5,1', '0'), ('0.5,1', '1')),
   ]
   assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
+  assert {r['acceptance'] for r in rows} == {'1.0'}
+  for r in rows:
+    assert float(r['score']) == pytest.approx(float(r['kept_score']))
   weak = str(tmp_path / 'weak')
   checkpoint.save_params(weak, config, tiny.build(seed=1)[1])
   guides = ('--guide=none', f'--guide={weak}')

@@ -84,6 +84,8 @@ def run():
     if only_save:
       images_lib.save(images, FLAGS.save)
       common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
+      if report := images.report():
+        common.say(str(report))
       common.say(
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )

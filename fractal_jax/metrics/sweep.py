@@ -20,6 +20,8 @@ CURVES = {
   'class_recall': 'recall within classes',
   'intra_class_diversity': 'intra-class diversity',
 }
+# Of reject.Report, for the table alone.
+REJECTION = ('acceptance', 'kept_score', 'score')
 # What is drawn against what: fidelity, variety.
 TRADES = (('fid', 'class_recall'), ('precision', 'recall'))
 
@@ -35,9 +37,10 @@ def row(section, seed: int, found: dict, guide: str = 'none') -> dict:
   """
   settings = {**section, 'guide': guide}
   out = {name: shown(settings[name]) for name in SETTINGS}
-  return out | {'seed': seed, 'num': found['num']} | {
-    name: found.get(name) for name in CURVES
-  }  # fmt: skip
+  out |= {'seed': seed, 'num': found['num']}
+  out |= {name: found.get(name) for name in CURVES}
+  rejection = found.get('rejection') or {}
+  return out | {name: rejection.get(name) for name in REJECTION}
 
 
 def shown(value):
