@@ -173,9 +173,17 @@ def test_interrupted_is_uninterrupted(
   assert found == wanted
 
 
-def test_eight_devices_draw_what_one_does(model, real, drawn, tmp_path):
-  images, wanted = run(model, tmp_path / 'one', real)
-  others, found = run(on_eight_devices(model), tmp_path / 'eight', real)
+@pytest.mark.parametrize('candidates', [1, 2])
+def test_eight_devices_draw_what_one_does(
+  candidates, model, real, drawn, tmp_path
+):
+  how = dict(candidates=candidates)
+  images, wanted = run(model, tmp_path / 'one', real, **how)
+  others, found = run(on_eight_devices(model), tmp_path / 'eight', real, **how)
+  one, eight = (x.pop('rejection') for x in (wanted, found))
+  if candidates > 1:  # likelihoods are sums of parts
+    assert one.pop('by') == eight.pop('by')
+  assert eight == (one and pytest.approx(one, rel=1e-4))
   assert drawn == [0, 4, 8, 0, 8]
   assert images.folder.name == others.folder.name and found == wanted
   one, eight = (saved(x, tmp_path / 'x.npz')[0] for x in (images, others))

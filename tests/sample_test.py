@@ -40,6 +40,42 @@ def test_an_image_depends_on_seed_and_index_alone(net_and_params):
   assert (once != generate(batch=8, seed=1).values).any()
 
 
+@pytest.mark.parametrize(
+  'by_guide, changes',
+  [
+    (
+      False,
+      dict(
+        guidance=(3.0, 1.5), interval=(0.2, 0.8), resample=2, order='halton'
+      ),
+    ),
+    (True, dict(guidance=2.0, candidates=2)),
+  ],
+  ids=['of_one_model', 'of_two_models'],
+)
+def test_any_way_of_drawing_is_the_same_on_a_mesh(by_guide, changes):
+  kinds, sizes = ('mar', 'mar', 'pixel'), (4, 2, 1)
+  c = tiny.config(kinds, sizes, guide=True)
+  c.sample.update(iterations=(3, 2))
+
+  def models(axes):
+    for seed in (0, 1):
+      net, params = tiny.build(kinds, sizes, seed=seed, guide=True)
+      mesh = sharding.single_device_mesh()
+      if axes:
+        mesh, params = tiny.on_mesh(net, params, axes)
+        qkv = params['level_0']['blocks']['attention']['qkv']
+        assert qkv.sharding.spec == tiny.QKV
+      yield api.Model(c, net, params, mesh)
+
+  def images(axes=None):
+    model, other = models(axes)
+    how = dict(seed=3, guide=other if by_guide else None, **changes)
+    return model.sample([0, 1, 2], num=5, **how)
+
+  np.testing.assert_array_equal(images((2, 2, 2)), images())
+
+
 @pytest.mark.parametrize('kind', ['ar', 'mar'])
 def test_watched_images_grow_are_the_same_and_can_be_stopped(kind):
   net, params = tiny.build((kind, 'pixel'), (4, 1))
