@@ -165,17 +165,19 @@ def draw_all(model, guide, features, path: pathlib.Path) -> list[dict]:
         name = ' '.join(f'{k}={sweep.shown(v)}' for k, v in settings.items())
         if (method, name, seed) in done or not fits(method, settings, model):
           continue
+        auto = method == 'autoguidance'
         images = model.sample(
           labels,
           seed=seed,
           batch=FLAGS.batch,
-          guide=guide if method == 'autoguidance' else None,
+          guide=guide if auto else None,
           **settings,
         )
         section = sample.section(model.config, settings)
         found = features.measure(images, labels)
         row = {'method': method, 'setting': name}
-        rows.append(row | sweep.row(section, seed, found))
+        by = FLAGS.guide if auto else 'none'
+        rows.append(row | sweep.row(section, seed, found, by))
         sweep.write_csv(rows, str(path))
         print(method, name, seed, *(f'{k}={found[k]:.4g}' for k in found))
   return rows

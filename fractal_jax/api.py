@@ -219,7 +219,8 @@ class Model:
       Images [num, S, (S,) C].
 
     Raises:
-      inputs.InputError: labels or settings that the model can't serve.
+      inputs.InputError: labels or settings that the model can't serve, or
+        settings that would do nothing, such as a guide at guidance 1.
       pictures.PictureError: a movie that can't be written.
     """
     return self._result(

@@ -317,12 +317,25 @@ def test_series_are_curves_whose_values_are_told():
   np.testing.assert_allclose(told(html)[0][0], wanted[1], rtol=1e-3)
 
 
+def test_guidance_may_have_an_interval(page):
+  given = (2.0, 1.0, '5', 7)
+  assert 'interval' not in page._drawing(*given, '')
+  assert page._drawing(*given, '0.1, 0.8')['interval'] == (0.1, 0.8)
+  for fields in (page.ui.how, page.ui.edit_how):
+    assert fields[-1].label == 'Interval of guidance'
+    assert fields[-1].info.endswith('Empty: 0,1')
+
+
 def test_bad_requests_are_answered_in_words(page, tmp_path):
   blank = page._canvas(None)
   image = np.zeros((4, 4, 1), np.uint8)
+  guided = lambda by, span: page.generate(VISITOR, 0, 1, by, 1.0, '', 0, span)
   for updates, words in [
     (page.generate(VISITOR, 0, 1, 1.0, 1.0, 'x', 0), '&quot;x&quot; must be'),
     (page.generate(VISITOR, 0, 1, 1.0, 1.0, '4,4', 0), 'iterations=(4, 4)'),
+    (guided(2.0, '0.5,x'), 'must be two numbers'),
+    (guided(2.0, '0.5'), 'interval=(0.5,) must be two'),
+    (guided(1.0, '0.1, 0.8'), 'interval=(0.1, 0.8) does nothing at guidance 1'),
     (page.generate(VISITOR, 0, 1, 1.0, 1.0, '', None), 'seed=None must be'),
     (page.generate(VISITOR, 9, 1, 1.0, 1.0, '', 0), 'classes are 0 to 2'),
     (page.bits(VISITOR, None, 0, 2), 'Choose an image first'),

@@ -173,9 +173,17 @@ def test_interrupted_is_uninterrupted(
   assert found == wanted
 
 
-def test_eight_devices_draw_what_one_does(model, real, drawn, tmp_path):
-  images, wanted = run(model, tmp_path / 'one', real)
-  others, found = run(on_eight_devices(model), tmp_path / 'eight', real)
+@pytest.mark.parametrize('candidates', [1, 2])
+def test_eight_devices_draw_what_one_does(
+  candidates, model, real, drawn, tmp_path
+):
+  how = dict(candidates=candidates)
+  images, wanted = run(model, tmp_path / 'one', real, **how)
+  others, found = run(on_eight_devices(model), tmp_path / 'eight', real, **how)
+  one, eight = (x.pop('rejection') for x in (wanted, found))
+  if candidates > 1:  # likelihoods are sums of parts
+    assert one.pop('by') == eight.pop('by')
+  assert eight == (one and pytest.approx(one, rel=1e-4))
   assert drawn == [0, 4, 8, 0, 8]
   assert images.folder.name == others.folder.name and found == wanted
   one, eight = (saved(x, tmp_path / 'x.npz')[0] for x in (images, others))
@@ -395,6 +403,22 @@ def test_folders_of_images_are_numbered_by_the_classes_of_a_run(
     call('evaluate', *args, f'--ref={ref}')
 
 
+def test_what_was_rejected_is_told(call, workdir, drawn, tmp_path, capsys):
+  out, npz = tmp_path / 'm.json', tmp_path / 's.npz'
+  args = (f'--workdir={workdir}', '--num=12', '--candidates=3', '--keep=2')
+  call('evaluate', *args, f'--out={out}')
+  text = 'kept 12 of 18 candidates (67%) by log-likelihood under their class'
+  assert capsys.readouterr().out.count(text) == 1
+  found = json.loads(out.read_text())['rejection']
+  assert (found['by'], found['kept'], found['candidates']) == ('class', 12, 18)
+  assert found['acceptance'] == 12 / 18 and found['kept_score'] > found['score']
+  # As the images are kept, so is the report; and of some of them.
+  before = len(drawn)
+  call('evaluate', *args, f'--save={npz}', f'--out={out}')
+  assert json.loads(out.read_text())['rejection'] == found
+  assert len(drawn) == before
+
+
 def test_images_alone_need_no_weights(
   call, workdir, tmp_path, capsys, monkeypatch
 ):
@@ -407,7 +431,7 @@ def test_images_alone_need_no_weights(
 
 
 def test_sweep_draws_curves_from_what_is_kept(
-  call, workdir, drawn, tmp_path, capsys
+  call, workdir, config, drawn, tmp_path, capsys
 ):
   out, plot = tmp_path / 'sweep.csv', tmp_path / 'new' / 'sweep.png'
   args = (f'--workdir={workdir}', '--num=12', f'--out={out}', f'--plot={plot}')
@@ -432,6 +456,26 @@ def test_sweep_draws_curves_from_what_is_kept(
     *(('0.5,1', '0'), ('0.5,1', '1')),
   ]
   assert {(r['resample'], r['keep']) for r in rows} == {('2', '2')}
+  assert {r['acceptance'] for r in rows} == {'1.0'}
+  for r in rows:
+    assert float(r['score']) == pytest.approx(float(r['kept_score']))
+  weak = str(tmp_path / 'weak')
+  checkpoint.save_params(weak, config, tiny.build(seed=1)[1])
+  guides = ('--guide=none', f'--guide={weak}')
+  before = len(drawn)
+  call('sweep', *args, '--guidance=3,1', '--seed=7', *guides)
+  with open(out) as file:
+    rows = {(r['guidance'], r['guide']): r for r in csv.DictReader(file)}
+  assert [*rows] == [(g, w) for g in ('1.0', '3.0') for w in ('none', weak)]
+  one, auto = (rows['3.0', w]['fid'] for w in ('none', weak))
+  assert one != auto
+  assert rows['1.0', 'none']['fid'] == rows['1.0', weak]['fid'] != one
+  assert len(drawn) == before + 3 * 2  # guidance 1 is one with any guide
+  for alone in ('--guide=x', '--interval=0,0.5'):
+    with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
+      call('sweep', *args, '--guidance=1', alone)
+    with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
+      call('evaluate', f'--workdir={workdir}', '--num=12', alone)
   with pytest.raises(common.UsageError, match='must be whole numbers'):
     call('sweep', *args, '--candidates=1.5')
   with pytest.raises(inputs.InputError, match="must be 'random' or"):

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from fractal_jax import api, pictures, sharding
 from fractal_jax import config as config_lib
-from fractal_jax import pictures, sharding
 from fractal_jax.inference import inputs, sample
 from fractal_jax.inference.progress import result_of
 from fractal_jax.models.types import NEVER, Given
@@ -38,6 +38,42 @@ def test_an_image_depends_on_seed_and_index_alone(net_and_params):
     assert qkv.sharding.spec == tiny.QKV
     np.testing.assert_array_equal(once, generate(split, mesh=mesh).values)
   assert (once != generate(batch=8, seed=1).values).any()
+
+
+@pytest.mark.parametrize(
+  'by_guide, changes',
+  [
+    (
+      False,
+      dict(
+        guidance=(3.0, 1.5), interval=(0.2, 0.8), resample=2, order='halton'
+      ),
+    ),
+    (True, dict(guidance=2.0, candidates=2)),
+  ],
+  ids=['of_one_model', 'of_two_models'],
+)
+def test_any_way_of_drawing_is_the_same_on_a_mesh(by_guide, changes):
+  kinds, sizes = ('mar', 'mar', 'pixel'), (4, 2, 1)
+  c = tiny.config(kinds, sizes, guide=True)
+  c.sample.update(iterations=(3, 2))
+
+  def models(axes):
+    for seed in (0, 1):
+      net, params = tiny.build(kinds, sizes, seed=seed, guide=True)
+      mesh = sharding.single_device_mesh()
+      if axes:
+        mesh, params = tiny.on_mesh(net, params, axes)
+        qkv = params['level_0']['blocks']['attention']['qkv']
+        assert qkv.sharding.spec == tiny.QKV
+      yield api.Model(c, net, params, mesh)
+
+  def images(axes=None):
+    model, other = models(axes)
+    how = dict(seed=3, guide=other if by_guide else None, **changes)
+    return model.sample([0, 1, 2], num=5, **how)
+
+  np.testing.assert_array_equal(images((2, 2, 2)), images())
 
 
 @pytest.mark.parametrize('kind', ['ar', 'mar'])
@@ -142,6 +178,44 @@ def test_what_is_for_masked_levels_alone_is_refused_without_one(change):
   sample.settings(tiny.config(('mar', 'pixel'), (4, 1)), **change)
 
 
+@pytest.mark.parametrize(
+  'change, needed',
+  [
+    ({'interval': (0.1, 0.8)}, 'guidance'),
+    ({'resample': 4}, 'guidance'),
+    ({'schedule': 'constant'}, 'guidance'),
+    ({'filter_threshold': 0.0}, 'guidance'),
+    ({'keep_by': 'dimension'}, 'candidates'),
+  ],
+)
+def test_what_would_change_nothing_is_refused_where_it_was_asked_for(
+  change, needed
+):
+  c = tiny.config()
+  (name,) = change
+  words = rf'{name}=.* does nothing .*: set {needed} above 1, or leave {name}'
+  with pytest.raises(inputs.InputError, match=words):
+    sample.check_use(c, [change])
+  sample.check_use(c, [change, {needed: 2}])  # a sweep's baseline
+  c.sample.update(change)
+  sample.check_use(c, [change])  # as the config says
+  c.sample.update({needed: 2})
+  with pytest.raises(inputs.InputError, match=words):
+    changed = {name: config_lib.default().sample[name]}
+    sample.check_use(c, [changed | {needed: 1}])
+
+
+def test_a_guide_needs_guidance(net_and_params):
+  net, params = net_and_params
+  c = tiny.config(('mar', 'pixel'), (4, 1), channels=2)
+  model = api.Model(c, net, params, sharding.single_device_mesh(), origin='x')
+  words = 'guide=x does nothing at guidance 1: set guidance above 1'
+  known = np.zeros((1, 4, 4, 2), np.uint8), np.ones((4, 4), bool)
+  for call, args in ((model.sample, ()), (model.edit, known)):
+    with pytest.raises(inputs.InputError, match=words):
+      call(*args, guide=model)
+
+
 @pytest.mark.parametrize('seed', [-1, 2**32, 2**63, 1.5])
 def test_seeds_have_32_bits(seed, net_and_params):
   """2**32 would give the images of seed 0."""
@@ -191,4 +265,7 @@ def test_the_command_takes_a_guide_and_candidates(
   with pytest.raises(inputs.InputError, match=r'model.sizes is \(2, 1\) of'):
     drawn('--guidance=3', f'--guide={other}')
   with pytest.raises(CheckpointError, match='no config.json'):
-    drawn('--guide=nowhere')
+    drawn('--guidance=3', '--guide=nowhere')
+  for flag in ('--guide=nowhere', '--interval=0,0.5', '--schedule=constant'):
+    with pytest.raises(inputs.InputError, match='does nothing at guidance 1'):
+      drawn(flag)

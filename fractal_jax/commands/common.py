@@ -339,14 +339,20 @@ def use_cores(images: int) -> None:
     cpu.use_cores(images)
 
 
-def numbers(name: str, values: list[str], kind: type = float) -> tuple:
+MARKS = {'commas': ',', 'colons': ':'}  # between the values of a flag
+
+
+def numbers(
+  name: str, values: list[str], kind: type = float, between: str = 'commas'
+) -> tuple:
   """What a flag lists, of a kind: float, int or str."""
   try:
     return tuple(map(kind, values))
   except ValueError as e:
     what = 'whole numbers' if kind is int else 'numbers'
     raise UsageError(
-      f'--{name}={",".join(values)} must be {what} with commas between'
+      f'--{name}={MARKS[between].join(values)} must be {what} with {between} '
+      'between'
     ) from e
 
 

@@ -63,7 +63,7 @@ def run():
   check_mask_flags()
   config = common.load_config()
   changes = sampling.changes()
-  sample.settings(config, **changes)  # checked at once
+  sample.check_use(config, [changes], FLAGS.guide)  # at once
   image, label = common.the_image(config)
   mask = inputs.check_mask(the_mask(config.model), image[None])
   if not mask.any():
@@ -71,7 +71,7 @@ def run():
       f'--mask={FLAGS.mask} is black, or False, everywhere: it is to be white, '
       'or True, where something is generated'
     )
-  guide = sampling.load_guide(config)
+  guide = sampling.load_guide(config, FLAGS.guide)
   model = common.load_model(config)
   how = common.arguments('num', 'candidates', 'seed', 'batch') | changes
   job = model.start(edit.edit, image[None], mask, label, guide=guide, **how)

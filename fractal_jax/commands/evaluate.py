@@ -76,14 +76,16 @@ def run():
   if FLAGS.images:
     images, ref, extractor = given_images(loaded)
   else:
-    changes = sampling.changes()
-    sample.settings(common.load_config(), **changes)  # checked at once
-    guide = sampling.load_guide(common.load_config())
+    config, changes = common.load_config(), sampling.changes()
+    sample.check_use(config, [changes], FLAGS.guide)  # at once
+    guide = sampling.load_guide(config, FLAGS.guide)
     model = load()
     images = images_of(model, FLAGS.num, FLAGS.seed, changes, guide)
     if only_save:
       images_lib.save(images, FLAGS.save)
       common.say(f'{images.num} images: {paths.absolute(FLAGS.save)}')
+      if report := images.report():
+        common.say(str(report))
       common.say(
         f'No metrics: they need --inception=FILE or ${weights.VARIABLE}.'
       )

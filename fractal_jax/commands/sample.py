@@ -51,12 +51,12 @@ def run():
   common.check_output(FLAGS.out, '--out', ('.png', '.npz'))
   config = common.load_config()
   changes = sampling.changes()
-  sample.settings(config, **changes)  # checked at once
+  sample.check_use(config, [changes], FLAGS.guide)  # at once
   labels = classes(config.model)
   num = FLAGS.num or config.sample.num
   batch = FLAGS.batch or config.sample.batch
   common.use_cores(min(num, batch))
-  guide = sampling.load_guide(config)
+  guide = sampling.load_guide(config, FLAGS.guide)
   model = common.load_model(config)
   job = model.start(
     sample.kept,

@@ -16,6 +16,10 @@ SWEPT = {
   'temperature': 'Divides the logits of what is drawn: below 1 is sharper, '
   'less varied; ',
 }
+GUIDE = (
+  'DIR or DIR@STEP: a weaker model, say an earlier checkpoint, that guides in '
+  'place of the model without classes.'
+)
 
 
 def define_flags():
@@ -49,6 +53,7 @@ def define_flags():
     masking.STEP_SIZES,
     'How masked levels divide their patches over their steps.',
   )
+  flags.DEFINE_string('guide', None, GUIDE)
   drawing_flags()
 
 
@@ -72,12 +77,6 @@ def drawing_flags():
     None,
     'In how many steps masked levels draw their patches, one number per level '
     'above pixels: 64,16.',
-  )
-  flags.DEFINE_string(
-    'guide',
-    None,
-    'DIR or DIR@STEP: a weaker model, say an earlier checkpoint, that guides '
-    'in place of the model without classes.',
   )
 
 
@@ -133,17 +132,22 @@ def changes(swept=()) -> dict:
   return found
 
 
-def load_guide(config):
-  """The model of --guide, an api.Model on a config's mesh; None if unset."""
+def load_guide(config, name: str | None):
+  """The model that a --guide names, an api.Model on a config's mesh, or None.
+
+  Args:
+    config: of the run that is guided.
+    name: DIR or DIR@STEP; None: nothing guides.
+  """
   from fractal_jax import api
   from fractal_jax.inference import inputs
   from fractal_jax.training import checkpoint
 
-  if FLAGS.guide is None:
+  if name is None:
     return None
-  folder, at, step = FLAGS.guide.rpartition('@')
+  folder, at, step = name.rpartition('@')
   if not (at and step.isdecimal()):
-    folder, step = FLAGS.guide, None
+    folder, step = name, None
   folder = common.folder_of(folder)
   other = checkpoint.load_config(folder)
   inputs.check_guide(other.model, config.model)

@@ -11,8 +11,9 @@ from fractal_jax import checks, paths
 from fractal_jax.commands import common, evaluate, sampling
 
 FLAGS = flags.FLAGS
+GUIDELESS = 'none'  # of --guide: guided by the model without classes
 
-# Settings of one number or name that are swept, and what a value is.
+# Settings that are swept, and what a value, or each level's part of one, is.
 SINGLE = {
   'guidance': float,
   'temperature': float,
@@ -31,10 +32,16 @@ def define_flags():
       name,
       None,
       f'Values of sample.{name} to try, with commas between, each with each of '
-      'the other settings.',
+      'the other settings. A value of its own for each level has colons '
+      'between: 4,4:2:1 are two values.',
     )
   flags.DEFINE_multi_string(
     'interval', None, 'An interval to try, such as 0.1,0.8; give several flags.'
+  )
+  flags.DEFINE_multi_string(
+    'guide',
+    None,
+    f'{GUIDELESS}, or {sampling.GUIDE} Give several flags.',
   )
   common.number_flag('num', 10_000, 'Images per setting and seed.')
   common.number_flag(
@@ -69,21 +76,23 @@ def run():
   config = common.load_config()
   others = sampling.changes(swept=(*SINGLE, 'interval'))
   settings = [each | others for each in all_settings()]
-  for each in settings:
-    sample.settings(config, **each)  # all are checked before the first is run
-  guide = sampling.load_guide(config)
+  names = dict.fromkeys(FLAGS.guide or [GUIDELESS])
+  guiding = [name for name in names if name != GUIDELESS]
+  sample.check_use(config, settings, *guiding[:1])  # before the first is run
+  guides = {name: sampling.load_guide(config, name) for name in guiding}
   loaded = evaluate.load_weights()
   model = evaluate.load()
   extractor = evaluate.make_extractor(loaded, FLAGS.num, mesh=model.mesh)
   reference = evaluate.the_reference(model.config, extractor)
   rows = []
-  jobs = list(itertools.product(settings, range(FLAGS.seeds)))
-  for i, (each, seed) in enumerate(jobs):
+  jobs = list(itertools.product(settings, names, range(FLAGS.seeds)))
+  for i, (each, name, seed) in enumerate(jobs):
     seed += FLAGS.seed
-    images = evaluate.images_of(model, FLAGS.num, seed, each, guide)
+    images = evaluate.images_of(model, FLAGS.num, seed, each, guides.get(name))
     with evaluate.bar(images.num) as progress:
       found = results.measure(images, reference, extractor, progress)
-    rows.append(sweep.row(sample.section(config, each), seed, found))
+    section = sample.section(config, each)
+    rows.append(sweep.row(section, seed, found, name))
     if common.leads():
       sweep.write_csv(rows, FLAGS.out)
     common.say(f'{i + 1}/{len(jobs)}  {sweep.line(rows[-1])}')
@@ -106,6 +115,10 @@ def all_settings() -> list[dict]:
 
 
 def values(name: str, kind: type) -> list:
-  """What a flag lists, each once, numbers in order."""
-  found = dict.fromkeys(common.numbers(name, FLAGS[name].value or [''], kind))
-  return list(found) if kind is str else sorted(found)
+  """What a flag lists, each once, numbers in order; tuples if by level."""
+  found = {
+    common.numbers(name, text.split(':'), kind, 'colons'): None
+    for text in FLAGS[name].value or ['']
+  }
+  found = list(found) if kind is str else sorted(found)
+  return [each if len(each) > 1 else each[0] for each in found]

@@ -87,8 +87,9 @@ class Layout:
     )
 
   def _settings(self) -> list:
-    """Components for guidance, temperature, iterations and seed."""
+    """Components for guidance, temperature, iterations, seed, interval."""
     s = self.config.sample
+    span = ','.join(f'{share:g}' for share in s.interval)
     # Where a config has one number per level, the page begins with the pixels'.
     strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))
     guidance = gr.Slider(
@@ -121,7 +122,12 @@ class Layout:
         info=f'The same seed and settings: the same {self._things()}',
         precision=0,
       )
-    return [guidance, temperature, iterations, seed]
+    interval = gr.Textbox(
+      label='Interval of guidance',
+      info=f'Shares of the image, say 0.1,0.8. Empty: {span}',
+      max_length=40,
+    )
+    return [guidance, temperature, iterations, seed, interval]
 
   def _result(self) -> gr.Column:
     """Where a tab shows what a job gives."""
@@ -170,7 +176,7 @@ class Layout:
   def _settings_to_try(self) -> list[list]:
     """Rows of (class, images, guidance, temperature) to click."""
     some = [EACH, *(number for _, number in self.classes[:2])]
-    guidance = self.config.sample.guidance
+    guidance = float(np.ravel(self.config.sample.guidance)[-1])
     return [
       [some[0], 8, guidance, 1.0],
       [some[-1], 4, guidance, 0.8],

@@ -452,17 +452,26 @@ class Page:
     found = np.array(list(text), int).reshape(side, side, 1)
     return (found >> np.arange(channels) & 1).astype(bool).reshape(shape)
 
-  def _drawing(self, guidance, temperature, iterations, seed) -> dict:
+  def _drawing(
+    self, guidance, temperature, iterations, seed, interval=''
+  ) -> dict:
     """Settings of drawing, as `Model.sample` takes them."""
-    try:
-      steps = tuple(int(x) for x in iterations.split(',') if x.strip())
-    except ValueError as e:
-      raise DemoError(
-        f'Iterations "{iterations}" must be whole numbers with commas between.'
-      ) from e
+    steps = _numbers('Iterations', iterations, int, 'whole numbers')
+    span = _numbers('Interval', interval, float, 'two numbers')
     if seed is not None and seed % 1 == 0:
       seed = int(seed)  # of a field for numbers
     inputs.check_seed(seed)
-    return dict(
+    how = dict(
       guidance=guidance, temperature=temperature, iterations=steps, seed=seed
     )
+    return how | (dict(interval=span) if span else {})
+
+
+def _numbers(name: str, text: str, kind: type, what: str) -> tuple:
+  """The numbers that a field lists."""
+  try:
+    return tuple(kind(x) for x in text.split(',') if x.strip())
+  except ValueError as e:
+    raise DemoError(
+      f'{name} "{text}" must be {what} with commas between.'
+    ) from e

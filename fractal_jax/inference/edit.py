@@ -38,6 +38,7 @@ def edit(
   inputs.check_number('num', num, checks.FROM_1)
   inputs.check_number('candidates', candidates, checks.FROM_1)
   inputs.check_counts(batch=batch)
+  sample.check_use(config, [changes], sample.guide_name(guide, config))
   images = inputs.check_images(images, config.model)
   mask = inputs.check_mask(mask, images)
   inputs.check_planes(mask, config.model)

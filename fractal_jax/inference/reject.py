@@ -24,20 +24,42 @@ class Report:
   scores: np.ndarray  # [groups, candidates]
   kept: np.ndarray  # [groups, keep], the best ones' scores, the best one first
 
+  def numbers(self) -> dict:
+    """As JSON holds it.
+
+    `kept_score` and `score` are means over what was kept and over all: of the
+    scores in nats, or of the share whose dimension is in the class's range.
+    """
+    merit = lambda x: float((x if self.by == 'class' else x == 0).mean())
+    return {
+      'by': self.by,
+      'candidates': self.scores.size,
+      'kept': self.kept.size,
+      'acceptance': self.kept.size / self.scores.size,
+      'kept_score': merit(self.kept),
+      'score': merit(self.scores),
+    }
+
   def __str__(self):
-    n, k = self.scores.size, self.kept.size
-    text = f'kept {k} of {n} candidates ({k / n:.0%})'
-    if self.by == 'class':
-      return (
-        f'{text} by log-likelihood under their class minus that under none: '
-        f'{self.kept.mean():.2f} nats in the mean, {self.scores.mean():.2f} of '
-        'all'
-      )
-    inside = lambda x: f'{(x == 0).mean():.0%}'
+    return summary(self.numbers())
+
+
+def summary(found: dict) -> str:
+  """The numbers of a Report as a line of text."""
+  kept, every = found['kept_score'], found['score']
+  text = (
+    f'kept {found["kept"]} of {found["candidates"]} candidates '
+    f'({found["acceptance"]:.0%})'
+  )
+  if found['by'] == 'class':
     return (
-      f'{text} by box-counting dimension: {inside(self.kept)} are in the range '
-      f'of their class, {inside(self.scores)} of all'
+      f'{text} by log-likelihood under their class minus that under none: '
+      f'{kept:.2f} nats in the mean, {every:.2f} of all'
     )
+  return (
+    f'{text} by box-counting dimension: {kept:.0%} are in the range of their '
+    f'class, {every:.0%} of all'
+  )
 
 
 def groups(labels: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:

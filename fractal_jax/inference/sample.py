@@ -5,6 +5,7 @@ time. Image i of a request is a function of the seed and of i alone, whatever
 the batch size and the mesh.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ SETTINGS = tuple(
   f.name for f in dataclasses.fields(Sampling) if f.name in config_lib.SAMPLE
 )
 OF_MASKED = {'order', 'step_sizes'}  # of no use to other levels
+OF_GUIDANCE = ('guide', 'schedule', 'interval', 'resample', 'filter_threshold')
 MOVIE = 8  # images in the movie of a grid
 
 
@@ -84,6 +86,50 @@ def section(config: ConfigDict, changes: dict) -> ConfigDict:
   return chosen
 
 
+def check_use(
+  config: ConfigDict, ways: Sequence[dict], guide: str | None = None
+) -> None:
+  """Refuses what was asked for and would change no image.
+
+  A key of config.sample may be of no use, and so may what a caller repeats of
+  it: what is drawn otherwise than the config says should be.
+
+  Args:
+    config: the run's config.
+    ways: for each way in which images are drawn, the changes that `settings`
+      takes. What is of use in one of them is kept.
+    guide: the name of what guides, if anything does.
+
+  Raises:
+    InputError: that, or what `settings` refuses.
+  """
+  guided = [settings(config, **changes)[1] for changes in ways]
+  rejects = [section(config, changes).candidates > 1 for changes in ways]
+  asked = {} if guide is None else {'guide': guide}
+  for changes in ways:
+    for name, value in changes.items():
+      if not np.array_equal(value, config.sample[name]):
+        asked[name] = value
+  for names, of_use, where, needed in (
+    (OF_GUIDANCE, guided, 'at guidance 1', 'guidance above 1'),
+    (('keep_by',), rejects, 'with one candidate', 'candidates above 1'),
+  ):
+    for name in names:
+      if name in asked and not any(of_use):
+        raise inputs.InputError(
+          f'{name}={asked[name]} does nothing {where}: set {needed}, or leave '
+          f'{name} out'
+        )
+
+
+def guide_name(guide: 'api.Model | None', config: ConfigDict) -> str | None:
+  """What messages call a guide; an InputError says why one does not fit."""
+  if guide is None:
+    return None
+  _checked_guide(guide, config)
+  return guide.origin or 'Model'
+
+
 def images(
   net: fractal.Fractal,
   params: dict,
@@ -101,6 +147,7 @@ def images(
 ) -> Job:
   """The job of `api.Model.sample`, whose arguments and errors these are."""
   inputs.check_counts(num=num, batch=batch)
+  check_use(config, [changes], guide_name(guide, config))
   if movie is not None:
     pictures.check_movie(movie)
   model = config.model

@@ -4,6 +4,7 @@ Images of a run are generated a chunk at a time and kept in its work directory:
 
     evaluate/KEY/settings.json   what the images are a function of
     evaluate/KEY/images/         START-STOP.npz, values of these images
+    evaluate/KEY/rejection/      what their candidates scored, if several
     evaluate/KEY/FINGERPRINT/    the same of their Inception features
     evaluate/reference-*.npz     statistics of the run's own data: reference.py
 
@@ -28,7 +29,7 @@ from fractal_jax import checks, paths, sharding
 from fractal_jax.config import default
 from fractal_jax.data import classes as classes_lib
 from fractal_jax.data.common import DataError, image_shape
-from fractal_jax.inference import progress, sample
+from fractal_jax.inference import progress, reject, sample
 from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
 from fractal_jax.pictures import from_values
@@ -115,6 +116,8 @@ class Images:
     folder: where they and their features are kept; None: nowhere.
     pictures: image -> pictures of some images from that one on.
     settings: what they are a function of.
+    report: () -> of what they were chosen, once they are drawn; None where
+      each had one candidate, or where that is not known.
   """
 
   num: int
@@ -123,6 +126,7 @@ class Images:
   folder: paths.Path | None
   pictures: Callable[[int], np.ndarray]
   settings: dict
+  report: Callable[[], reject.Report | None] = lambda: None
 
 
 def of_run(
@@ -158,6 +162,8 @@ def of_run(
   _check(num, classes, seed)
   label = lambda i: -np.ones_like(i) if unconditional else i % classes
   chosen = sample.section(model.config, settings)
+  if not sample.settings(model.config, **settings)[1]:
+    guide = None  # a sweep's baseline is the same with any
   labels = 'none' if unconditional else f'i mod {classes}'
   what = _settings(model, chosen, guide, seed=seed, labels=labels)
   folder, kept = _kept(workdir, what, m)
@@ -166,12 +172,32 @@ def of_run(
   # A file begins where groups of candidates do.
   group = classes * chosen.keep if chosen.keep > 1 else 1
   chunk = -(-batch // group) * group
+  several = ('f', (chosen.candidates,))
+  scored = Chunks(folder / 'rejection', scores=several, kept=('f', ()))
 
   def draw(first: int) -> dict:
     how = dict(guide=guide, seed=seed, first=first, batch=batch, **settings)
     labels = label(np.arange(first, first + chunk))
-    job = model.start(sample.kept, labels, **how)
-    return {'values': progress.result_of(job)[0].values}
+    drawn, found = progress.result_of(model.start(sample.kept, labels, **how))
+    if found is not None:
+      of, place = reject.groups(labels, chosen.keep)
+      scored.write(first, scores=found.scores[of], kept=found.kept[of, place])
+    return {'values': drawn.values}
+
+  def report() -> reject.Report | None:
+    every = label(np.arange(num))
+    found, first = [], 0
+    while first < num:
+      if not scored.covering(first):  # one candidate each, or kept from before
+        return None
+      found.append(scored.read(first))
+      first += len(found[-1]['kept'])
+    scores, kept = (
+      np.concatenate([x[name] for x in found])[:num]
+      for name in ('scores', 'kept')
+    )
+    _, place = reject.groups(every, chosen.keep)
+    return reject.Report(chosen.keep_by, scores[place == 0], kept)
 
   def pictures(first: int) -> np.ndarray:
     found = kept.get(first, functools.partial(draw, first))
@@ -184,6 +210,7 @@ def of_run(
     folder=folder,
     pictures=pictures,
     settings=what,
+    report=report,
   )
 
 

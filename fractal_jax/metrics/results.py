@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from fractal_jax.inference import reject
 from fractal_jax.metrics import MetricsError, inception, neighbours, scores
 from fractal_jax.metrics.features import Extractor
 from fractal_jax.metrics.images import Chunks, Images, in_chunks
@@ -71,6 +72,7 @@ def measure(
   total.add(pool)
   score, deviation = scores.inception_score(logits)
   real = reference.features
+  report = images.report()
   near = real is not None and min(len(real), images.num) > neighbours.K
   return {
     'num': images.num,
@@ -87,6 +89,7 @@ def measure(
       'neighbours': len(real) if near else None,
     },
     'inception': extractor.fingerprint,
+    'rejection': report and report.numbers(),
     'settings': images.settings,
   }
 
@@ -161,6 +164,8 @@ def summary(found: dict) -> str:
       '-: needs labels of the images and of the reference, and at least '
       f'{neighbours.K + 1} images of a class on either side.'
     )
+  if found['rejection']:
+    lines.append(f'{reject.summary(found["rejection"])}.')
   if found['num'] < 50_000:
     lines.append(
       'FIDs of fewer images are higher: compare them at equal numbers only.'

@@ -8,8 +8,9 @@ import numpy as np
 from fractal_jax import paths
 
 SETTINGS = (
-  'guidance', 'temperature', 'interval', 'resample', 'order', 'step_sizes',
-  'candidates', 'keep', 'keep_by',
+  'guidance', 'temperature', 'interval', 'resample', 'guide', 'schedule',
+  'filter_threshold', 'iterations', 'order', 'step_sizes', 'candidates', 'keep',
+  'keep_by',
 )  # fmt: skip
 CURVES = {
   'fid': 'FID',
@@ -19,22 +20,27 @@ CURVES = {
   'class_recall': 'recall within classes',
   'intra_class_diversity': 'intra-class diversity',
 }
+# Of reject.Report, for the table alone.
+REJECTION = ('acceptance', 'kept_score', 'score')
 # What is drawn against what: fidelity, variety.
 TRADES = (('fid', 'class_recall'), ('precision', 'recall'))
 
 
-def row(section, seed: int, found: dict) -> dict:
+def row(section, seed: int, found: dict, guide: str = 'none') -> dict:
   """A row of what was found with one setting and seed.
 
   Args:
     section: config.sample, as the images were drawn.
     seed: of the images.
     found: by `results.measure`, or at least `num` and some of CURVES.
+    guide: the name of the model that guides.
   """
-  out = {name: shown(section[name]) for name in SETTINGS}
-  return out | {'seed': seed, 'num': found['num']} | {
-    name: found.get(name) for name in CURVES
-  }  # fmt: skip
+  settings = {**section, 'guide': guide}
+  out = {name: shown(settings[name]) for name in SETTINGS}
+  out |= {'seed': seed, 'num': found['num']}
+  out |= {name: found.get(name) for name in CURVES}
+  rejection = found.get('rejection') or {}
+  return out | {name: rejection.get(name) for name in REJECTION}
 
 
 def shown(value):
@@ -47,15 +53,19 @@ def shown(value):
 def varied(rows: list[dict]) -> list[str]:
   """The settings that the rows differ in, those first that are numbers."""
   found = [k for k in SETTINGS if len({r[k] for r in rows}) > 1]
-  numeric = lambda k: all(isinstance(r[k], (int, float)) for r in rows)
-  return sorted(found, key=lambda k: not numeric(k))
+  return sorted(found, key=lambda k: not numeric(rows, k))
+
+
+def numeric(rows: list[dict], name: str) -> bool:
+  """Whether a setting is a number in all rows: else each value is a name."""
+  return all(isinstance(r[name], (int, float)) for r in rows)
 
 
 def line(row: dict) -> str:
-  """A row as a line of text; - is what is not known."""
+  """A row as a line of text; - is what is not known, or not set."""
 
   def text(x):
-    if x is None:
+    if x in (None, ''):
       return '-'
     return x if isinstance(x, str) else f'{x:.6g}'
 
@@ -64,7 +74,9 @@ def line(row: dict) -> str:
 
 def write_csv(rows: list[dict], path: str) -> None:
   """Writes rows of `row`; what is not known is empty."""
-  lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+  # Rows of an older table may lack settings that there are today.
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  lines = [names, *([row.get(name) for name in names] for row in rows)]
   paths.write_text(path, paths.csv_text(lines))
 
 
@@ -103,7 +115,7 @@ def plot(rows: list[dict], path: str) -> None:
   from matplotlib import figure as figures
 
   over, *lines = varied(rows) or ['guidance']
-  means = over_seeds(rows)
+  means, numbers = over_seeds(rows), numeric(rows, over)
   known = [k for k in CURVES if any(m[k] is not None for m in means)]
   panels = [t for t in TRADES if set(t) <= set(known)] + [(k,) for k in known]
   columns = min(3, len(panels))
@@ -114,7 +126,7 @@ def plot(rows: list[dict], path: str) -> None:
     for curve in dict.fromkeys(tuple(m[k] for k in lines) for m in means):
       some = [m for m in means if tuple(m[k] for k in lines) == curve]
       label = ', '.join(f'{k} {v}' for k, v in zip(lines, curve))
-      _draw(axis, panel, over, some, label)
+      _draw(axis, panel, over, some, label, float if numbers else str)
     axis.grid(alpha=0.3)
   for axis in axes.flat[len(panels) :]:
     axis.axis('off')
@@ -130,13 +142,19 @@ def plot(rows: list[dict], path: str) -> None:
     figure.savefig(file.name, dpi=120)
 
 
-def _draw(axis, panel: tuple, over: str, means: list[dict], label: str) -> None:
-  """One curve of a panel: a metric over a setting, or one over another."""
+def _draw(
+  axis, panel: tuple, over: str, means: list[dict], label: str, kind: type
+) -> None:
+  """One curve of a panel: a metric over a setting, or one over another.
+
+  The setting runs as a number, or as a name: `kind` is float or str.
+  """
   some = [m for m in means if all(m[k] is not None for k in panel)]
-  some.sort(key=lambda m: m[over])
+  some.sort(key=lambda m: kind(m[over]))
+  along = [kind(m[over]) for m in some]
   y, y_error = np.array([m[panel[-1]] for m in some]).reshape(-1, 2).T
   if len(panel) == 1:
-    axis.errorbar([m[over] for m in some], y, y_error, fmt='o-', label=label)
+    axis.errorbar(along, y, y_error, fmt='o-', label=label)
     axis.set_title(CURVES[panel[0]])
     axis.set_xlabel(over)
     return
