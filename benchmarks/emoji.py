@@ -48,8 +48,8 @@ HERE = pathlib.Path(__file__).parent
 MODELS = {'ar': 'small', 'mar': 'small_mar'}
 # Of the 98 classes of ar, those in its picture's columns.
 COLUMNS = (
-  'face-smiling,face-concerned,person-role,heart,country-flag,alphanum,'
-  'zodiac,transport-ground,animal-mammal'
+  'face-smiling,face-concerned,person,person-role,heart,country-flag,'
+  'food-fruit,animal-mammal,geometric'
 )
 HALVES = (3, 31, 60, 88, 117, 150)  # held-out emoji to complete
 PREEMPTED = 75  # see fractal_jax/main.py
@@ -150,7 +150,7 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
   if name == 'ar':
-    ours('sample', *run, f'--out={out}/ar_classes.png')
+    ours('sample', *run, '--num=98', f'--out={out}/ar_classes.png')
   columns = [f'--labels={COLUMNS}'] if name == 'ar' else []
   ours('sample', *run, *columns, '--num=72', f'--out={out}/{name}.png')
   grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
