@@ -443,7 +443,7 @@ def test_failing_output_saves_first(
 ):
   with monkeypatch.context() as patch:
     # The third line is of step 6, and written once step 7 has begun.
-    wrong_at(patch, logs.Progress, 'update', 3, error)
+    wrong_at(patch, logs.Speed, 'update', 3, error)
     with pytest.raises(type(error)):
       train.train(configure(), str(tmp_path / 'a'))
   goes_on_as_if_nothing_had_been(tmp_path / 'a', never_stopped, capsys)
