@@ -89,7 +89,6 @@ class Layout:
   def _settings(self) -> list:
     """Components for guidance, temperature, iterations, seed, interval."""
     s = self.config.sample
-    span = ','.join(f'{share:g}' for share in s.interval)
     # Where a config has one number per level, the page begins with the pixels'.
     strength, heat = (np.ravel(x)[-1] for x in (s.guidance, s.temperature))
     guidance = gr.Slider(
@@ -123,8 +122,9 @@ class Layout:
         precision=0,
       )
     interval = gr.Textbox(
+      ','.join(f'{share:g}' for share in s.interval),
       label='Interval of guidance',
-      info=f'Shares of the image, say 0.1,0.8. Empty: {span}',
+      info='The part of the image that is guided, say 0.1,0.8',
       max_length=40,
     )
     return [guidance, temperature, iterations, seed, interval]
