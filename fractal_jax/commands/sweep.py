@@ -78,7 +78,8 @@ def run():
   settings = [each | others for each in all_settings()]
   names = dict.fromkeys(FLAGS.guide or [GUIDELESS])
   guiding = [name for name in names if name != GUIDELESS]
-  sample.check_use(config, settings, *guiding[:1])  # before the first is run
+  guide = guiding[0] if guiding else None
+  sample.check_use(config, settings, guide)  # before the first is run
   guides = {name: sampling.load_guide(config, name) for name in guiding}
   loaded = evaluate.load_weights()
   model = evaluate.load()
