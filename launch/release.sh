@@ -9,7 +9,8 @@
 #
 # nab_ar is a model of 14 series; DIR holds them, see docs/series.md. emoji_ar is
 # the run of benchmarks/emoji.py --models=ar, of which the best checkpoint goes:
-# hours, where RUNS=runs does not have it.
+# hours, where RUNS=runs does not have it; its DIR is where
+# `npm pack emoji-datasource-google@16.0.0` was run.
 #
 # The runs are kept in runs/release; one that is there goes on, or is used.
 # RUNS=DIR keeps them elsewhere, RELEASES=DIR writes the releases elsewhere.

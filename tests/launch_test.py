@@ -125,7 +125,7 @@ def flags_of(call: str) -> dict[str, str]:
   [
     ('digits_mar', {}, 'configs/digits.py:mar', 'bfloat16', None),
     ('nab_ar', {'NAB': '/n b'}, 'configs/series.py', 'bfloat16', None),
-    ('emoji_ar', {'EMOJI': '/e.npz'}, 'configs/emoji.py:small', 'int8', '750'),
+    ('emoji_ar', {'EMOJI': '/emoji'}, 'configs/emoji.py:small', 'int8', '750'),
   ],
 )
 def test_a_release_is_of_the_run_that_is_measured(
