@@ -19,7 +19,6 @@ same command goes on where it was stopped.
 import csv
 import itertools
 import pathlib
-import statistics
 import sys
 
 from absl import app, flags
@@ -203,16 +202,23 @@ def settings_of(rows) -> list[dict]:
     for name in sweep.CURVES:
       if some[0][name] is not None:
         values = [float(r[name]) for r in some]
-        error = statistics.stdev(values) / len(values) ** 0.5
-        mean[name] = statistics.mean(values), error
+        error = np.std(values, ddof=1) / len(values) ** 0.5
+        mean[name] = np.mean(values), error
     out.append(mean)
   return out
 
 
+def variety(means: list[dict]) -> str:
+  """Recall within classes, or where classes have too few images, recall."""
+  known = all(np.isfinite(m['class_recall'][0]) for m in means)
+  return 'class_recall' if known else 'recall'
+
+
 def plain_of_equal(found: dict, plain: list[dict]) -> dict | None:
   """The most varied plain setting whose distance is not much larger."""
+  by = variety(plain)
   near = [p for p in plain if p['fid'][0] <= EQUAL * found['fid'][0]]
-  return max(near, key=lambda p: p['class_recall'][0], default=None)
+  return max(near, key=lambda p: p[by][0], default=None)
 
 
 def table(means: list[dict], held_out: dict) -> str:
@@ -223,17 +229,20 @@ def table(means: list[dict], held_out: dict) -> str:
     'recall within classes', 'diversity within classes',
     'gain beside plain guidance of equal distance',
   )  # fmt: skip
-  lines = [head, ('---',) * len(head)]
+  lines, by = [head, ('---',) * len(head)], variety(plain)
   names = ('fid', 'precision', 'recall', 'class_recall')
   names += ('intra_class_diversity',)
   for m in means:
     other = plain_of_equal(m, plain)
     gain = ''
     if m['method'] != PLAIN and other is not None:
-      (a, ea), (b, eb) = m['class_recall'], other['class_recall']
+      (a, ea), (b, eb) = m[by], other[by]
       error = np.hypot(ea / b, eb * a / b**2)
       gain = f'{a / b - 1:+.1%} ± {error:.1%} ({other["setting"]})'
-    shown = [f'{m[k][0]:.3f} ± {m[k][1]:.3f}' for k in names]
+    shown = [
+      f'{m[k][0]:.3f} ± {m[k][1]:.3f}' if np.isfinite(m[k][0]) else '-'
+      for k in names
+    ]
     lines.append((m['method'], m['setting'], *shown, gain))
   shown = [f'{held_out[k]:.3f}' for k in names]
   lines.append(('held-out images', f'{held_out["num"]} of them', *shown, ''))
@@ -241,16 +250,17 @@ def table(means: list[dict], held_out: dict) -> str:
 
 
 def plot(means: list[dict], path: str):
-  """Distance against recall within classes, a curve for each method."""
+  """Distance against variety, a curve for each method."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
   figure, axis = plt.subplots(figsize=(8, 5))
+  by = variety(means)
   for i, method in enumerate(dict.fromkeys(m['method'] for m in means)):
     some = [m for m in means if m['method'] == method]
-    x, y = (np.array([m[k] for m in some]).T for k in ('fid', 'class_recall'))
+    x, y = (np.array([m[k] for m in some]).T for k in ('fid', by))
     style = dict(color='black', lw=2.5) if method == PLAIN else {}
     marker = 'os^vDPX'[i % 7]
     axis.errorbar(
@@ -259,7 +269,8 @@ def plot(means: list[dict], path: str):
   axis.set_xlabel(
     "Frechet distance of the perceptron's features (fidelity: left)"
   )
-  axis.set_ylabel('recall within classes (variety: up)')
+  where = ' within classes' if by == 'class_recall' else ''
+  axis.set_ylabel(f'recall{where} (variety: up)')
   axis.set_xscale('log')
   axis.grid(alpha=0.3)
   axis.legend(fontsize=7, ncols=2)
