@@ -149,9 +149,10 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
+  columns = []
   if name == 'ar':
     ours('sample', *run, '--num=98', f'--out={out}/ar_classes.png')
-  columns = [f'--labels={COLUMNS}'] if name == 'ar' else []
+    columns = [f'--labels={COLUMNS}']
   ours('sample', *run, *columns, '--num=72', f'--out={out}/{name}.png')
   grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
   ours('sample', *run, *grow, f'--out={workdir}/growing.png')

@@ -241,12 +241,16 @@ def test_a_mesh_that_splits_heads_has_no_kernels(monkeypatch):
   assert blocks.rows_of(spec, 4) is not None
 
 
+def wide():
+  """Level 0 of the 64x64 models."""
+  net, _ = tiny.build()
+  (spec, *_) = on('pallas', net).specs
+  return dataclasses.replace(spec, width=1024, heads=16, dtype=jnp.bfloat16)
+
+
 def test_a_small_chip_takes_fewer_rows_at_a_time(monkeypatch):
   found = lines(monkeypatch)
-  net, _ = tiny.build()
-  spec = dataclasses.replace(
-    on('pallas', net).specs[0], width=1024, heads=16, dtype=jnp.bfloat16
-  )
+  spec = wide()
   assert blocks.rows_of(spec, 261).sequences == 2
   monkeypatch.setattr(calls, 'vmem_bytes', lambda: 64 << 20)
   assert blocks.rows_of(spec, 261).sequences == 1
@@ -261,10 +265,7 @@ def test_a_small_chip_takes_fewer_rows_at_a_time(monkeypatch):
 def test_an_mlp_that_does_not_fit_has_no_kernel(monkeypatch):
   """As in level 0 of 64x64 images on a v5p: sums of two cores in 64 MiB."""
   found = lines(monkeypatch)
-  net, _ = tiny.build()
-  spec = dataclasses.replace(
-    on('pallas', net).specs[0], width=1024, heads=16, dtype=jnp.bfloat16
-  )
+  spec = wide()
   monkeypatch.setattr(calls, 'vmem_bytes', lambda: 64 << 20)
   monkeypatch.setattr(calls, 'cores', lambda: 2)
   rows = blocks.rows_of(spec, 261)

@@ -184,21 +184,6 @@ def of_run(
       scored.write(first, scores=found.scores[of], kept=found.kept[of, place])
     return {'values': drawn.values}
 
-  def report() -> reject.Report | None:
-    every = label(np.arange(num))
-    found, first = [], 0
-    while first < num:
-      if not scored.covering(first):  # one candidate each, or kept from before
-        return None
-      found.append(scored.read(first))
-      first += len(found[-1]['kept'])
-    scores, kept = (
-      np.concatenate([x[name] for x in found])[:num]
-      for name in ('scores', 'kept')
-    )
-    _, place = reject.groups(every, chosen.keep)
-    return reject.Report(chosen.keep_by, scores[place == 0], kept)
-
   def pictures(first: int) -> np.ndarray:
     found = kept.get(first, functools.partial(draw, first))
     return from_values(found['values'], m)
@@ -210,8 +195,26 @@ def of_run(
     folder=folder,
     pictures=pictures,
     settings=what,
-    report=report,
+    report=lambda: _report(scored, label(np.arange(num)), chosen),
   )
+
+
+def _report(
+  scored: Chunks, labels: np.ndarray, chosen: ConfigDict
+) -> reject.Report | None:
+  """What the candidates for images of `labels` scored; None where not kept."""
+  found, first = [], 0
+  while first < len(labels):
+    if not scored.covering(first):  # one candidate each, or kept from before
+      return None
+    found.append(scored.read(first))
+    first += len(found[-1]['kept'])
+  scores, kept = (
+    np.concatenate([x[name] for x in found])[: len(labels)]
+    for name in ('scores', 'kept')
+  )
+  _, place = reject.groups(labels, chosen.keep)
+  return reject.Report(chosen.keep_by, scores[place == 0], kept)
 
 
 def _settings(model, chosen: ConfigDict, guide, **request) -> dict:

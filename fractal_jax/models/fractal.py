@@ -257,8 +257,16 @@ class Fractal(nn.Module):
 
     It is pure: call it on the unbound module, under jit.
     """
-    how = dict(guided=guided, guide=guide, orders=orders, given=given)
-    return self.steps(params, labels, keys, sampling, **how).run()
+    return self.steps(
+      params,
+      labels,
+      keys,
+      sampling,
+      guided=guided,
+      guide=guide,
+      orders=orders,
+      given=given,
+    ).run()
 
   @nn.nowrap
   def by_level(self, sampling: Sampling) -> Sampling:
