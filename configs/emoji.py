@@ -6,7 +6,7 @@ fractal-jax train --config=configs/emoji.py:small --workdir=runs/emoji_small
 Options: small (ar levels) and small_mar, of 32x32 pixels. `python
 benchmarks/emoji.py` trains both and makes the pictures.
 Hardware: one GPU, planned for about an hour; small: two CPU cores.
-Hours: not run here; small: 25 images/s on both cores, 80 minutes; small_mar: 27
+Hours: not run here; small: 25 images/s on both cores, 85 minutes; small_mar: 27
 images/s on one core, an hour.
 Cost: 35.8 million parameters, 158 GFLOPs per image and training step, so 2.0e17
 FLOPs in 10,000 steps of 128 images: an hour at 56 TFLOP/s, less than a fifth
