@@ -90,6 +90,61 @@ def test_bytes_are_those_of_whole_tiles(text, size):
   assert estimate.bytes_of(text) == size
 
 
+MOVED = """
+%part (stack: f32[9,64], at: s32[]) -> bf16[64] {
+  %stack = f32[9,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %slice = f32[1,64]{1,0} dynamic-slice(%stack, %at), dynamic_slice_sizes={1,64}
+  %flat = f32[64]{0} bitcast(%slice)
+  ROOT %cast = bf16[64]{0} convert(%flat)
+}
+
+%put (new: bf16[64], stack: f32[9,64], at: s32[]) -> f32[9,64] {
+  %new = bf16[64]{0} parameter(0)
+  %stack = f32[9,64]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %cast = f32[64]{0} convert(%new)
+  %row = f32[1,64]{1,0} bitcast(%cast)
+  ROOT %out = f32[9,64]{1,0} dynamic-update-slice(%stack, %row, %at)
+}
+
+%all (x: f32[9,64]) -> (f32[9,64], f32[9]) {
+  %x = f32[9,64]{1,0} parameter(0)
+  %twice = f32[9,64]{1,0} add(%x, %x)
+  %sum = f32[9]{0} reduce(%twice), dimensions={1}
+  ROOT %both = (f32[9,64]{1,0}, f32[9]{0}) tuple(%twice, %sum)
+}
+
+ENTRY %main (stack: f32[9,64], at: s32[]) -> f32[9,64] {
+  %stack = f32[9,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %a = bf16[64]{0} fusion(%stack, %at), kind=kLoop, calls=%part
+  %b = f32[9,64]{1,0} fusion(%a, %stack, %at), kind=kLoop, calls=%put
+  %c = (f32[9,64]{1,0}, f32[9]{0}) fusion(%b), kind=kInput, calls=%all
+  %d = f32[2,64]{1,0} slice(%b), slice={[0:2], [0:64]}
+  %e = f32[9,64]{1,0} dynamic-update-slice(%b, %d, %at)
+  ROOT %f = f32[9,64]{1,0} custom-call(%e), custom_call_target="__cublas$gemm"
+}
+"""
+
+
+def test_of_what_is_sliced_or_replaced_a_part_is_moved():
+  moved = {
+    estimate.NAMED.match(x.line).group(1): (x.kind, estimate.moved_bytes(x))
+    for x in estimate.operations(MOVED)
+    if x.kind != 'parameter'
+  }
+  row, stack, number = 64 * 4, 9 * 64 * 4, 4
+  assert moved == {
+    'a': ('fusion', row + row // 2 + number),
+    'b': ('fusion', row // 2 + row + number),
+    'c': ('fusion', 2 * stack + 9 * 4),
+    'd': ('slice', 4 * row),
+    'e': ('dynamic-update-slice', 4 * row),
+    'f': ('product', 2 * stack),
+  }
+
+
 def test_schedules_are_read_by_name_and_removed(tmp_path):
   """Those of kernels; the dump has files of all operations."""
   (tmp_path / '12-mlp_forward_64.1-03-final_bundles.txt').write_text(SCHEDULE)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fractal_jax import cpu
 from fractal_jax.models import layers
 from tests import tiny
 
@@ -87,7 +88,15 @@ def test_attention_logits_are_float32():
   assert out.dtype == jnp.float32 and abs(out[0] - out[1]) > 0.3
 
 
+@pytest.fixture(params=['as on a CPU', 'as on an accelerator'])
+def platform(request, monkeypatch):
+  on_cpu = request.param == 'as on a CPU'
+  monkeypatch.setattr(cpu, 'is_target', lambda: on_cpu)
+
+
+@pytest.mark.usefixtures('platform')
 def test_attention_literally():
+  assert 4 * 4 <= layers.FEW
   rng = np.random.default_rng(0)
   q, k, v = rng.standard_normal((3, 2, 4, 3, 5)).astype(np.float32)
   out = layers.attend(q, k, v, np.tri(4, dtype=bool))
@@ -121,6 +130,37 @@ def test_norms():
   np.testing.assert_allclose(
     module.apply(params, x).astype(jnp.float32), want, atol=1e-2
   )
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 1e-5), ('bfloat16', 0.03)]
+)
+@pytest.mark.parametrize('queries, keys', [(3, 3), (1, 5), (5, 5)])
+@pytest.mark.usefixtures('platform')
+def test_gradients_of_attention(queries, keys, dtype, tolerance):
+  """As of the formula in float32, whatever the form and the dtype."""
+  rng = np.random.default_rng(0)
+  shapes = (2, queries, 2, 8), (2, keys, 2, 8), (2, keys, 2, 8)
+  arrays = [jnp.asarray(rng.standard_normal(x), dtype) for x in shapes]
+  mask = np.tri(queries, keys, keys - queries, dtype=bool)
+  kept = rng.random((2, 2, queries, keys)) < 0.8
+  drop = lambda w: jnp.where(kept, w / 0.8, 0).astype(w.dtype)
+  g = rng.standard_normal(shapes[0])
+
+  def plain(q, k, v):
+    logits = jnp.einsum('nthk,nshk->nhts', q, k) / 8**0.5
+    weights = jax.nn.softmax(jnp.where(mask, logits, -1e30))
+    return jnp.einsum('nhts,nshk->nthk', drop(weights), v)
+
+  def gradients(f, arrays):
+    sums = lambda *x: (g * f(*x).astype(jnp.float32)).sum()
+    return jax.tree.map(
+      lambda x: x.astype(jnp.float32), jax.grad(sums, (0, 1, 2))(*arrays)
+    )
+
+  ours = gradients(lambda *x: layers.attend(*x, mask, drop), arrays)
+  want = gradients(plain, [x.astype(jnp.float32) for x in arrays])
+  chex.assert_trees_all_close(ours, want, atol=tolerance)
 
 
 @pytest.mark.parametrize(

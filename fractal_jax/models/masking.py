@@ -75,6 +75,7 @@ def capacity(spec: Spec, law: str, rows: int, images: int) -> int:
   u = (points / 2.0**32 + shifts) % 1
   worst = counts(u, spec, law, np).sum(1).max() + 1
   total = int(np.ceil(worst * rows / len(points)))
+  total += -total % 8  # GPUs copy a matrix of other numbers of rows to pad it
   return min(total, rows * spec.length)
 
 

@@ -103,6 +103,7 @@ def of_program(
 
 TYPE = re.compile(r'\b(pred|[suf]\d+|bf16)\[([\d,]*)\](?:\{([^}]*)\})?')
 NAMED = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
+PRODUCT = re.compile(r' (convolution|dot)\(|custom_call_target="__cublas')
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all')
 
 
@@ -155,6 +156,29 @@ def called(line: str, key: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A line of a computation: name = type kind(operands)."""
+
+  name: str
+  type: str
+  kind: str
+  operands: tuple[str, ...]  # by name
+  line: str
+
+
+def instructions(lines: list[str]) -> Iterator[Instruction]:
+  """Those of a computation."""
+  for line in lines:
+    named = NAMED.match(line)
+    rest = re.sub(r'/\*.*?\*/', '', named.group(2)) if named else ''
+    op = re.search(r'(?:^|\s)([\w\-]+)\(', rest)
+    if op:
+      args = re.findall(r'%([\w.\-]+)', rest[op.end() :].split(')')[0])
+      about = rest[: op.start()], op.group(1), tuple(args), line
+      yield Instruction(named.group(1), *about)
+
+
+@dataclasses.dataclass(frozen=True)
 class Operation:
   """An operation that runs."""
 
@@ -163,6 +187,7 @@ class Operation:
   kind: str  # what XLA calls it, or 'product'
   line: str
   operands: list[str]  # their types
+  fused: list[str]  # the lines of a fusion
 
 
 def operations(
@@ -173,14 +198,9 @@ def operations(
 
   def walk(name, times, above):
     types = {}
-    for line in comps.get(name, []):
-      named = NAMED.match(line)
-      rest = re.sub(r'/\*.*?\*/', '', named.group(2)) if named else ''
-      op = re.search(r'(?:^|\s)([\w\-]+)\(', rest)
-      if not op:
-        continue
-      types[named.group(1)] = rest[: op.start()]
-      kind, level = op.group(1), level_of(line) or above
+    for it in instructions(comps.get(name, [])):
+      types[it.name] = it.type
+      line, kind, level = it.line, it.kind, level_of(it.line) or above
       if kind == 'while':
         yield from walk(called(line, 'body'), times * trips(line, comps), level)
       elif kind == 'call':
@@ -193,12 +213,11 @@ def operations(
         for branch, part in zip(names, share):
           yield from walk(branch, times * part, level)
       else:
-        args = rest[op.end() :].split(')')[0]
-        given = [types.get(x, '') for x in re.findall(r'%([\w.\-]+)', args)]
-        fused = kind == 'fusion' and comps.get(called(line, 'calls'), [])
-        inside = '\n'.join(fused or [line])
-        kind = 'product' if re.search(r' (convolution|dot)\(', inside) else kind
-        yield Operation(times, level, kind, line, given)
+        fused = comps.get(called(line, 'calls'), []) if kind == 'fusion' else []
+        if PRODUCT.search('\n'.join(fused or [line])):
+          kind = 'product'
+        given = [types.get(x, '') for x in it.operands]
+        yield Operation(times, level, kind, line, given, fused)
 
   yield from walk('', 1, 'elsewhere')
 
@@ -212,18 +231,51 @@ def branches(line: str) -> list[str]:
 
 
 def moved_bytes(op: Operation) -> int:
-  """About how many bytes an operation reads and writes, in whatever memory.
+  """How many bytes an operation reads and writes, in whatever memory.
 
-  A fusion that only slices an operand does not read all of it: no operand
-  counts for more than the result.
+  Of an array of which it takes or replaces a part, it is that part.
   """
   out = bytes_of(results(op.line))
   sizes = [bytes_of(x) for x in op.operands]
-  if 'dynamic-update-slice' in op.line:
-    return 2 * min(sizes, default=0)
-  if 'slice' in op.line or 'gather' in op.line:
-    sizes = [min(x, out) for x in sizes]
-  return out + sum(sizes)
+  if op.kind == 'dynamic-update-slice':
+    return 2 * sizes[1]
+  if op.kind.endswith('slice') or op.kind == 'gather':
+    return 2 * out
+  if not op.fused:
+    return out + sum(sizes)
+  inside = {it.name: it for it in instructions(op.fused)}
+  users = collections.defaultdict(list)
+  for it in inside.values():
+    for place, x in enumerate(it.operands):
+      users[x].append((it, place))
+
+  def read(name: str) -> float:
+    total = 0
+    for it, place in users[name]:
+      if it.kind == 'bitcast':
+        total += read(it.name)
+      elif it.kind in ('dynamic-slice', 'slice', 'gather') and place == 0:
+        total += bytes_of(it.type)
+      elif it.kind != 'dynamic-update-slice' or place:
+        return math.inf
+    return total
+
+  def written(name: str) -> int:
+    it = inside.get(name)
+    if it and it.kind == 'tuple':
+      return sum(map(written, it.operands))
+    if it and it.kind == 'bitcast':
+      return written(it.operands[0])
+    if it and it.kind == 'dynamic-update-slice':
+      it = inside.get(it.operands[1])
+    return bytes_of(it.type) if it else out
+
+  total = written(next(x.name for x in inside.values() if 'ROOT ' in x.line))
+  for it in inside.values():
+    if it.kind == 'parameter':
+      size = sizes[int(re.search(r'parameter\((\d+)\)', it.line).group(1))]
+      total += int(min(size, read(it.name)))
+  return total
 
 
 def network_bytes(op: Operation) -> int:
