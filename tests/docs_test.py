@@ -81,7 +81,7 @@ def test_python_runs_as_it_stands(page, runs, monkeypatch):
 # Flags of other programs: gcloud's and sbatch's.
 OTHERS = {
   'spot', 'reserved', 'network', 'nodes', 'gpus-per-node', 'internal-ips',
-  'recursive', 'logdir',
+  'recursive', 'logdir', 'no-deps', 'target',
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks import gpu_static
 from fractal_jax.planning import estimate
 
 STORED = pathlib.Path(__file__).parent / 'stored'
@@ -143,6 +144,21 @@ def test_of_what_is_sliced_or_replaced_a_part_is_moved():
     'e': ('dynamic-update-slice', 4 * row),
     'f': ('product', 2 * stack),
   }
+
+
+def test_bytes_are_summed_by_level_and_place():
+  """As benchmarks/gpu_static.py lists them, most bytes first."""
+  named = 'op_name="jit(step)/level_1/while/body/blocks/mlp/add"'
+  text = MOVED.replace('calls=%put', f'calls=%put, metadata={{{named}}}')
+  text = text.replace('calls=%part', f'calls=%part, metadata={{{named}}}')
+  rows = gpu_static.moved(text)
+  assert [x[0] for x in rows] == sorted((x[0] for x in rows), reverse=True)
+  row = 64 * 4
+  found = {x[1:3]: (x[0], x[3]) for x in rows}
+  both = 2 * (row + row // 2 + 4)
+  assert found['level 1', 'fusion blocks/mlp/add'] == (both, 2)
+  assert found['elsewhere', 'product '][1] == 1
+  assert not any('parameter' in x[2] for x in rows)
 
 
 def test_schedules_are_read_by_name_and_removed(tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 
+from clu import metrics as clu_metrics
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ def evaluate(
   )
   key = jax.random.key(config.seed)
   nats = []  # [images, passes] of each batch
-  pixels, guides, dropped = np.zeros(2), 0.0, 0
+  means, dropped = None, 0
   for n, rows in enumerate(progress(batches)):
     if not conditional:
       rows = {**rows, 'label': np.full_like(rows['label'], -1, np.int32)}
@@ -124,18 +125,17 @@ def evaluate(
     for out in _scored(net, params, rows, key, n * batch, passes, mesh=mesh):
       seen = out['valid'].astype(bool)
       of_batch.append(out['nats'][seen].astype(np.float64))
-      pixels += _sums(out['pixels'], seen)
-      guides += np.array([_sums(g, seen) for g in out['guides']])
+      new = _means(out, seen)
+      means = new if means is None else means.merge(new)
       dropped += int(out['dropped'])
     nats.append(np.stack(of_batch, 1))
-  return summarise(net, np.concatenate(nats), pixels, guides, dropped)
+  return summarise(net, np.concatenate(nats), means, dropped)
 
 
 def summarise(
   net: fractal.Fractal,
   nats: np.ndarray,
-  pixels: np.ndarray,
-  guides: np.ndarray,
+  means: clu_metrics.Collection,
   dropped: int,
 ) -> Likelihood:
   """The Likelihood of scored images.
@@ -143,15 +143,14 @@ def summarise(
   Args:
     net: the model.
     nats: [images, passes], estimates of each image's nats.
-    pixels: (nats, rows) of all scored pixels, unweighted.
-    guides: the same of each guiding pixel, [guides, 2].
+    means: nats of a scored pixel, and of each level's guiding one, unweighted.
     dropped: masked patches that did not fit their buffers.
   """
   top = net.specs[0]
   n, passes = nats.shape
   bits = nats / (top.channels * top.side**top.rank * np.log(2))
   each = bits.mean(1)
-  mean_of = lambda sums: sums[0] / sums[1] / top.channels / np.log(2)
+  published = sum(means.compute().values()) / top.channels / np.log(2)
   noise = 0.0 if net.exact else np.nan
   if passes > 1:
     noise = np.sqrt(bits.var(1, ddof=1).mean() / passes / n)
@@ -159,7 +158,7 @@ def summarise(
     bits_per_dim=float(each.mean()),
     stderr=float(each.std(ddof=1) / np.sqrt(n)) if n > 1 else float('nan'),
     mc_stderr=float(noise),
-    published_bits_per_dim=float(mean_of(pixels) + sum(map(mean_of, guides))),
+    published_bits_per_dim=float(published),
     images=n,
     passes=passes,
     exact=net.exact,
@@ -221,10 +220,18 @@ def log_prob(
   return -nats.mean(1)
 
 
-def _sums(per_image, seen):
-  """Nats and number of scored rows, over the images that count."""
-  nats, rows = per_image
-  return np.array([nats[seen].sum(dtype=np.float64), rows[seen].sum()])
+def _means(out: dict, seen: np.ndarray) -> clu_metrics.Collection:
+  """Nats of a pixel and of each guide, over the images [B] that are seen."""
+  sums = {'pixels': out['pixels']}
+  sums |= {f'guide_{i}': x for i, x in enumerate(out['guides'])}
+  means = {
+    name: clu_metrics.Average(
+      nats[seen].sum(dtype=np.float64), rows[seen].sum()
+    )
+    for name, (nats, rows) in sums.items()
+  }
+  kinds = dict.fromkeys(means, clu_metrics.Average)
+  return clu_metrics.Collection.create(**kinds).empty().replace(**means)
 
 
 def _scored(
