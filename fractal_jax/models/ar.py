@@ -63,7 +63,7 @@ class ARLevel(AllDown):
       ]
     return []
 
-  def setup(self):
+  def setup(self) -> None:
     s = self.spec
     self.patch_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)

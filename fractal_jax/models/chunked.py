@@ -6,6 +6,7 @@ keeps of each its input alone: the backward pass computes the part again.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from fractal_jax.models.types import Array
 
 
-def chunked(method: Callable, level: nn.Module, *rows) -> Array:
+def chunked(method: Callable, level: nn.Module, *rows: Any) -> Array:
   """method(level, *rows), in level.spec.chunks parts one after another.
 
   Args:

@@ -95,7 +95,7 @@ class Fractal(nn.Module):
     """Whether some level draws at random which patches are scored."""
     return any(kind.MASKS for kind in self.kinds[:-1])
 
-  def setup(self):
+  def setup(self) -> None:
     self.labels = Labels(self.classes, self.specs[0].width)
     self.levels = [
       kind(spec, name=f'level_{spec.index}')

@@ -43,7 +43,7 @@ class IndependentLevel(AllDown):
   def published(spec: Spec) -> None:
     del spec
 
-  def setup(self):
+  def setup(self) -> None:
     s = self.spec
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
     self.positions = self.param(

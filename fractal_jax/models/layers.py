@@ -183,7 +183,7 @@ class Attention(nn.Module):
   weight_dropout: float  # on the attention weights
   dtype: Any
 
-  def setup(self):
+  def setup(self) -> None:
     shape = (self.width, 3, self.width)
     self.qkv = self.param(
       'qkv', logical(XAVIER_QKV, 'embed', None, 'heads'), shape
@@ -217,7 +217,7 @@ class Attention(nn.Module):
       q, k = rotate(q, turns), rotate(k, turns)
     return q, k, v
 
-  def __call__(self, x: Array, turns: Array | None, *, train: bool):
+  def __call__(self, x: Array, turns: Array | None, *, train: bool) -> Array:
     q, k, v = self.turned(x, turns)
     t = x.shape[1]
     mask = jnp.tri(t, dtype=bool) if self.causal else None
@@ -263,7 +263,9 @@ class Block(nn.Module):
   dropout: float
   dtype: Any
 
-  def __call__(self, x: Array, turns: Array | None, train: bool):
+  def __call__(
+    self, x: Array | kernels.Packed, turns: Array | None, train: bool
+  ) -> tuple[Array | kernels.Packed, None]:
     """x [N, T, D] to the same, and None: what a scan collects."""
     if isinstance(x, kernels.Packed):
       return kernels.block(self, x, turns, train=train), None
@@ -308,7 +310,7 @@ def fields(spec: Spec, *, causal: bool) -> dict:
 class ViTBlock(Block):
   """LayerNorm, and an exact-GELU MLP of 4 D; with biases."""
 
-  def setup(self):
+  def setup(self) -> None:
     rate = self.dropout
     self.norm1, self.norm2 = layer_norm(self.dtype), layer_norm(self.dtype)
     self.attention = Attention(
@@ -325,7 +327,7 @@ class ViTBlock(Block):
     return self.drop2(x, deterministic=not train)
 
   @property
-  def dropouts(self):
+  def dropouts(self) -> tuple[tuple[Dropout, Dropout], tuple[Dropout, Dropout]]:
     """Dropouts per half: (of the weights, of the output), (hidden, output)."""
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (self.drop1, self.drop2)
@@ -334,7 +336,7 @@ class ViTBlock(Block):
 class LlamaBlock(Block):
   """RMSNorm and SwiGLU, without biases; rotary positions."""
 
-  def setup(self):
+  def setup(self) -> None:
     hidden = swiglu_width(self.width)
     self.norm1, self.norm2 = rms_norm(self.dtype), rms_norm(self.dtype)
     self.attention = Attention(
@@ -352,7 +354,7 @@ class LlamaBlock(Block):
     return self.drop(x, deterministic=not train)
 
   @property
-  def dropouts(self):
+  def dropouts(self) -> tuple[tuple[Dropout, Dropout], tuple[None, Dropout]]:
     """Dropouts as of ViTBlock; the hidden layer has none."""
     attention = self.attention.drop_weights, self.attention.drop
     return attention, (None, self.drop)

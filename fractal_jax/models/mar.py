@@ -99,7 +99,7 @@ class MARLevel(nn.Module):
       table |= published.within(('guide',), 'guiding_pixel_loss.', guide)
     return table
 
-  def setup(self):
+  def setup(self) -> None:
     s = self.spec
     self.patch_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
@@ -116,7 +116,15 @@ class MARLevel(nn.Module):
       self.guide_embed = layers.dense(s.width, ('patch', 'width'), s.dtype)
       self.guide = pixel.PixelLevel(pixel.guide_spec(s))
 
-  def outputs(self, patches, mask, conds, guide, *, train: bool) -> Array:
+  def outputs(
+    self,
+    patches: Array,
+    mask: Array,
+    conds: Array,
+    guide: Array | None,
+    *,
+    train: bool,
+  ) -> Array:
     """The outputs of all patches, [M, L, D]. Arguments: see `tokens`."""
     s = self.spec
     x = self.tokens(patches, mask, conds, guide)
@@ -302,7 +310,13 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def conds_of(
-    self, params: dict, patches, mask, conds, guide, place: Array
+    self,
+    params: dict,
+    patches: Array,
+    mask: Array,
+    conds: Array,
+    guide: Array | None,
+    place: Array,
   ) -> Array:
     """The conditions of some patches, [M, m, n, D], of place [M, m].
 

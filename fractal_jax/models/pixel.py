@@ -52,7 +52,7 @@ class PixelLevel(nn.Module):
       ('logit_bias',): ([f'{c}_mlm.bias' for c in 'rgb'], published.ROWS),
     }
 
-  def setup(self):
+  def setup(self) -> None:
     s = self.spec
     self.cond_embed = layers.dense(s.width, ('embed', 'width'), s.dtype)
     self.split_codebooks = self.param(

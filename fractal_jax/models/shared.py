@@ -6,6 +6,8 @@ holds such blocks once, at their owner, so that gradients add up there and
 nothing can come apart; `expand` puts them in place where a level is applied.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from fractal_jax.models.types import Spec
@@ -71,7 +73,9 @@ def problems(model: ConfigDict, blocks: list[type]) -> list[str]:
   return out
 
 
-def named_with_owners(model: ConfigDict, key: str, named) -> list[str]:
+def named_with_owners(
+  model: ConfigDict, key: str, named: Sequence[int]
+) -> list[str]:
   """The rule that a key which names levels names the owners of their blocks."""
   share = owners(model)
   return [

@@ -225,7 +225,7 @@ class Network:
   level: Any  # an unbound flax module
   params: Any
 
-  def __call__(self, method: str | Callable, *args, **kwargs):
+  def __call__(self, method: str | Callable, *args: Any, **kwargs: Any) -> Any:
     return self.level.apply(
       {'params': self.params}, *args, method=method, **kwargs
     )
@@ -234,7 +234,7 @@ class Network:
   def spec(self) -> Spec:
     return self.level.spec
 
-  def generating(self, **changes) -> 'Network':
+  def generating(self, **changes: Any) -> 'Network':
     """This network, without what only training needs."""
     spec = dataclasses.replace(self.spec, remat='none', **changes)
     return Network(self.level.clone(spec=spec, parent=None), self.params)

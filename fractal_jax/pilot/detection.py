@@ -176,7 +176,9 @@ def widened(labels: np.ndarray, before: int, after: int) -> np.ndarray:
   return out
 
 
-def count(line, limit: float, labels, *, slack: int, before: int) -> dict:
+def count(
+  line: np.ndarray, limit: float, labels: np.ndarray, *, slack: int, before: int
+) -> dict:
   """Alarms against incidents.
 
   An incident is found where the score is above the limit between `before` rows

@@ -1,5 +1,8 @@
 """What pilots measure of images: bits, copies, distances, errors."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 from scipy import stats
@@ -9,13 +12,16 @@ from fractal_jax.metrics import neighbours, scores
 from fractal_jax.pilot import gates
 from fractal_jax.pilot.gates import Interval
 
+if TYPE_CHECKING:
+  from fractal_jax import api
+
 JUDGED = 300  # images of each kind by which models are judged, at most
 FEATURES = 32  # principal components
 GROUPS = 10  # of which each is left out in turn, for the interval of a distance
 SETS = 8  # of images learnt from, each as many as are drawn
 
 
-def bits(model, images: np.ndarray) -> np.ndarray:
+def bits(model: 'api.Model', images: np.ndarray) -> np.ndarray:
   """Bits per value [n] of images under a model, which takes them as class 0."""
   values = images[0].size
   return -model.log_prob(images, 0) / values / np.log(2)
@@ -45,7 +51,7 @@ def copies(learnt: np.ndarray, images: np.ndarray, values: int) -> np.ndarray:
   return groups[len(learnt) :] < len(learnt)
 
 
-def components(train: np.ndarray):
+def components(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
   """A function of images: principal components [n, D] of those learnt from.
 
   Features that need no download, where the Inception net would see too few
@@ -58,7 +64,9 @@ def components(train: np.ndarray):
   return lambda x: (x.reshape(len(x), -1) - mean) @ kept
 
 
-def distance(drawn, held, train) -> np.ndarray:
+def distance(
+  drawn: np.ndarray, held: np.ndarray, train: np.ndarray
+) -> np.ndarray:
   """How far drawn images are from those learnt from, over images held out.
 
   Frechet distances are larger the fewer images they are of, so as many are
@@ -86,7 +94,9 @@ def distance(drawn, held, train) -> np.ndarray:
   return ratio(group >= 0) + (GROUPS - 1) * (left.mean() - left)
 
 
-def strange(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
+def strange(
+  drawn: np.ndarray, held: np.ndarray, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Which drawn images, and which held out, are like none learnt from: bool.
 
   Arguments are features [n, D]. 1 less the share of either is its precision.
@@ -94,7 +104,9 @@ def strange(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
   return tuple(_unlike(x, train) for x in (drawn, held))
 
 
-def missed(drawn, held, train) -> tuple[np.ndarray, np.ndarray]:
+def missed(
+  drawn: np.ndarray, held: np.ndarray, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """How often images held out are like none drawn, and like none learnt from.
 
   Arguments are features [n, D]. Of those learnt from, SETS of as many as were
@@ -114,7 +126,7 @@ def _unlike(images: np.ndarray, real: np.ndarray) -> np.ndarray:
   return ~neighbours.inside(images, real, neighbours.radii(real))
 
 
-def saved(train, real, made) -> np.ndarray:
+def saved(train: np.ndarray, real: np.ndarray, made: np.ndarray) -> np.ndarray:
   """The error that completed images save [n], as a share of the neighbours'.
 
   A neighbour is the image that was learnt from whose upper half is the nearest

@@ -1,5 +1,8 @@
 """The pictures of a report on images, PNGs without words."""
 
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import pictures as shots
@@ -7,11 +10,14 @@ from fractal_jax.pilot.pictures import learning
 from fractal_jax.series import plots
 from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, png
 
+if TYPE_CHECKING:
+  from fractal_jax.pilot.images import ImagePilot
+
 COLUMNS = 12
 SHOWN = 2 * COLUMNS  # images in a picture
 
 
-def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
+def of(pilot: 'ImagePilot', name: str, curves: dict) -> dict[str, bytes]:
   """Pictures of a stage, by the key of their caption."""
   model = pilot.config(pilot.side, 3, None).model
   out = learning(curves)
@@ -31,7 +37,7 @@ def of(pilot, name: str, curves: dict) -> dict[str, bytes]:
   return out
 
 
-def grid(images: np.ndarray, model) -> bytes:
+def grid(images: np.ndarray, model: ConfigDict) -> bytes:
   """Images in rows."""
   return shots.png(shots.grid(shots.from_values(images, model), COLUMNS))
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import zipfile
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import config as config_lib
@@ -238,7 +239,7 @@ def propose(data: str, folder: str, size: int | None) -> dict[str, dict]:
   return out
 
 
-def base_config(settings: Settings):
+def base_config(settings: Settings) -> ConfigDict:
   """The config by which the images are read."""
   d, c = settings.data, config_lib.default()
   m = c.model

@@ -10,7 +10,7 @@ UNIFORM = 0.03  # share of it that is mixed in: nothing is impossible
 CHUNK = 20_000  # values that are predicted at a time
 
 
-def histogram(train, images, values: int) -> np.ndarray:
+def histogram(train: np.ndarray, images: np.ndarray, values: int) -> np.ndarray:
   """Bits per value [m] by how often each value occurs at its position.
 
   Args:
@@ -28,7 +28,7 @@ def histogram(train, images, values: int) -> np.ndarray:
   return bits[np.arange(seen.shape[1])[None], seen].mean(1)
 
 
-def forest(train, images, values: int) -> np.ndarray:
+def forest(train: np.ndarray, images: np.ndarray, values: int) -> np.ndarray:
   """Bits per value [m] of a random forest of each value given earlier ones.
 
   One forest for all positions: it is told the position, the channel, the

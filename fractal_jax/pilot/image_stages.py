@@ -7,6 +7,7 @@ import numpy as np
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates, image_measures, work
+from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.image_pictures import SHOWN
 from fractal_jax.pilot.stages import alarm_gates, gate
 from fractal_jax.pilot.work import Found, Pilot
@@ -195,7 +196,14 @@ def threshold(pilot: Pilot, bits: np.ndarray) -> float:
   return float(np.quantile(bits, 1 - pilot.settings.task['false_alarms']))
 
 
-def alarms(pilot, prefix: str, odd, limit: float, false: int, normal: int):
+def alarms(
+  pilot: Pilot,
+  prefix: str,
+  odd: np.ndarray,
+  limit: float,
+  false: int,
+  normal: int,
+) -> tuple[tuple[Gate, ...], dict[str, float]]:
   """Gates and facts of anomalies found, and of false alarms per week."""
   found = int((odd > limit).sum())
   weeks = normal / pilot.settings.data['images_per_week']

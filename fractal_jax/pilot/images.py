@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import api
@@ -20,6 +21,7 @@ from fractal_jax.pilot import (
   stages,
   work,
 )
+from fractal_jax.pilot.settings import Settings
 from fractal_jax.pilot.work import Pilot, Stage
 from fractal_jax.planning import propose as planning
 from fractal_jax.series import fit
@@ -31,7 +33,7 @@ SHADOW = 0.4  # of the images held out: they are seen by the last stage alone
 class Models:
   """How models of images are made and kept; tests give quicker ones."""
 
-  def fitting(self, config, images: np.ndarray) -> Job:
+  def fitting(self, config: ConfigDict, images: np.ndarray) -> Job:
     """A job: an api.Model, and norms [steps] of its levels' gradients."""
     source = Source(
       len(images), lambda i: (images[i], 0), ('all',), config.model.num_values
@@ -41,18 +43,18 @@ class Models:
     model = api.Model(config, net, jax.device_get(params), mesh)
     return model, fit.gradients(seen, params)
 
-  def save(self, folder: str, model) -> None:
+  def save(self, folder: str, model: api.Model) -> None:
     """Keeps it, whole or not at all."""
     work.keep_folder(
       folder,
       lambda part: checkpoint.save_params(part, model.config, model.params),
     )
 
-  def load(self, folder: str):
+  def load(self, folder: str) -> api.Model | None:
     """The model that `save` kept; None where there is none."""
     return api.load(folder) if restore.steps(folder) else None
 
-  def worth(self, model, images: np.ndarray) -> np.ndarray:
+  def worth(self, model: api.Model, images: np.ndarray) -> np.ndarray:
     """What each level tells the next one."""
     return work.worth(model, images)
 
@@ -80,7 +82,7 @@ class Images:
   left_out: float = 0.0
 
 
-def read(settings) -> Images:
+def read(settings: Settings) -> Images:
   """The images that pilot.toml names.
 
   Raises:
@@ -132,7 +134,7 @@ class ImagePilot(Pilot):
   data: Images
 
   @staticmethod
-  def open(settings) -> Images:
+  def open(settings: Settings) -> Images:
     return read(settings)
 
   def problems(self) -> list[str]:
@@ -157,7 +159,7 @@ class ImagePilot(Pilot):
     side, patch, _ = planning.levels(self.side)
     return [(0, side, 1), (1, patch, 2)]
 
-  def config(self, side: int, levels: int, steps: int | None):
+  def config(self, side: int, levels: int, steps: int | None) -> ConfigDict:
     """A config as configs/digits.py has it, without classes."""
     c = config_lib.default()
     m = c.model
@@ -202,7 +204,9 @@ class ImagePilot(Pilot):
     forest = image_simple.forest(self.data.train, self.data.held, self.values)
     return {'histogram': self.histogram(), 'forest': forest}
 
-  def fitting(self, side, levels, steps, seed, share) -> Job:
+  def fitting(
+    self, side: int, levels: int, steps: int, seed: int, share: float
+  ) -> Job:
     order = np.random.default_rng(0).permutation(self.learnt)
     some = self.data.train[order[: int(self.learnt * share)]]
     config = self.config(side, levels, steps)
@@ -212,10 +216,10 @@ class ImagePilot(Pilot):
     each = image_measures.bits(model, cut(self.data.held, side))
     return model, each.reshape(len(self.data.held), -1).mean(1), norms
 
-  def worth(self, model) -> np.ndarray:
+  def worth(self, model: api.Model) -> np.ndarray:
     return self.models.worth(model, self.data.held)
 
-  def drawn(self, model, number: int) -> np.ndarray:
+  def drawn(self, model: api.Model, number: int) -> np.ndarray:
     number = min(number, image_pictures.SHOWN)
     return model.sample(0, num=number, seed=0, guidance=1.0)
 

@@ -60,7 +60,7 @@ class Comparison:
   others: tuple[int, ...]  # further levels in which the two runs differ
 
 
-def mixed_config(a, b, level: int):
+def mixed_config(a: ConfigDict, b: ConfigDict, level: int) -> ConfigDict:
   """A's config with `level` as in B's.
 
   Raises:
@@ -107,7 +107,7 @@ def mixed_config(a, b, level: int):
   return mixed.lock()
 
 
-def check_conditions(mixed, b, level: int) -> None:
+def check_conditions(mixed: ConfigDict, b: ConfigDict, level: int) -> None:
   """Raises ModuleError where b's level was trained with other conditions.
 
   How many it takes and gives follows from the kinds of the levels beside it.
@@ -232,7 +232,9 @@ def timed(
   return -found, (time.monotonic() - begun) / len(images)
 
 
-def images_of(config, split: str | None, num: int):
+def images_of(
+  config: ConfigDict, split: str | None, num: int
+) -> tuple[np.ndarray, np.ndarray]:
   """(images [n, S, (S,) C], labels [n]) of a split; windows do not overlap."""
   config = config.copy_and_resolve_references()
   if config.model.rank == 1:
@@ -240,7 +242,7 @@ def images_of(config, split: str | None, num: int):
   return pipeline.examples(config, split or config.data.val_split, num)
 
 
-def retraining(config, a: str, level: int):
+def retraining(config: ConfigDict, a: str, level: int) -> ConfigDict:
   """A config that trains `level` alone, the others those of run `a`, frozen.
 
   Raises:

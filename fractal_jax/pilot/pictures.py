@@ -1,5 +1,7 @@
 """The pictures of a report, PNGs without words: captions are in its texts."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from fractal_jax.series import plots
@@ -7,10 +9,15 @@ from fractal_jax.series.detector import alarms
 from fractal_jax.series.plots import ALARM, BLUE, GREY, INK, extremes, png
 from fractal_jax.series.ranking import runs_of
 
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+  from fractal_jax.pilot.tables import TablePilot
+
 MOST = 6  # channels that are drawn
 
 
-def of_table(pilot, name: str, curves: dict) -> dict[str, bytes]:
+def of_table(pilot: 'TablePilot', name: str, curves: dict) -> dict[str, bytes]:
   """Pictures of a stage of a table, by the key of their caption."""
   times = pilot.data.times
   if times is not None and times.dtype.kind != 'M':
@@ -50,13 +57,13 @@ def gradients(curves: dict) -> bytes:
   return png(figure)
 
 
-def dated(axis, times: np.ndarray | None) -> None:
+def dated(axis: 'Axes', times: np.ndarray | None) -> None:
   """Dates [T] below an axis, in place of rows; rows where there are none."""
   if times is not None:
     plots.named_rows(axis, len(times), lambda row: str(times[row])[:16])
 
 
-def data(curves: dict, share: float, times=None) -> bytes:
+def data(curves: dict, share: float, times: np.ndarray | None = None) -> bytes:
   """The series; the share of it that is learnt from is grey."""
   values = curves['values'][:, :MOST]
   figure, axes = plots.new_axes(values.shape[1], 1.1 * values.shape[1] + 0.5)
@@ -93,7 +100,7 @@ def drawn(curves: dict, real: np.ndarray) -> bytes:
   return png(figure)
 
 
-def score(curves: dict, times=None) -> bytes:
+def score(curves: dict, times: np.ndarray | None = None) -> bytes:
   """The first channels, and the score with its threshold, alarms, incidents."""
   values, line = curves['values'][:, : MOST - 1], curves['line']
   limit = float(curves['threshold'])
@@ -121,7 +128,9 @@ def pit(curves: dict) -> bytes:
   return png(figure)
 
 
-def worst(curves: dict, values: np.ndarray, window: int, times=None) -> bytes:
+def worst(
+  curves: dict, values: np.ndarray, window: int, times: np.ndarray | None = None
+) -> bytes:
   """The most surprising stretches of the first channel."""
   rows = curves['worst']
   figure, axes = plots.new_axes(len(rows), 1.3 * len(rows))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import json
 import time
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Done:
     return gates.verdict(g.verdict for g in self.gates)
 
 
-def open_pilot(folder: str, models=None) -> Pilot:
+def open_pilot(folder: str, models: Any = None) -> Pilot:
   """The pilot of a folder.
 
   Args:

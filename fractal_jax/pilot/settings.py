@@ -109,7 +109,9 @@ def defaults(tables: Mapping[str, Mapping[str, Key]]) -> dict[str, dict]:
   return {s: {k: v.default for k, v in t.items()} for s, t in tables.items()}
 
 
-def text(sections: dict[str, dict], tables) -> str:
+def text(
+  sections: dict[str, dict], tables: Mapping[str, Mapping[str, Key]]
+) -> str:
   """pilot.toml: each key under a comment that says what it is."""
   lines = [
     '# What is decided, and by which criteria: fixed before anything is run.',
@@ -185,7 +187,7 @@ def load(folder: str, kinds: Mapping[str, Mapping]) -> Settings:
   )
 
 
-def broken(path, lines: list[str]) -> PilotError:
+def broken(path: paths.Path, lines: list[str]) -> PilotError:
   """The error about what keeps a pilot.toml from being run."""
   return PilotError(f'{path}:\n' + '\n'.join(f'  - {x}' for x in lines))
 

@@ -3,11 +3,13 @@
 A stage is a job: it takes a Pilot and returns a Found.
 """
 
+from typing import Any
+
 import numpy as np
 
 from fractal_jax.inference.progress import Job
 from fractal_jax.pilot import gates
-from fractal_jax.pilot.gates import Gate
+from fractal_jax.pilot.gates import Gate, Interval
 from fractal_jax.pilot.work import Found, Pilot
 from fractal_jax.planning import cost
 
@@ -15,7 +17,7 @@ CURVE = (0.25, 0.5, 1.0)  # shares of what is learnt from
 WORTH = 0.01  # bits per value: less than that is no gain
 
 
-def gate(pilot: Pilot, name: str, found, **how) -> Gate:
+def gate(pilot: Pilot, name: str, found: Interval | None, **how: Any) -> Gate:
   """A gate with the threshold that pilot.toml has now."""
   return Gate(name, float(pilot.settings.gates[name]), found, **how)
 
@@ -156,7 +158,14 @@ def composition(pilot: Pilot) -> Job:
   return Found(found, facts, curves)
 
 
-def seeds(pilot: Pilot, *, side, levels, steps=None, draw=0) -> Job:
+def seeds(
+  pilot: Pilot,
+  *,
+  side: int,
+  levels: int,
+  steps: int | None = None,
+  draw: int = 0,
+) -> Job:
   """A model of each seed, as `Pilot.fitted` gives them; the first one draws."""
   t, out = pilot.settings.task, []
   for seed in range(t['seeds']):

@@ -4,6 +4,8 @@
 what is missing or contradicts itself.
 """
 
+from collections.abc import Sequence
+
 from fractal_jax import paths
 from fractal_jax.checks import SHARE, Choice, Each, Key, Number, Text, integer
 from fractal_jax.pilot.settings import (
@@ -125,7 +127,7 @@ GATES = {
 SECTIONS = sections_of(DATA, TASK, GATES)
 
 
-def propose(file: str, columns=()) -> dict[str, dict]:
+def propose(file: str, columns: Sequence[str] = ()) -> dict[str, dict]:
   """Sections for a table: three fifths to learn from, a fifth for shadow.
 
   The rows to learn from end before the first incident where the file labels

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.inference.progress import Job
@@ -16,6 +18,7 @@ from fractal_jax.pilot import (
   table_settings,
   work,
 )
+from fractal_jax.pilot.settings import Settings
 from fractal_jax.pilot.work import Pilot, Stage
 from fractal_jax.series import quantiser, runs, settings, table
 from fractal_jax.series.detector import FractalDetector
@@ -26,7 +29,7 @@ from fractal_jax.training import restore
 class Models:
   """How detectors are made and kept; tests put quicker ones in their place."""
 
-  def new(self, **how) -> FractalDetector:
+  def new(self, **how: Any) -> FractalDetector:
     return FractalDetector(**how)
 
   def save(self, folder: str, detector: FractalDetector, name: str) -> None:
@@ -68,7 +71,7 @@ class TablePilot(Pilot):
   data: table.Table
 
   @staticmethod
-  def open(settings) -> table.Table:
+  def open(settings: Settings) -> table.Table:
     return table.read(settings.data['file'], settings.data['columns'])
 
   def problems(self) -> list[str]:
@@ -111,7 +114,7 @@ class TablePilot(Pilot):
   def modules(self) -> list[tuple[int, int, int]]:
     return [(0, self.window, 2), (1, table_settings.PATCH, 2)]
 
-  def config(self, side: int, levels: int, steps: int | None):
+  def config(self, side: int, levels: int, steps: int | None) -> ConfigDict:
     channels = self.data.values.shape[1]
     return settings.settings(
       self.learnt, channels, window=side, levels=levels, steps=steps or None
@@ -146,7 +149,9 @@ class TablePilot(Pilot):
     """Mean bits per value [t] of the rows held out, from those of all rows."""
     return mean_over(bits[self.learnt :])
 
-  def fitting(self, side, levels, steps, seed, share) -> Job:
+  def fitting(
+    self, side: int, levels: int, steps: int, seed: int, share: float
+  ) -> Job:
     values = self.data.values
     begin = int(self.learnt * (1 - share))
     detector = self.models.new(

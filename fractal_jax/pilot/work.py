@@ -11,10 +11,11 @@ import dataclasses
 import resource
 import sys
 import time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from etils import epath
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import paths, sharding
@@ -24,6 +25,9 @@ from fractal_jax.metrics import files
 from fractal_jax.pilot.gates import Gate
 from fractal_jax.pilot.settings import PilotError, Settings
 from fractal_jax.planning import cost
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 PROBE = 8  # steps by which the speed of this machine is measured
 WORTH = 16  # windows or images by which the worth of levels is measured
@@ -71,7 +75,7 @@ class Pilot(abc.ABC):
   data: Any
   models: Any
 
-  def path(self, *parts: str):
+  def path(self, *parts: str) -> paths.Path:
     return paths.path(self.folder).joinpath(*parts)
 
   @staticmethod
@@ -97,7 +101,7 @@ class Pilot(abc.ABC):
     """(level, side that it sees, `levels`) of each that can stand alone."""
 
   @abc.abstractmethod
-  def config(self, side: int, levels: int, steps: int | None):
+  def config(self, side: int, levels: int, steps: int | None) -> ConfigDict:
     """The config of a model; 2 levels are one above values, 3 are all.
 
     1 is level 0 alone, above patches whose values do not see each other; of
@@ -143,11 +147,11 @@ class Pilot(abc.ABC):
     """
 
   @abc.abstractmethod
-  def worth(self, model) -> np.ndarray:
+  def worth(self, model: Any) -> np.ndarray:
     """What each level tells the next one in some of what is held out."""
 
   @abc.abstractmethod
-  def drawn(self, model, number: int) -> np.ndarray:
+  def drawn(self, model: Any, number: int) -> np.ndarray:
     """What a model draws, for a picture."""
 
   @abc.abstractmethod
@@ -184,7 +188,7 @@ def kept(pilot: Pilot, name: str, make: Callable[[], Job]) -> Job:
 class Arrays(dict):
   """Arrays by name, of a file; a name that is missing is a PilotError."""
 
-  def __init__(self, path, found: Mapping[str, np.ndarray]):
+  def __init__(self, path: paths.Path, found: Mapping[str, np.ndarray]):
     super().__init__(found)
     self._path = path
 
@@ -195,7 +199,7 @@ class Arrays(dict):
     )
 
 
-def keep(path, found: Mapping[str, np.ndarray]) -> None:
+def keep(path: paths.Path, found: Mapping[str, np.ndarray]) -> None:
   """Writes arrays by name, and beside them the hash by which to know them."""
   beside = _hash_file(path)
   beside.unlink(missing_ok=True)  # never an old hash beside new arrays
@@ -203,7 +207,7 @@ def keep(path, found: Mapping[str, np.ndarray]) -> None:
   paths.write_text(beside, _hash(path))
 
 
-def arrays(path) -> Arrays:
+def arrays(path: paths.Path) -> Arrays:
   """The arrays that a pilot kept in a file.
 
   Raises:
@@ -246,7 +250,7 @@ def keep_folder(folder: str, write: Callable[[str], Any]) -> None:
   epath.Path(part).rename(folder)
 
 
-def worth(model, images: np.ndarray) -> np.ndarray:
+def worth(model: 'api.Model', images: np.ndarray) -> np.ndarray:
   """What each level tells the next one, in bits per value [levels - 1].
 
   Bits that the images cost more where a level's conditions are zeros: which

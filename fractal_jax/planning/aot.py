@@ -6,10 +6,13 @@ and `sampling` trace what a run does on a mesh of them, from shapes alone.
 
 import importlib.util
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import sharding
@@ -74,7 +77,7 @@ def first_line(e: Exception) -> str:
   return str(e).strip().partition('\n')[0]
 
 
-def training_step(config, mesh) -> jax.stages.Lowered:
+def training_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
   """The training step of a config, traced on a mesh."""
   net = fractal.from_config(config.model)
   tx = optimizer.create(config, 1000)
@@ -85,7 +88,7 @@ def training_step(config, mesh) -> jax.stages.Lowered:
     return step.lower(state, batch)
 
 
-def sampling(config, mesh, images: int) -> jax.stages.Lowered:
+def sampling(config: ConfigDict, mesh: Mesh, images: int) -> jax.stages.Lowered:
   """The program that generates a batch of images with config.sample."""
   net = fractal.from_config(config.model)
   how, guided = sample.settings(config)
@@ -104,7 +107,7 @@ def sampling(config, mesh, images: int) -> jax.stages.Lowered:
     return programs.generate_batch.lower(net, *given, mesh=mesh)
 
 
-def placed(tree, where):
+def placed(tree: Any, where: jax.sharding.Sharding) -> Any:
   """Shapes of arrays and numbers, with where they lie."""
 
   def one(x):
@@ -114,7 +117,9 @@ def placed(tree, where):
   return jax.tree.map(one, tree)
 
 
-def compiled(lowered, options: dict | None = None) -> jax.stages.Compiled:
+def compiled(
+  lowered: jax.stages.Lowered, options: dict | None = None
+) -> jax.stages.Compiled:
   """Compiles a traced program.
 
   Raises:
@@ -131,7 +136,7 @@ def compiled(lowered, options: dict | None = None) -> jax.stages.Compiled:
     ) from e
 
 
-def branch_shares(config) -> dict[str, np.ndarray]:
+def branch_shares(config: ConfigDict) -> dict[str, np.ndarray]:
   """How often each level's step takes each branch, by the level's name."""
   net, out = fractal.from_config(config.model), {}
   how, guided = sample.settings(config)
@@ -145,7 +150,7 @@ def branch_shares(config) -> dict[str, np.ndarray]:
   return out
 
 
-def total(analysis) -> int:
+def total(analysis: Any) -> int:
   """Bytes of a program: outputs that take the place of arguments count once."""
   return (
     analysis.argument_size_in_bytes

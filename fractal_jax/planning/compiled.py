@@ -4,11 +4,13 @@
 see aot.py. Seconds are an estimate: see estimate.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import tempfile
 import time
 
+from jax.stages import Lowered
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import sharding
@@ -55,7 +57,7 @@ class Compiler:
     self.devices = aot.devices(topology, self._folder.name)
     self._schedules = {}
 
-  def training(self, config) -> Compiled:
+  def training(self, config: ConfigDict) -> Compiled:
     """The training step of a config, on its mesh of all devices."""
     mesh = sharding.make_mesh(config, self.devices)
     images = config.optim.batch // sharding.batch_devices(mesh)
@@ -67,7 +69,7 @@ class Compiler:
       images,
     )
 
-  def sampling(self, config) -> Compiled:
+  def sampling(self, config: ConfigDict) -> Compiled:
     """Generating config.sample.batch images on one device."""
     alone = config.copy_and_resolve_references().unlock()
     alone.mesh.update(data=1, fsdp=1, tensor=1, slices=1, groups=0)
@@ -84,7 +86,13 @@ class Compiler:
       images,
     )
 
-  def program(self, lower, shares, flops: float, images: int) -> Compiled:
+  def program(
+    self,
+    lower: Callable[[], Lowered],
+    shares: dict[str, Sequence[float]] | None,
+    flops: float,
+    images: int,
+  ) -> Compiled:
     """Compiles what `lower` traces; the rest is as in Compiled."""
     start = time.monotonic()
     program = aot.compiled(lower())
@@ -100,7 +108,9 @@ class Compiler:
 # What it says.
 
 
-def report(compiler: Compiler, config, images: int) -> Iterator[str]:
+def report(
+  compiler: Compiler, config: ConfigDict, images: int
+) -> Iterator[str]:
   """Memory, seconds and hours of training, then of sampling, as text.
 
   Args:

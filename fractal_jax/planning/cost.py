@@ -19,10 +19,12 @@ A kind of level counts itself, in its own file: `flops` of a sequence,
 `sample_flops` of a square, and `share` of the patches.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
 import jax
+from ml_collections import ConfigDict
 
 from fractal_jax.models import fractal, layers
 from fractal_jax.models.types import Spec
@@ -69,7 +71,7 @@ class Cost:
     return sum(getattr(level, count) for level in self.levels)
 
 
-def cost(config) -> Cost:
+def cost(config: ConfigDict) -> Cost:
   """The cost of a config's model; nothing is computed or compiled.
 
   Args:
@@ -117,7 +119,9 @@ def param_counts(net: fractal.Fractal) -> dict[str, int]:
   }
 
 
-def sample_iterations(specs: tuple[Spec, ...], iterations) -> list:
+def sample_iterations(
+  specs: tuple[Spec, ...], iterations: Sequence[int]
+) -> list:
   """Generation steps of each level; None at the pixel level."""
   return list(iterations or [s.length for s in specs[:-1]]) + [None]
 
@@ -139,7 +143,9 @@ def peak_flops(device_kind: str) -> float | None:
   return None
 
 
-def sample_flops_per_image(config, guided: bool, iterations=()) -> float:
+def sample_flops_per_image(
+  config: ConfigDict, guided: bool, iterations: Sequence[int] = ()
+) -> float:
   """FLOPs to generate an image.
 
   Args:
@@ -155,7 +161,7 @@ def sample_flops_per_image(config, guided: bool, iterations=()) -> float:
   return (1 + guided) * cost(config).total('sampling')
 
 
-def table(config) -> str:
+def table(config: ConfigDict) -> str:
   """The cost of a config as text, what `fractal-jax cost` prints."""
   c = cost(config)
   head = (

@@ -16,6 +16,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
 
 from fractal_jax import sharding
 from fractal_jax.data.common import image_shape
@@ -94,7 +96,9 @@ class Step:
     )
 
 
-def memory(config, mesh, *, tpu: bool = False) -> Memory:
+def memory(
+  config: ConfigDict, mesh: Mesh | AbstractMesh, *, tpu: bool = False
+) -> Memory:
   """The memory of a training step on one device.
 
   Args:
@@ -106,7 +110,9 @@ def memory(config, mesh, *, tpu: bool = False) -> Memory:
   return step(config, mesh, working).memory(config.model.chunks)
 
 
-def step(config, mesh, working: tuple[float, ...]) -> Step:
+def step(
+  config: ConfigDict, mesh: Mesh | AbstractMesh, working: tuple[float, ...]
+) -> Step:
   """What a training step takes on one device, whatever model.chunks are.
 
   Args:
@@ -144,7 +150,9 @@ def step(config, mesh, working: tuple[float, ...]) -> Step:
   )
 
 
-def working_bytes(config, mesh, *, tpu: bool = False) -> tuple[float, ...]:
+def working_bytes(
+  config: ConfigDict, mesh: Mesh | AbstractMesh, *, tpu: bool = False
+) -> tuple[float, ...]:
   """For each level, the most that its backward pass needs at a time.
 
   That is a block's own activations, those that one block more would keep
@@ -163,7 +171,7 @@ def working_bytes(config, mesh, *, tpu: bool = False) -> tuple[float, ...]:
   return (*out[:-1], max(out[-1], logits_bytes(own)))
 
 
-def of_a_device(config, mesh):
+def of_a_device(config: ConfigDict, mesh: Mesh | AbstractMesh) -> ConfigDict:
   """A config of one device's images, in its own groups, without chunks."""
   parts = sharding.batch_devices(mesh)
   own = config.copy_and_resolve_references().unlock()
@@ -173,22 +181,22 @@ def of_a_device(config, mesh):
   return own
 
 
-def changed(values: tuple, i: int, value) -> tuple:
+def changed(values: tuple, i: int, value: int) -> tuple:
   """`values` with another entry i."""
   return (*values[:i], value, *values[i + 1 :])
 
 
-def share_of_tensor(mesh) -> float:
+def share_of_tensor(mesh: Mesh | AbstractMesh) -> float:
   """The share of a block's activations that each of `tensor` devices holds."""
   return 1 - BETWEEN * (1 - 1 / mesh.shape['tensor'])
 
 
-def shapes(config):
+def shapes(config: ConfigDict) -> dict:
   """The shapes of the parameters."""
   return train_state.param_shapes(fractal.from_config(config.model))
 
 
-def kept_bytes(config, params) -> float:
+def kept_bytes(config: ConfigDict, params: dict) -> float:
   """Bytes that the loss keeps for its gradient, beside `params`' shapes."""
   net = fractal.from_config(config.model)
   mesh = sharding.single_device_mesh()
@@ -208,7 +216,7 @@ def kept_bytes(config, params) -> float:
   return every - sum(map(bytes_of, jax.tree.leaves(params)))
 
 
-def logits_bytes(config) -> float:
+def logits_bytes(config: ConfigDict) -> float:
   """Bytes of the logits of all pixels at once, and of their gradient."""
   net = fractal.from_config(config.model)
   rows = float(config.optim.batch)
@@ -217,14 +225,14 @@ def logits_bytes(config) -> float:
   return 2 * 4 * rows * config.model.channels * config.model.num_values
 
 
-def bytes_of(x) -> int:
+def bytes_of(x: jax.Array | jax.ShapeDtypeStruct) -> int:
   """Bytes of an array or of its shape; a random key is two words."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     return 8 * math.prod(x.shape)
   return x.dtype.itemsize * math.prod(x.shape)
 
 
-def batch_of(config) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of what data/pipeline.py gives for a step, the index left out."""
   m, b = config.model, config.optim.batch
   shape = (b, *image_shape(m))
@@ -272,7 +280,9 @@ def fitting_chunks(
   return min(fit, default=(None,))[-1]
 
 
-def by_remat(config, mesh, device: str) -> dict[str, Step]:
+def by_remat(
+  config: ConfigDict, mesh: Mesh | AbstractMesh, device: str
+) -> dict[str, Step]:
   """The Step with each `remat`; device: a key of DEVICES."""
   tpu = DEVICES[device][0].startswith('TPU')
   working = working_bytes(config, mesh, tpu=tpu)
@@ -284,7 +294,7 @@ def by_remat(config, mesh, device: str) -> dict[str, Step]:
 
 
 def choices(
-  config, found: dict[str, Step], device: str
+  config: ConfigDict, found: dict[str, Step], device: str
 ) -> list[tuple[str, tuple[int, ...], Memory]]:
   """(remat, chunks, what it takes) of each `remat`, with model.chunks.
 
@@ -317,7 +327,9 @@ class Hours:
   epochs: float
 
 
-def hours(config, devices: int, device: str, mfu: float, images: int) -> Hours:
+def hours(
+  config: ConfigDict, devices: int, device: str, mfu: float, images: int
+) -> Hours:
   """Time at a utilisation; the arguments are those of `table`."""
   peak = cost.peak_flops(DEVICES[device][0])
   second = cost.cost(config).total('training') / (devices * peak * mfu)
@@ -327,7 +339,9 @@ def hours(config, devices: int, device: str, mfu: float, images: int) -> Hours:
   )
 
 
-def table(config, devices: int, device: str, mfu: float, images: int) -> str:
+def table(
+  config: ConfigDict, devices: int, device: str, mfu: float, images: int
+) -> str:
   """Memory by `remat`, and time, as text; see the command `cost`.
 
   Args:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from fractal_jax import sharding
 from fractal_jax.data import pipeline
@@ -29,7 +30,7 @@ class Probe:
   total: int
 
 
-def probe(config) -> Probe:
+def probe(config: ConfigDict) -> Probe:
   """Trains a few steps of a config, and forgets them."""
   mesh = sharding.make_mesh(config)
   source = pipeline.open_split(config, config.data.train_split)

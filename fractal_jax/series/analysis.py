@@ -93,7 +93,10 @@ def analyse(
 
 
 def segments(
-  table: Table, detector, points: scores.PointScores, number: int = 10
+  table: Table,
+  detector: FractalDetector,
+  points: scores.PointScores,
+  number: int = 10,
 ) -> list[Segment]:
   """The most surprising segments, none of which overlap."""
   kind = detector.score

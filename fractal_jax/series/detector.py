@@ -1,9 +1,11 @@
 """An anomaly detector by the conventions of scikit-learn and PyOD."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -13,6 +15,9 @@ from fractal_jax.errors import UserError
 from fractal_jax.inference.progress import Job, result_of
 from fractal_jax.models import kinds
 from fractal_jax.series import fit, quantiser, ranking, scores, settings, table
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 RULES = {  # of parameters, each alone; the config has more
   'window': checks.FROM_1,
@@ -74,18 +79,18 @@ class FractalDetector(BaseEstimator):
 
   def __init__(
     self,
-    window=64,
-    smooth=200,
-    score='z2',
-    causal=False,
-    false_alarms=0.01,
-    held_out=0.2,
-    kind='ar',
-    levels=3,
-    bins=256,
-    range='uniform',
-    steps=None,
-    seed=0,
+    window: int = 64,
+    smooth: int = 200,
+    score: str = 'z2',
+    causal: bool = False,
+    false_alarms: float = 0.01,
+    held_out: float = 0.2,
+    kind: str = 'ar',
+    levels: int = 3,
+    bins: int = 256,
+    range: str = 'uniform',
+    steps: int | None = None,
+    seed: int = 0,
   ):
     self.window = window
     self.smooth = smooth
@@ -100,12 +105,12 @@ class FractalDetector(BaseEstimator):
     self.steps = steps
     self.seed = seed
 
-  def fit(self, X, y=None):
+  def fit(self, X: ArrayLike, y: object = None) -> 'FractalDetector':
     """Fits the model to normal rows X [T, C], and sets the threshold."""
     del y
     return result_of(self.fitting(X))
 
-  def fitting(self, X) -> Job:
+  def fitting(self, X: ArrayLike) -> Job:
     """The job of `fit`, whose Progress can be shown; returns the detector."""
     X = self._check(X, reset=True)
     config = self._config(X)
@@ -122,21 +127,21 @@ class FractalDetector(BaseEstimator):
     self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
     return self
 
-  def decision_function(self, X) -> np.ndarray:
+  def decision_function(self, X: ArrayLike) -> np.ndarray:
     """Scores [T] of rows X [T, C], larger where more anomalous."""
     check_is_fitted(self)
     X = self._check(X, reset=False)
     return self._of_rows(result_of(self.scoring(X)))
 
-  def predict(self, X) -> np.ndarray:
+  def predict(self, X: ArrayLike) -> np.ndarray:
     """[T]: 1 where the score is above the threshold, else 0."""
     return (self.decision_function(X) > self.threshold_).astype(int)
 
-  def fit_predict(self, X, y=None) -> np.ndarray:
+  def fit_predict(self, X: ArrayLike, y: object = None) -> np.ndarray:
     """`labels_` of the rows that it is fitted to."""
     return self.fit(X, y).labels_
 
-  def point_scores(self, X) -> scores.PointScores:
+  def point_scores(self, X: ArrayLike) -> scores.PointScores:
     """What the model says of every value of X [T, C]."""
     check_is_fitted(self)
     return result_of(self.scoring(self._check(X, reset=False)))
@@ -156,7 +161,7 @@ class FractalDetector(BaseEstimator):
     )
 
   @property
-  def model_(self):
+  def model_(self) -> 'api.Model':
     """The fitted model: it forecasts, imputes and samples."""
     from fractal_jax import api, sharding
     from fractal_jax.models import fractal

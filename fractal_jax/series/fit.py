@@ -1,8 +1,10 @@
 """A model fitted to a series at hand, in seconds to minutes on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import config as config_lib
@@ -15,9 +17,9 @@ from fractal_jax.training import optimizer, train, train_state
 
 
 def fit(
-  config,
+  config: ConfigDict,
   source: Source,
-  mesh=None,
+  mesh: Mesh | None = None,
   *,
   watch: Callable[[dict], None] = lambda metrics: None,
 ) -> Job:
@@ -56,7 +58,7 @@ def fit(
   return net, state.params, mesh
 
 
-def gradients(seen: list[dict], names) -> dict[str, np.ndarray]:
+def gradients(seen: list[dict], names: Iterable[str]) -> dict[str, np.ndarray]:
   """Norms [steps] of the gradients of subtrees, from what `watch` was given."""
   seen = jax.device_get(seen)
   return {

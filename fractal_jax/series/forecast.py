@@ -7,6 +7,7 @@ rows drawn before it; a gap is drawn in windows that begin before it.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from fractal_jax import checks
 from fractal_jax.errors import UserError
 from fractal_jax.inference import edit, inputs
 from fractal_jax.inference.progress import Job, Progress, result_of
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -42,7 +46,7 @@ def _drawn(samples: np.ndarray, levels: Sequence[float]) -> Drawn:
 
 
 def forecast(
-  model,
+  model: 'api.Model',
   context: np.ndarray,
   horizon: int,
   *,
@@ -50,7 +54,7 @@ def forecast(
   num: int = 100,
   label: int = 0,
   seed: int = 0,
-  **settings,
+  **settings: Any,
 ) -> Job:
   """The job of `api.Model.forecast`, whose arguments and errors these are."""
   context = _checked(model, context, quantiles, num, label, seed, settings)
@@ -76,14 +80,14 @@ def forecast(
 
 
 def impute(
-  model,
+  model: 'api.Model',
   values: np.ndarray,
   *,
   quantiles: Sequence[float] = QUANTILES,
   num: int = 20,
   label: int = 0,
   seed: int = 0,
-  **settings,
+  **settings: Any,
 ) -> Job:
   """The job of `api.Model.impute`, whose arguments and errors these are.
 

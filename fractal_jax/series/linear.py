@@ -23,7 +23,9 @@ class Prediction:
     z = (values - self.mean) / self.deviation
     return z**2 / 2 + np.log(self.deviation * np.sqrt(2 * np.pi))
 
-  def bits(self, low: np.ndarray, width: np.ndarray, values: np.ndarray):
+  def bits(
+    self, low: np.ndarray, width: np.ndarray, values: np.ndarray
+  ) -> np.ndarray:
     """-log2 of the probability of the bins of `width` that values lie in.
 
     The bins begin at `low` [C]. Comparable with the bits of a model of them.

@@ -1,19 +1,26 @@
 """Pictures of series, as PNGs: curves, heat maps, calibration, forecasts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fractal_jax.charts import new_axes, png
 from fractal_jax.series.analysis import Analysis
+from fractal_jax.series.forecast import Drawn
 from fractal_jax.series.scores import mean_over
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 COLUMNS = 1500  # of a picture: longer series are drawn by their extremes
 MOST = 12  # channels that are drawn
 INK, ALARM, BLUE, GREY = '#222222', '#d62728', '#1f77b4', '#999999'
 
 
-def extremes(x: np.ndarray, columns: int = COLUMNS):
+def extremes(
+  x: np.ndarray, columns: int = COLUMNS
+) -> tuple[np.ndarray, np.ndarray]:
   """Rows and values of a curve [T] with at most 2 * columns points.
 
   Of each stretch of rows the least and the largest value stay, so that no spike
@@ -42,14 +49,14 @@ def _time_axis(axis, found: Analysis) -> None:
     axis.set_xlabel('row', fontsize=8)
 
 
-def named_rows(axis, rows: int, name: Callable[[int], str]) -> None:
+def named_rows(axis: 'Axes', rows: int, name: Callable[[int], str]) -> None:
   """Names of rows below an axis, in place of numbers; a date and its hour."""
   axis.xaxis.set_major_formatter(
     lambda x, _: name(int(np.clip(x, 0, rows - 1))).replace('T', '\n')
   )
 
 
-def threshold_line(axis, limit: float, top: float) -> None:
+def threshold_line(axis: 'Axes', limit: float, top: float) -> None:
   """A dashed line at the limit; the scale is logarithmic where `top` is far."""
   axis.axhline(limit, color=ALARM, linewidth=0.8, linestyle='--')
   if top > 50 * max(limit, 1e-9):
@@ -143,7 +150,7 @@ def calibration(found: Analysis) -> bytes:
   return png(figure)
 
 
-def pit_bars(axis, pit: np.ndarray) -> None:
+def pit_bars(axis: 'Axes', pit: np.ndarray) -> None:
   """The histogram of PITs [n], and a line at 1."""
   counts, edges = np.histogram(pit, 20, (0, 1))
   height = counts / max(len(pit), 1) * 20
@@ -174,7 +181,13 @@ def zooms(found: Analysis) -> bytes | None:
   return png(figure)
 
 
-def drawn(values: np.ndarray, first: int, found, channels, offset=0) -> bytes:
+def drawn(
+  values: np.ndarray,
+  first: int,
+  found: Drawn,
+  channels: Sequence[str],
+  offset: int = 0,
+) -> bytes:
   """A forecast or filled gaps, as bands of quantiles behind the curves.
 
   Args:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import errors, paths
 from fractal_jax.errors import UserError
@@ -86,7 +87,7 @@ class Quantiser:
     return json.dumps(dataclasses.asdict(self), indent=1) + '\n'
 
 
-def filled(values: np.ndarray, first=0.0) -> np.ndarray:
+def filled(values: np.ndarray, first: ArrayLike = 0.0) -> np.ndarray:
   """Values [T, C], the last number before where one is not known.
 
   Where none is before, it is `first`, a number or one for each channel.
@@ -159,12 +160,12 @@ def _scale(values: np.ndarray, bins: int, kind: str, margin: float):
   return (least + most) / 2 - whole / 2, whole / bins, middle
 
 
-def save(workdir, quantiser: Quantiser) -> None:
+def save(workdir: str, quantiser: Quantiser) -> None:
   """Keeps it in a work directory."""
   paths.write_text(paths.path(workdir) / FILE, quantiser.text())
 
 
-def load(workdir) -> Quantiser | None:
+def load(workdir: str) -> Quantiser | None:
   """The quantiser of a run; None where the run has none.
 
   Raises:

@@ -40,7 +40,9 @@ def vus_pr(scores: np.ndarray, labels: np.ndarray, window: int) -> float:
   return float(np.mean(areas))
 
 
-def widened(labels: np.ndarray, runs, width: int) -> np.ndarray:
+def widened(
+  labels: np.ndarray, runs: list[tuple[int, int]], width: int
+) -> np.ndarray:
   """Labels [T] that fade out over width / 2 rows on either side of each run."""
   out = labels.astype(np.float64)
   reach = np.arange(1, width // 2 + 1)

@@ -1,6 +1,7 @@
 """Detectors in work directories: what `fractal-jax anomaly` keeps and reads."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,9 @@ def save(workdir: str, detector: FractalDetector, name: str) -> None:
   paths.write_text(paths.path(workdir) / FILE, text)
 
 
-def load(workdir: str, label: str | None = None, **changes) -> FractalDetector:
+def load(
+  workdir: str, label: str | None = None, **changes: Any
+) -> FractalDetector:
   """The detector of a run, of `save` or of `fractal-jax train`.
 
   Args:

@@ -7,12 +7,14 @@ the window (masked levels; a mean over masks). Axis letters: T rows, C channels,
 S rows of a window, B windows, N rows of all windows.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from scipy import signal
 
@@ -69,11 +71,13 @@ class PointScores:
       return -np.log2(2 * np.minimum(pit, 1 - pit))
     return getattr(self, kind)
 
-  def of_rows(self, kind: str, smooth: int = 1, causal: bool = False):
+  def of_rows(
+    self, kind: str, smooth: int = 1, causal: bool = False
+  ) -> np.ndarray:
     """[T]: the mean over the channels known, then over `smooth` rows."""
     return smoothed(mean_over(self.by_channel(kind)), smooth, causal)
 
-  def by_level(self, sizes) -> list[np.ndarray]:
+  def by_level(self, sizes: Sequence[int]) -> list[np.ndarray]:
     """Bits of the patches that each level cuts, [T] each, outermost first.
 
     Each row has the mean bits per value of the patch that it lies in, so that
@@ -136,7 +140,7 @@ class Windows:
 
 def score(
   net: fractal.Fractal,
-  params,
+  params: dict,
   quantiser: Quantiser,
   values: np.ndarray,
   label: int = 0,
@@ -145,7 +149,7 @@ def score(
   passes: int = 16,
   seed: int = 0,
   batch: int = 64,
-  mesh=None,
+  mesh: Mesh | None = None,
 ) -> Job:
   """Scores every value of a series.
 
@@ -279,7 +283,7 @@ def cover(rows: int, side: int, *, both: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def statistics():
+def statistics() -> Callable:
   """`_statistics`, compiled; made when first used, see likelihood.scorer."""
   return jax.jit(
     _statistics,

@@ -1,5 +1,7 @@
 """The config of a small model, chosen from the size of the data."""
 
+from ml_collections import ConfigDict
+
 from fractal_jax import config as config_lib
 
 
@@ -14,7 +16,7 @@ def settings(
   bins: int = 256,
   steps: int | None = None,
   seed: int = 0,
-):
+) -> ConfigDict:
   """The config of a small model, chosen from the size of the data.
 
   Args:

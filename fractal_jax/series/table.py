@@ -7,9 +7,11 @@ equally many rows are equally long in time.
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import re
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import paths
 from fractal_jax.data.common import DataError
@@ -105,7 +107,7 @@ def files(name: str) -> list[paths.Path]:
   return some
 
 
-def read(path, columns: Sequence[str] = ()) -> Table:
+def read(path: str | os.PathLike, columns: Sequence[str] = ()) -> Table:
   """Reads one file; see the top of this file.
 
   Args:
@@ -134,7 +136,7 @@ def read(path, columns: Sequence[str] = ()) -> Table:
   return _spaced(found)
 
 
-def from_array(values) -> Table:
+def from_array(values: ArrayLike) -> Table:
   """The Table of an array or DataFrame [T, C] or [T]."""
   names = getattr(values, 'columns', ())
   if isinstance(values, np.ma.MaskedArray):  # what is masked is not known

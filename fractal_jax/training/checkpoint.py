@@ -13,6 +13,7 @@ from collections.abc import Callable
 import contextlib
 import json
 import time
+from typing import Any
 
 import jax
 import ml_collections
@@ -49,7 +50,7 @@ VERSION = 2
 # The config.
 
 
-def check_config(config, workdir: str) -> None:
+def check_config(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Whether a run with this config may go on in a work directory.
 
   Raises:
@@ -82,7 +83,7 @@ def check_config(config, workdir: str) -> None:
       )
 
 
-def save_config(config, workdir: str) -> None:
+def save_config(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Writes config.json; done by process 0 only.
 
   Raises:
@@ -95,7 +96,7 @@ def save_config(config, workdir: str) -> None:
     paths.write_text(paths.path(workdir) / 'config.json', config_text(config))
 
 
-def config_text(config, **more) -> str:
+def config_text(config: ml_collections.ConfigDict, **more: Any) -> str:
   """What config.json holds: the version, `more` of a release, the config."""
   stored = {'version': VERSION, **more, **json.loads(config.to_json())}
   return json.dumps(stored, indent=2) + '\n'
@@ -178,7 +179,12 @@ def _tuples(x):
 class Checkpoints:
   """The checkpoints of a training run."""
 
-  def __init__(self, workdir: str, config, held: lease.Held | None = None):
+  def __init__(
+    self,
+    workdir: str,
+    config: ml_collections.ConfigDict,
+    held: lease.Held | None = None,
+  ):
     """Keeps the latest optim.keep, every optim.keep_every-th and the best.
 
     Args:
@@ -211,7 +217,13 @@ class Checkpoints:
       )
     return step
 
-  def save(self, step: int, state: TrainState, position: dict, bits=None):
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    position: dict,
+    bits: float | None = None,
+  ) -> None:
     """Starts to save the state, and the data's position, after `step` updates.
 
     Where that fails it is said, and the run goes on: the next one may succeed.
@@ -375,7 +387,7 @@ class Checkpoints:
       'opt_state': restore.typed(like.opt_state, moments),
     }
 
-  def close(self):
+  def close(self) -> None:
     """Waits until all is saved; see `wait`."""
     try:
       self.wait()
@@ -440,7 +452,9 @@ def _everywhere(number, like) -> jax.Array:
   return jax.make_array_from_callback((), like.sharding, lambda _: value)
 
 
-def save_params(workdir: str, config, params) -> None:
+def save_params(
+  workdir: str, config: ml_collections.ConfigDict, params: dict
+) -> None:
   """Makes a work directory of given parameters: a checkpoint of step 0.
 
   Raises:

@@ -5,6 +5,7 @@ not of the files: computed where the arrays lie, it is the same on any mesh.
 """
 
 import json
+from typing import Any
 import zlib
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def by_name(tree) -> dict:
+def by_name(tree: Any) -> dict:
   """Arrays by names like 'level_0/blocks/fc1/kernel', as they are flattened.
 
   Orbax gives dicts for tuples with names: both have the same names here.
@@ -23,7 +24,7 @@ def by_name(tree) -> dict:
   return {name(path): leaf for path, leaf in leaves}
 
 
-def sums(tree) -> dict[str, int]:
+def sums(tree: Any) -> dict[str, int]:
   """The checksum of every array, by name. All processes call it together."""
   arrays = by_name(tree)
   # One program: many small ones in flight, each with a sum over the devices,
@@ -32,7 +33,7 @@ def sums(tree) -> dict[str, int]:
   return {name: int(x) for name, x in zip(arrays, found)}
 
 
-def check(tree, wanted: dict[str, int]) -> None:
+def check(tree: Any, wanted: dict[str, int]) -> None:
   """Raises ValueError naming the arrays that have another sum than wanted."""
   found = sums(tree)
   bad = [name for name in found if found[name] != wanted.get(name)]
@@ -43,7 +44,7 @@ def check(tree, wanted: dict[str, int]) -> None:
     )
 
 
-def text_sum(json_tree) -> int:
+def text_sum(json_tree: Any) -> int:
   """The checksum of what JSON can hold."""
   return zlib.crc32(json.dumps(json_tree, sort_keys=True).encode())
 

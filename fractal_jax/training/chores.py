@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import Mesh
@@ -21,6 +22,9 @@ from fractal_jax.training import (
   processes,
 )
 from fractal_jax.training.train_state import TrainState
+
+if TYPE_CHECKING:
+  from fractal_jax.inference import likelihood
 
 # What spoils the state, or the saving of it: nothing is saved after these.
 UNSAVABLE = (monitor.TrainingError, CheckpointError, jax.errors.JaxRuntimeError)
@@ -221,7 +225,7 @@ class Chores:
       )
 
 
-def report(found) -> str:
+def report(found: 'likelihood.Likelihood') -> str:
   """Validation bits/dim, of a Likelihood, with its standard error."""
   bound = ' (upper bound)' if found.bound else ''
   bound += ' (of rounded colours)' if found.rounded else ''

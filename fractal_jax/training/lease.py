@@ -8,6 +8,7 @@ write names the version of the object that it replaces, which the bucket checks,
 so that only one of several can succeed.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
@@ -43,7 +44,7 @@ class Held:
 
 
 @contextlib.contextmanager
-def hold(workdir: str):
+def hold(workdir: str) -> Iterator[Held]:
   """Holds the work directory for this run, on all its processes.
 
   Yields:
@@ -68,7 +69,7 @@ def hold(workdir: str):
 
 
 @contextlib.contextmanager
-def writing(workdir: str):
+def writing(workdir: str) -> Iterator[None]:
   """Turns the errors of a disk or bucket into one that says what to do."""
   try:
     yield

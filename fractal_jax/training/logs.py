@@ -6,11 +6,13 @@ TensorFlow, which takes seconds, so they are imported only once a run begins to
 train, and only by the process that writes.
 """
 
+from collections.abc import Iterator
 import contextlib
 import functools
 import json
 import os
 import time
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -44,7 +46,7 @@ class NullWriter:
   flush = close = _nothing
 
 
-def read_metrics(workdir) -> list[dict[str, float]]:
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
   """The lines of a run's metrics.jsonl, each a step and numbers by name.
 
   What is no such line is left out: it was torn by the death of its writer.
@@ -110,7 +112,7 @@ class JSONLines(NullWriter):
 class Writers(NullWriter):
   """Several writers as one."""
 
-  def __init__(self, *writers):
+  def __init__(self, *writers: NullWriter):
     """Args: writers: each with what this calls."""
     self._writers = writers
 
@@ -126,7 +128,7 @@ class Writers(NullWriter):
   close = functools.partialmethod(_each, 'close')
 
 
-def metric_writer(workdir: str, start: int):
+def metric_writer(workdir: str, start: int) -> NullWriter:
   """Where the metrics of a run go: a writer with clu's interface.
 
   Args:
@@ -143,7 +145,7 @@ def metric_writer(workdir: str, start: int):
   return Writers(lines, events.TensorBoard(root / 'tensorboard', start))
 
 
-def tensorflow():
+def tensorflow() -> ModuleType | None:
   """The module, kept off the accelerators that JAX uses; None if missing."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # read by its import
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # else it says so
@@ -164,7 +166,7 @@ def periodic_actions(
   workdir: str,
   start: int,
   total: int,
-  writer,
+  writer: NullWriter,
   profile: tuple[int, int] | None = None,
 ) -> list:
   """clu's actions, each to be called with `start`, then with every step done.
@@ -233,7 +235,7 @@ class Speed:
     self._last_line = -np.inf
 
   @contextlib.contextmanager
-  def pause(self):
+  def pause(self) -> Iterator[None]:
     """Time in here is not training."""
     start = time.monotonic()
     yield

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from clu import metrics as clu_metrics
 import jax
@@ -10,6 +11,10 @@ import numpy as np
 
 from fractal_jax.errors import UserError
 from fractal_jax.training import logs, optimizer
+
+if TYPE_CHECKING:
+  from fractal_jax.inference import likelihood
+  from fractal_jax.training import checkpoint
 
 # Metrics of the guard, which are counted rather than averaged.
 COUNTS = ('applied', 'spike', 'in_a_row', 'skipped')
@@ -33,8 +38,8 @@ class Monitor:
     config: ConfigDict,
     total: int,
     speed: logs.Speed,
-    writer,
-    checkpoints,
+    writer: logs.NullWriter,
+    checkpoints: 'checkpoint.Checkpoints',
   ):
     """A monitor of one run.
 
@@ -144,7 +149,7 @@ class Validation:
   def __init__(self):
     self._best, self._step, self._after = None, 0, 0
 
-  def add(self, step: int, found) -> str | None:
+  def add(self, step: int, found: 'likelihood.Likelihood') -> str | None:
     """Takes a Likelihood; gives a warning every PATIENCE rises.
 
     A rise is an evaluation above the best one by more than its standard error.

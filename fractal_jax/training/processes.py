@@ -5,7 +5,7 @@ coordination service, which process 0 holds. That needs no devices, so it
 still works while the devices wait for a process that is gone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import faulthandler
 import os
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 from jax._src import distributed
@@ -131,7 +132,7 @@ def count() -> int:
   return distributed.global_state.num_processes or 1
 
 
-def together(job: Callable[[], object], error: type[Exception]):
+def together(job: Callable[[], object], error: type[Exception]) -> Any:
   """Runs a job on every process; where one of them raises `error`, all do."""
   if count() == 1:
     return job()
@@ -205,7 +206,7 @@ class StopRequest:
       self._noticed.set()
 
   @contextlib.contextmanager
-  def on_error(self):
+  def on_error(self) -> Iterator[None]:
     """Where output fails, the run ends after this step in place of here.
 
     A closed pipe, a full disk, a terminal that can't print a character: the
@@ -228,7 +229,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests():
+def stop_requests() -> Iterator[StopRequest]:
   """Listens for the signals that end a run, which then saves first.
 
   SIGTERM announces the end on clouds and under schedulers, SIGINT is Ctrl-C
@@ -360,7 +361,7 @@ class Watchdog:
       self._thread.start()
 
   @contextlib.contextmanager
-  def limit(self, seconds: float):
+  def limit(self, seconds: float) -> Iterator['Watchdog']:
     """Ends the process if it stands still for longer; 0: never."""
     self._steps, self._slowest, self._still = 0, 0.0, 0.0
     self._limit = seconds
@@ -382,7 +383,7 @@ class Watchdog:
     self._at, self._still = (step, doing), 0.0
 
   @contextlib.contextmanager
-  def slow(self, doing: str):
+  def slow(self, doing: str) -> Iterator[None]:
     """What happens in here may take long."""
     before = self._at
     self._slow += 1

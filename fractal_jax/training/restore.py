@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+from typing import Any
 
 from absl import logging
 import jax
@@ -65,7 +66,11 @@ def steps(workdir: str) -> list[int]:
     )
 
 
-def restore_params(workdir: str, step: int | None = None, shardings=None):
+def restore_params(
+  workdir: str,
+  step: int | None = None,
+  shardings: jax.sharding.Sharding | dict | None = None,
+) -> dict:
   """Parameters alone.
 
   Args:
@@ -226,7 +231,7 @@ def read_sums(folder: paths.Path) -> dict | None:
     return json.loads((folder / 'sums' / 'metadata').read_text())
 
 
-def typed(like, stored):
+def typed(like: Any, stored: Any) -> Any:
   """`like`, with the types of what is stored: checked as it was saved."""
   types = {k: x.dtype for k, x in checksums.by_name(stored).items()}
   leaves = [
@@ -236,14 +241,14 @@ def typed(like, stored):
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def cast(found, like):
+def cast(found: Any, like: Any) -> Any:
   """Arrays with the types that are asked for."""
   return jax.tree.map(
     lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), found, like
   )
 
 
-def check_fit(stored, wanted, where) -> None:
+def check_fit(stored: Any, wanted: Any, where: paths.Path | str) -> None:
   """Raises Misfit unless two trees have the same names and shapes."""
   stored, wanted = (
     {k: x.shape for k, x in checksums.by_name(t).items()}
@@ -261,7 +266,7 @@ def check_fit(stored, wanted, where) -> None:
 
 
 @contextlib.contextmanager
-def reading(folder: paths.Path):
+def reading(folder: paths.Path) -> Iterator[None]:
   """Whatever fails in here, the checkpoint or the way to it is to blame."""
   try:
     yield
@@ -284,7 +289,7 @@ def reading(folder: paths.Path):
 
 
 @contextlib.contextmanager
-def reaching(workdir: str):
+def reaching(workdir: str) -> Iterator[None]:
   """Turns the errors of a disk or bucket into one that says what to do."""
   try:
     yield

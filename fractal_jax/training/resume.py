@@ -7,6 +7,8 @@ these is refused. Any other change is said, one line per key.
 
 import os
 
+from ml_collections import ConfigDict
+
 from fractal_jax import config as config_lib
 from fractal_jax.data.common import FROM_DIR
 from fractal_jax.errors import UserError
@@ -20,7 +22,7 @@ class ResumeError(UserError, ValueError):
   """A config under which a run can't go on where it stopped."""
 
 
-def check(config, workdir: str) -> None:
+def check(config: ConfigDict, workdir: str) -> None:
   """Says what differs from the config that a run was last trained with.
 
   Args:

@@ -11,6 +11,7 @@ zeroed on one side. A mask keeps the sequences of a tile apart.
 The backward kernel computes everything again from x.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from fractal_jax.models.dropout import drop_out
 from fractal_jax.models.kernels import calls, geometry, values
 from fractal_jax.models.kernels.values import F32, at, chunk, dot, over
+from fractal_jax.models.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,9 @@ class How:
   dtype: Any
 
 
-def attention_half(how: How, params, x, words, turns=None):
+def attention_half(
+  how: How, params: dict, x: Array, words: Array, turns: Array | None = None
+) -> Array:
   """The half block by its kernels.
 
   Args:
@@ -88,7 +92,9 @@ def _forward(how, p, x, words, consts):
   )
 
 
-def scratch(how, d):
+def scratch(
+  how: How, d: int
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=how.dtype)
   return shape((3, how.rows.step, d)), shape((how.rows.step, d))
 
@@ -111,7 +117,7 @@ def _backward(how, p, x, words, consts, g):
 _half = calls.with_gradient(_forward, _backward)
 
 
-def read(tree):
+def read(tree: dict) -> dict:
   """The small arrays behind references: norms and biases."""
   return jax.tree.map(lambda ref: ref[...], tree)
 
@@ -196,7 +202,13 @@ def _backward_kernel(how, words, rows, resident, by_x, grads, scratch):
   add_norm_gradients(norm_vjp, by_y, g, by_x, grads['norm1'])
 
 
-def add_norm_gradients(norm_vjp, by_y, g, by_x, grads):
+def add_norm_gradients(
+  norm_vjp: Callable[[Array], tuple[Array, dict]],
+  by_y: Array,
+  g: jax.Ref,
+  by_x: jax.Ref,
+  grads: dict,
+) -> None:
   """What passes back through a half block's norm, and past it."""
   by_input, by_norm = norm_vjp(by_y)
   by_x[...] = (g[...].astype(F32) + by_input).astype(by_x.dtype)
@@ -343,7 +355,9 @@ def _softmax(q, k, mask, scale):
   return e * (1 / jnp.sum(e, 0, keepdims=True))
 
 
-def xla(how: How, params, x, words, turns=None):
+def xla(
+  how: How, params: dict, x: Array, words: Array, turns: Array | None = None
+) -> Array:
   """`attention_half` without kernels: what these must agree with."""
   rows, d = how.rows, x.shape[1]
   n, t = len(x) // rows.padded, rows.tokens

@@ -5,21 +5,28 @@ A level that does keeps its tokens in rows from its first block to its last
 line of the log says why.
 """
 
+from collections.abc import Callable
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fractal_jax import sharding
 from fractal_jax.models.kernels import attention, calls, mlp
 from fractal_jax.models.kernels.geometry import STEP, Packed, Rows
+from fractal_jax.models.types import Array, Spec
+
+if TYPE_CHECKING:
+  from fractal_jax.models import layers
 
 UNROLLED = 8  # layers: a stack of at most 8 is written out
 
 
-def rows_of(spec, tokens: int) -> Rows | None:
+def rows_of(spec: Spec, tokens: int) -> Rows | None:
   """How a level's sequences lie in rows; None where it runs without kernels.
 
   Args:
@@ -47,7 +54,7 @@ def rows_of(spec, tokens: int) -> Rows | None:
   return None
 
 
-def usable(spec) -> bool:
+def usable(spec: Spec) -> bool:
   """Whether a level may run on kernels where it is traced, its size aside."""
   if spec.kernels != 'pallas':
     return False
@@ -71,7 +78,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def vmem(rows: Rows, width: int, dtype) -> tuple[int, int]:
+def vmem(rows: Rows, width: int, dtype: DTypeLike) -> tuple[int, int]:
   """About how many bytes of VMEM a block's attention and its MLP need."""
   how = attention.How(rows, 1, False, 0.0, 0.0, dtype)
   other = mlp.How(rows, 0.0, 0.0, dtype)
@@ -79,7 +86,9 @@ def vmem(rows: Rows, width: int, dtype) -> tuple[int, int]:
   return attention.vmem(how, width), mlp.vmem(other, weights, width, rows.step)
 
 
-def mlp_of(rows: Rows, width: int, dtype):
+def mlp_of(
+  rows: Rows, width: int, dtype: DTypeLike
+) -> Callable[[mlp.How, dict, Array, Array], Array]:
   """`mlp.mlp_half`, or where that does not fit the same without a kernel.
 
   That, too, keeps its input alone for the backward pass.
@@ -90,14 +99,16 @@ def mlp_of(rows: Rows, width: int, dtype):
   return jax.checkpoint(mlp.xla, static_argnums=0)
 
 
-def scan_of(spec, tokens: int) -> tuple[str, bool]:
+def scan_of(spec: Spec, tokens: int) -> tuple[str, bool]:
   """(remat, unroll) of a level's stack: kernels keep their input alone."""
   if rows_of(spec, tokens) is None:
     return spec.remat, spec.unroll
   return 'none', spec.unroll or spec.depth <= UNROLLED
 
 
-def through(blocks, spec, x, turns, *, train: bool):
+def through(
+  blocks: nn.Module, spec: Spec, x: Array, turns: Array | None, *, train: bool
+) -> Array:
   """x [N, T, D] through a stack of blocks, on kernels where that is possible.
 
   Args:
@@ -114,7 +125,9 @@ def through(blocks, spec, x, turns, *, train: bool):
   return rows.unpack(blocks(packed, turns, train)[0].values, len(x))
 
 
-def block(module, x: Packed, turns, *, train: bool) -> Packed:
+def block(
+  module: 'layers.Block', x: Packed, turns: Array | None, *, train: bool
+) -> Packed:
   """A block of layers.py by its two half blocks."""
   params = nn.meta.unbox(module.variables['params'])
   first = {k: params[k] for k in ('norm1', 'attention')}

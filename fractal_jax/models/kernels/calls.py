@@ -6,23 +6,27 @@ weights lie in VMEM; gradients of weights are summed there, over all blocks of
 a core.
 """
 
+from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
+from jax.typing import DTypeLike
 
 from fractal_jax import sharding
+from fractal_jax.models.types import Array
 
 F32 = jnp.float32
 USABLE = 0.95  # of the VMEM, by a kernel
 MATRICES = ('qkv', 'kernel', 'codebooks')
 
 
-def laid_out(params, dtype):
+def laid_out(params: dict, dtype: DTypeLike) -> dict:
   """A module's parameters as kernels read them: matrices in `dtype`.
 
   Vectors [D] become float32 rows [1, D], and the fused projection [D, 3, D]
@@ -62,7 +66,7 @@ def sum_bytes() -> int:
   return 4 if cores() == 1 else 8
 
 
-def block_number():
+def block_number() -> Array:
   """Which block a kernel is at, from 0."""
   return pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
 
@@ -82,17 +86,17 @@ class Grid(NamedTuple):
     ways = cores() if number % cores() == 0 else 1
     return cls(ways, number // ways, step)
 
-  def block(self, x) -> pl.BlockSpec:
+  def block(self, x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """The rows of a block."""
     rest = x.shape[1:]
     place = lambda core, i, _: (core * self.blocks + i,) + (0,) * len(rest)
     return pl.BlockSpec((self.step,) + rest, place)
 
-  def resident(self, x) -> pl.BlockSpec:
+  def resident(self, x: Array) -> pl.BlockSpec:
     """The spec of an array that every step sees whole."""
     return pl.BlockSpec(x.shape, lambda core, i, _: (0,) * x.ndim)
 
-  def of_core(self, x) -> pl.BlockSpec:
+  def of_core(self, x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     """What the blocks of a core share of an array [cores, ...]."""
     # A constant where there is one core: what does not move has one buffer.
     first = lambda core: core if self.cores > 1 else 0
@@ -101,17 +105,17 @@ class Grid(NamedTuple):
 
 
 def blocks(
-  kernel,
+  kernel: Callable[..., None],
   name: str,
-  scalars,
-  rows,
-  resident,
+  scalars: Array,
+  rows: Any,
+  resident: Any,
   *,
   step: int,
-  outs,
-  sums=None,
-  scratch=(),
-):
+  outs: Any,
+  sums: Any = None,
+  scratch: Sequence[jax.ShapeDtypeStruct] = (),
+) -> Any:
   """Runs a kernel over blocks of rows.
 
   Args:
@@ -164,7 +168,9 @@ def blocks(
   return outs, jax.tree.map(total, by_core)
 
 
-def of_references(kernel, given, made):
+def of_references(
+  kernel: Callable[..., None], given: PyTreeDef, made: PyTreeDef
+) -> Callable[..., None]:
   """A kernel of `blocks` as Pallas calls it, with all references in a row.
 
   Args:
@@ -188,7 +194,9 @@ def of_references(kernel, given, made):
   return body
 
 
-def on_devices(fn, in_specs, out_specs):
+def on_devices(
+  fn: Callable, in_specs: jax.P | tuple[jax.P, ...], out_specs: jax.P
+) -> Callable:
   """fn on each device of the mesh, where the compiler is left to split arrays.
 
   It can't split what a kernel works on. Within shard_map nothing is left to it.
@@ -201,7 +209,7 @@ def on_devices(fn, in_specs, out_specs):
   )
 
 
-def on_groups(fn):
+def on_groups(fn: Callable) -> Callable:
   """fn under the training step's vmap over groups of images.
 
   The compiler would gather a kernel's operands on every device. Here each
@@ -240,7 +248,9 @@ def on_groups(fn):
   return alone
 
 
-def with_gradient(forward, backward):
+def with_gradient(
+  forward: Callable[..., Array], backward: Callable[..., tuple[dict, Array]]
+) -> Callable[..., Array]:
   """A function of parameters and rows, from its two kernels.
 
   Args:

@@ -47,7 +47,7 @@ class Rows:
     """Rows of a grid step."""
     return self.sequences * self.padded
 
-  def pack(self, x):
+  def pack(self, x: jax.Array) -> jax.Array:
     """[N, T, D] to rows [M, D], with zeros up to whole grid steps."""
     n, t, d = x.shape
     # Many come in groups of steps, which kernels can then take at once.
@@ -57,7 +57,7 @@ class Rows:
     fill = (fill, (0, self.padded - t), (0, 0))
     return jnp.pad(x, fill).reshape(-1, d)
 
-  def unpack(self, rows, n: int):
+  def unpack(self, rows: jax.Array, n: int) -> jax.Array:
     """Rows [M, D] to [N, T, D]."""
     x = rows.reshape(-1, self.padded, rows.shape[-1])
     return x[:n, : self.tokens]
@@ -89,7 +89,7 @@ class Rows:
       q0 = q1
     return out
 
-  def masks(self, heads: int, causal: bool):
+  def masks(self, heads: int, causal: bool) -> tuple[jax.Array, jax.Array]:
     """What each tile adds to its logits, and its weights' places.
 
     Returns:
@@ -111,7 +111,7 @@ class Rows:
       place[at] = (q // t * heads * real + q % t) * real + k % t
     return jnp.asarray(bias), jnp.asarray(place)
 
-  def turns(self, turns, lanes: int):
+  def turns(self, turns: jax.Array, lanes: int) -> jax.Array:
     """Rotary angles [2, T, K/2] for the rows of a grid step, [2, R, lanes].
 
     The cosine and the signed sine of each lane: x turns to

@@ -5,6 +5,7 @@ computes everything again from x. The hidden layer is taken some columns at a
 time, and its [M, 4 D] values never leave VMEM.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -16,6 +17,7 @@ from fractal_jax.models.dropout import drop_out
 from fractal_jax.models.kernels import calls, geometry, values
 from fractal_jax.models.kernels.attention import add_norm_gradients, read
 from fractal_jax.models.kernels.values import F32, at, chunk
+from fractal_jax.models.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class How:
   dtype: Any
 
 
-def mlp_half(how: How, params, x, words):
+def mlp_half(how: How, params: dict, x: Array, words: Array) -> Array:
   """The half block by its kernels.
 
   Args:
@@ -110,7 +112,7 @@ def _backward(how, p, x, words, g):
 _half = calls.with_gradient(_forward, _backward)
 
 
-def columns(p, j, size):
+def columns(p: dict, j: int | Array, size: int) -> dict:
   """The part of the matrices that makes hidden columns j size .. ."""
   at_j = at(j, size)
   if 'w3' in p:
@@ -120,11 +122,13 @@ def columns(p, j, size):
   return {'fc1': fc1, 'fc2': {'kernel': p['fc2']['kernel'][at_j, :]}}
 
 
-def hidden_width(p) -> int:
+def hidden_width(p: dict) -> int:
   return (p['w1'] if 'w3' in p else p['fc1'])['kernel'].shape[1]
 
 
-def mix(p, y, drop, dtype):
+def mix(
+  p: dict, y: Array, drop: Callable[[Array], Array], dtype: jnp.dtype
+) -> Array:
   """What some hidden columns add to the output, [R, D], without its bias.
 
   `drop` acts on the hidden values.
@@ -210,7 +214,7 @@ def _backward_kernel(how, sequences, words, rows, p, by_x, grads, *_):
   add_norm_gradients(norm_vjp, by_y, g, by_x, grads['norm2'])
 
 
-def xla(how: How, params, x, words):
+def xla(how: How, params: dict, x: Array, words: Array) -> Array:
   """`mlp_half` without kernels: what these must agree with."""
   rows, d = how.rows, x.shape[1]
   n, t = len(x) // rows.padded, rows.tokens

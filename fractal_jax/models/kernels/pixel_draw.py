@@ -4,6 +4,7 @@ Keys and values of earlier channels stay in VMEM, and the channels follow each
 other inside one grid step: there is no loop outside, and no cache in HBM.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 from fractal_jax.models.kernels import calls, pixel_nats, values
 from fractal_jax.models.kernels.pixel_nats import How, dense, outer, read
 from fractal_jax.models.kernels.values import F32, iota, linear
-from fractal_jax.models.types import Sampling
+from fractal_jax.models.types import Array, Sampling
 
 
-def offers(sampling, one_network: bool) -> bool:
+def offers(sampling: Sampling, one_network: bool) -> bool:
   """Whether the kernel draws like this; otherwise XLA does.
 
   Args:
@@ -25,7 +26,15 @@ def offers(sampling, one_network: bool) -> bool:
   return one_network and not sampling.resample and not sampling.confident
 
 
-def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
+def pixel_draw(
+  how: How,
+  params: dict,
+  conds: Array,
+  uniforms: Array,
+  limits: tuple[Array, Array] | None,
+  given: Array | None,
+  sampling: Sampling,
+) -> Array:
   """Draws pixels by the kernel.
 
   Args:
@@ -60,7 +69,12 @@ def pixel_draw(how: How, params, conds, uniforms, limits, given, sampling):
   )[:n]
 
 
-def allowed(params, shape, limits, given):
+def allowed(
+  params: dict,
+  shape: tuple[int, ...],
+  limits: tuple[Array, Array] | None,
+  given: Array | None,
+) -> tuple[Array, Array, Array]:
   """Limits and what is given, [N, C] each; all values and none where None."""
   none = jnp.zeros(shape, jnp.int32)
   least, most = limits or (none, none + params['codebooks'].shape[1] - 1)
@@ -93,7 +107,14 @@ def _kernel(how, greedy, scalars, rows, p, out, *_):
   generate(how, read(outer(p)), blocks, conds, out.shape[1], values_of)
 
 
-def generate(how, p, blocks, conds, channels, values_of):
+def generate(
+  how: How,
+  p: dict,
+  blocks: list[dict],
+  conds: Array,
+  channels: int,
+  values_of: Callable[[int, Array], Array],
+) -> None:
   """Draws channel after channel.
 
   Args:
@@ -122,7 +143,9 @@ def generate(how, p, blocks, conds, channels, values_of):
       x = jnp.concatenate([token] * (x.shape[0] // n), 0)
 
 
-def draw(logits, uniform, limits, sampling):
+def draw(
+  logits: Array, uniform: Array, limits: tuple[Array, Array], sampling: Sampling
+) -> Array:
   """guidance.draw of logits [G R, V], the streams in a row: [R, 1] int32."""
   logits = logits / sampling.temperature
   n, v = uniform.shape[0], logits.shape[1]
@@ -149,7 +172,15 @@ def draw(logits, uniform, limits, sampling):
   return jnp.minimum(found, v - 1)
 
 
-def xla(how: How, params, conds, uniforms, limits, given, sampling):
+def xla(
+  how: How,
+  params: dict,
+  conds: Array,
+  uniforms: Array,
+  limits: tuple[Array, Array] | None,
+  given: Array | None,
+  sampling: Sampling,
+) -> Array:
   """`pixel_draw` without the kernel: what this must agree with."""
   p, out = calls.laid_out(params, how.dtype), []
   least, most, given = allowed(params, uniforms.shape, limits, given)

@@ -10,6 +10,7 @@ over each head's lanes by a product with a block-diagonal matrix of ones, which
 leaves the sum in all of these lanes.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 
 from fractal_jax.models.kernels import calls, mlp, values
 from fractal_jax.models.kernels.values import F32, add_row, linear
+from fractal_jax.models.types import Array
 
 ROWS = 128  # pixels of a grid step
 PARTS = ('qkv', 'qkv_bias', 'codebooks', 'logit_bias')  # read part by part
@@ -33,7 +35,7 @@ class How:
   dtype: Any
 
 
-def pixel_nats(how: How, params, conds, pixels):
+def pixel_nats(how: How, params: dict, conds: Array, pixels: Array) -> Array:
   """-log p of pixels by the kernels.
 
   Args:
@@ -97,7 +99,7 @@ _nats = calls.with_gradient(_forward, _backward)
 # What the kernels compute, of values in VMEM.
 
 
-def read(refs, i=None):
+def read(refs: dict, i: int | None = None) -> dict:
   """Parameters behind references; of layer i, where these are stacked."""
   at = () if i is None else (i,)
 
@@ -109,12 +111,14 @@ def read(refs, i=None):
   return jax.tree_util.tree_map_with_path(one, refs)
 
 
-def outer(p):
+def outer(p: dict) -> dict:
   """The parameters that are not of a layer."""
   return {k: v for k, v in p.items() if k != 'blocks'}
 
 
-def attend(how, q, k, v, ones):
+def attend(
+  how: How, q: Array, k: Sequence[Array], v: Sequence[Array], ones: Array
+) -> Array:
   """One token's [R, D] attention to earlier ones and itself, lists k and v."""
   if len(k) == 1:
     return v[0]
@@ -127,32 +131,32 @@ def attend(how, q, k, v, ones):
   return out / total
 
 
-def head_ones(how, width):
+def head_ones(how: How, width: int) -> Array:
   """[D, D], 1 where two lanes are of one head."""
   size = width // how.heads
   a, b = (jax.lax.div(values.iota((width, width), i), size) for i in (0, 1))
   return (a == b).astype(F32).astype(how.dtype)
 
 
-def qkv_of(how, p, x):
+def qkv_of(how: How, p: dict, x: Array) -> list[Array]:
   """Queries, keys and values of tokens [R, D]."""
   del how
   y, p = values.norm(x, p['norm1']), p['attention']
   return [add_row(linear(y, w), b) for w, b in zip(p['qkv'], p['qkv_bias'])]
 
 
-def after_attention(how, p, x, mixed):
+def after_attention(how: How, p: dict, x: Array, mixed: Array) -> Array:
   """The rest of a block."""
   x += dense(p['attention']['proj'], mixed)
   y = mlp.mix(p, values.norm(x, p['norm2']), lambda h: h, how.dtype)
   return x + add_row(y, p['fc2']['bias'])
 
 
-def dense(p, x):
+def dense(p: dict, x: Array) -> Array:
   return add_row(linear(x, p['kernel']), p['bias'])
 
 
-def layer(how, channels, ones, p, x):
+def layer(how: How, channels: int, ones: Array, p: dict, x: Array) -> Array:
   """A ViTBlock on tokens [C R, D]."""
   q, k, v = (values.split(z, channels, 0) for z in qkv_of(how, p, x))
   mixed = [
@@ -161,20 +165,20 @@ def layer(how, channels, ones, p, x):
   return after_attention(how, p, x, jnp.concatenate(mixed, 0))
 
 
-def embed(p, conds, hot):
+def embed(p: dict, conds: Array, hot: list[Array]) -> Array:
   """Tokens [C R, D] of conditions [R, Dc] and one-hot values, C of [R, V]."""
   x = [dense(p['cond_embed'], conds)]
   x += [linear(h, book) for h, book in zip(hot[:-1], p['codebooks'])]
   return values.norm(jnp.concatenate(x, 0), p['norm_in'])
 
 
-def logits_of(p, x, channel):
+def logits_of(p: dict, x: Array, channel: int) -> Array:
   """An output [R, D] to its channel's logits [R, V]."""
   z = linear(x, p['codebooks'][channel], 1)
   return add_row(z, p['logit_bias'][channel])
 
 
-def nats_of(p, x, hot):
+def nats_of(p: dict, x: Array, hot: list[Array]) -> list[Array]:
   """Outputs [C R, D] to nats, C of [R, 1]."""
   x = values.split(values.norm(x, p['norm_out']), len(hot), 0)
   out = []
@@ -186,7 +190,7 @@ def nats_of(p, x, hot):
   return out
 
 
-def one_hot(pixels, channel, v):
+def one_hot(pixels: Array, channel: int, v: int) -> Array:
   n = pixels.shape[0]
   at = pixels[:, channel : channel + 1]
   return (at == values.iota((n, v), 1)).astype(F32)
@@ -243,7 +247,7 @@ def _backward_kernel(how, _, rows, p, by_conds, grads, scratch):
   by_conds[...] = by.astype(by_conds.dtype)
 
 
-def xla(how: How, params, conds, pixels):
+def xla(how: How, params: dict, conds: Array, pixels: Array) -> Array:
   """`pixel_nats` without kernels: what these must agree with."""
   p = calls.laid_out(params, how.dtype)
   width, channels = p['norm_in']['scale'].shape[-1], pixels.shape[1]

@@ -10,6 +10,7 @@ without them.
 from collections.abc import Iterator
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 
 from fractal_jax import cpu
 from fractal_jax.models import layers, pixel
+from fractal_jax.models.fractal import Fractal
 from fractal_jax.models.kernels import (
   attention,
   blocks,
@@ -28,7 +30,7 @@ from fractal_jax.models.kernels import (
   pixel_nats,
 )
 from fractal_jax.models.kinds import KINDS
-from fractal_jax.models.types import Sampling
+from fractal_jax.models.types import Sampling, Spec
 
 F32 = jnp.float32
 
@@ -51,7 +53,7 @@ class Trial:
   gradients: bool = True
 
 
-def tried(net, wanted: str):
+def tried(net: Fractal, wanted: str) -> Fractal:
   """The net for a run on the devices at hand.
 
   Args:
@@ -88,7 +90,7 @@ def on() -> str:
 
 
 @functools.cache
-def first_problem(spec) -> str:
+def first_problem(spec: Spec) -> str:
   """What is wrong with the first of a level's kernels that is not right."""
   trials = pixel_trials(spec) if spec.kind == 'pixel' else block_trials(spec)
   for trial in trials:
@@ -130,7 +132,7 @@ def failure(trial: Trial) -> str:
   return ''
 
 
-def distance(a, b) -> float:
+def distance(a: np.ndarray, b: np.ndarray) -> float:
   """||a - b|| / ||b||; of integers, the share that differs."""
   if np.issubdtype(b.dtype, np.integer):
     return float(np.mean(a != b))
@@ -138,14 +140,14 @@ def distance(a, b) -> float:
   return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
 
 
-def normal(shapes, seed: int, spread: float = 1.0):
+def normal(shapes: Any, seed: int, spread: float = 1.0) -> Any:
   """A tree of normal arrays of these shapes."""
   rng = np.random.default_rng(seed)
   draw = lambda x: jnp.asarray(spread * rng.normal(size=x.shape), x.dtype)
   return jax.tree.map(draw, shapes)
 
 
-def block_trials(spec) -> Iterator[Trial]:
+def block_trials(spec: Spec) -> Iterator[Trial]:
   """Trials of both halves of a level's block."""
   kind = KINDS[spec.kind]
   tokens, width = kind.sequence_length(spec), spec.width
@@ -189,7 +191,7 @@ def block_trials(spec) -> Iterator[Trial]:
     )
 
 
-def pixel_trials(spec) -> Iterator[Trial]:
+def pixel_trials(spec: Spec) -> Iterator[Trial]:
   """Trials of the pixel level's nats, and of how it draws."""
   n, how = 4 * pixel_nats.ROWS, pixel.kernel_sizes(spec)  # two blocks per core
   rng = np.random.default_rng(2)

@@ -6,17 +6,26 @@ wants: `jax.vjp` works inside a kernel, and what it would make by itself would
 transpose weights or add up padded arrays. Outside a kernel they are plain jnp.
 """
 
+from collections.abc import Callable, Sequence
 import functools
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fractal_jax.models.types import Array
+
+if TYPE_CHECKING:
+  from jax.experimental import pallas as pl
+
+  from fractal_jax.models.kernels import geometry
+
 F32 = jnp.float32
 LANES = 128  # of a vector register
 
 
-def dot(a, b, a_axis: int, b_axis: int):
+def dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
   """The product of two matrices over one axis of each, float32.
 
   float32 sides are multiplied in full precision, by six passes of a TPU.
@@ -32,7 +41,7 @@ def dot(a, b, a_axis: int, b_axis: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x, w, axis: int = 0):
+def linear(x: Array, w: Array, axis: int = 0) -> Array:
   """x [R, D] float32 times w [D, F]: [R, F] float32, as is the gradient.
 
   With axis 1 w is transposed, [F, D].
@@ -56,7 +65,7 @@ linear.defvjp(_linear_fwd, _linear_bwd)
 
 
 @jax.custom_vjp
-def add_row(x, b):
+def add_row(x: Array, b: Array) -> Array:
   """x [R, D] + b [1, D]."""
   return x + b
 
@@ -66,7 +75,7 @@ add_row.defvjp(
 )
 
 
-def split(x, n: int, axis: int) -> tuple:
+def split(x: Array, n: int, axis: int) -> tuple:
   """x in n equal parts; their gradients are joined."""
   size = x.shape[axis] // n
 
@@ -81,7 +90,7 @@ def split(x, n: int, axis: int) -> tuple:
   return f(x)
 
 
-def norm(x, p):
+def norm(x: Array, p: dict) -> Array:
   """LayerNorm, or RMSNorm where p has no bias: layers.py's, of rows [R, D]."""
   if 'bias' in p:
     return layer_norm(x, p['scale'], p['bias'])
@@ -93,7 +102,7 @@ def _mean(x):
 
 
 @jax.custom_vjp
-def layer_norm(x, scale, bias):
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
   """LayerNorm of x [R, D], eps 1e-6; scale and bias [1, D]."""
   return _layer_norm_fwd(x, scale, bias)[0]
 
@@ -115,7 +124,7 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 @jax.custom_vjp
-def rms_norm(x, scale):
+def rms_norm(x: Array, scale: Array) -> Array:
   """RMSNorm of x [R, D], eps 1e-5; scale [1, D]."""
   return _rms_norm_fwd(x, scale)[0]
 
@@ -134,7 +143,7 @@ def _rms_norm_bwd(saved, g):
 rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
 
 
-def gelu(z, dtype):
+def gelu(z: Array, dtype: jnp.dtype) -> Array:
   """GELU of float32 z: exact where the model computes in float32.
 
   Below that, erf is the tanh of a polynomial, 2.6e-5 off at the most: a
@@ -156,7 +165,7 @@ def _erf(z):
 
 
 @jax.custom_vjp
-def quick_gelu(z):
+def quick_gelu(z: Array) -> Array:
   return z * (0.5 + 0.5 * _erf(z)[1])
 
 
@@ -174,16 +183,18 @@ quick_gelu.defvjp(lambda z: (quick_gelu(z), z), _quick_gelu_bwd)
 # Dropout: dropout.py's hash on signed integers, which wrap as unsigned ones do.
 
 
-def iota(shape, axis):
+def iota(shape: tuple[int, ...], axis: int) -> Array:
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def signed(word: int):
+def signed(word: int) -> np.int32:
   """An unsigned 32-bit constant as int32."""
   return np.array(word, np.uint32).view(np.int32)[()]
 
 
-def kept(place, start, words, rate: float):
+def kept(
+  place: Array, start: int | Array, words: Sequence[Array], rate: float
+) -> Array:
   """Which values stay: dropout.py's draw at places start + place, int32."""
   shift = jax.lax.shift_right_logical
   x = place + (start + words[0])  # scalars first: an operation less
@@ -198,12 +209,20 @@ def kept(place, start, words, rate: float):
   return (x ^ signed(flip | least >> 16)) >= signed(flip ^ least)
 
 
-def scale_of(rate: float):
+def scale_of(rate: float) -> np.float32:
   """What dropout multiplies the values by that stay: 1, if there is none."""
   return np.float32(1 / (1 - rate))
 
 
-def mask(x, words, rate: float, shape, first, col=0, width=None):
+def mask(
+  x: Array,
+  words: Sequence[Array],
+  rate: float,
+  shape: 'geometry.Rows',
+  first: int | Array,
+  col: int | Array = 0,
+  width: int | None = None,
+) -> Array:
   """Dropout's zeros in rows of many sequences, as dropout.py has them.
 
   Those that stay are to be multiplied by `scale_of`, where that is cheapest.
@@ -236,12 +255,14 @@ def mask(x, words, rate: float, shape, first, col=0, width=None):
   )
 
 
-def drop(x, words, rate: float, *where):
+def drop(x: Array, words: Sequence[Array], rate: float, *where: Any) -> Array:
   """Dropout: `mask`, with the values that stay scaled."""
   return mask(x, words, rate, *where) * scale_of(rate) if rate else x
 
 
-def pieces(parts, size: int, axis: int):
+def pieces(
+  parts: Sequence[tuple[int, int, Array]], size: int, axis: int
+) -> Array:
   """The sum of float32 parts (start, end, values) of an axis of this size.
 
   They may overlap, and leave nothing out; joined without padding any.
@@ -260,7 +281,9 @@ def pieces(parts, size: int, axis: int):
   return jnp.concatenate(out, axis) if len(out) > 1 else out[0]
 
 
-def over(n: int, body, unroll: bool = False) -> None:
+def over(
+  n: int, body: Callable[[int | Array], None], unroll: bool = False
+) -> None:
   """body(i) for i = 0 .. n - 1, in a loop unless there is one or it is told."""
   if n == 1 or unroll:
     for i in range(n):
@@ -269,7 +292,7 @@ def over(n: int, body, unroll: bool = False) -> None:
     jax.lax.fori_loop(0, n, lambda i, _: body(i), None)
 
 
-def at(i, size: int):
+def at(i: int | Array, size: int) -> 'slice | pl.Slice':
   """The i-th slice of this size."""
   from jax.experimental import pallas as pl
 
