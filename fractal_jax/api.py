@@ -5,7 +5,7 @@ give them: S the side, C the channels, V the values per channel (256 for
 pixels).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import os
@@ -352,14 +352,14 @@ class Model:
 
   def forecast(
     self,
-    context,
+    context: ArrayLike,
     horizon: int,
     *,
-    quantiles=series_forecast.QUANTILES,
+    quantiles: Sequence[float] = series_forecast.QUANTILES,
     num: int = 100,
     label: int = 0,
     seed: int = 0,
-    **settings,
+    **settings: Any,
   ) -> series_forecast.Drawn:
     """What comes after a series, as samples and quantiles.
 
@@ -394,13 +394,13 @@ class Model:
 
   def impute(
     self,
-    x,
+    x: ArrayLike,
     *,
-    quantiles=series_forecast.QUANTILES,
+    quantiles: Sequence[float] = series_forecast.QUANTILES,
     num: int = 20,
     label: int = 0,
     seed: int = 0,
-    **settings,
+    **settings: Any,
   ) -> series_forecast.Drawn:
     """What may stand where a series is NaN, as samples and quantiles.
 

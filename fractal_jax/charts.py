@@ -1,9 +1,16 @@
 """Charts as PNGs: figures without a window, drawn by matplotlib."""
 
 import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+  import numpy as np
 
 
-def new_axes(rows: int, height: float, width: float = 11, **how):
+def new_axes(
+  rows: int, height: float, width: float = 11, **how: Any
+) -> 'tuple[Figure, np.ndarray]':
   """A figure of a size in inches, and its axes [rows], one above another."""
   from matplotlib import figure
 
@@ -15,7 +22,7 @@ def new_axes(rows: int, height: float, width: float = 11, **how):
   return shown, axes
 
 
-def png(figure) -> bytes:
+def png(figure: 'Figure') -> bytes:
   """A figure as the bytes of a PNG."""
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=90)

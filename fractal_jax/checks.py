@@ -23,7 +23,7 @@ from typing import Protocol
 class Rule(Protocol):
   """What a value must be; `str` of it goes on from "must be"."""
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     """Whether the value, of whatever type, is as asked."""
 
 
@@ -50,7 +50,7 @@ class Number:
   also: tuple[float, ...] = ()
   integer: bool = False
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     kind = numbers.Integral if self.integer else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
       return False
@@ -83,7 +83,7 @@ class Text:
 
   empty: bool = True  # whether it may be ''
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     return isinstance(value, str) and (self.empty or bool(value))
 
   def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Text:
 class Flag:
   """True or False."""
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     return isinstance(value, bool)
 
   def __str__(self) -> str:
@@ -107,7 +107,7 @@ class Choice:
 
   values: tuple
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     return any(type(value) is type(v) and value == v for v in self.values)
 
   def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Each:
 
   rule: Rule
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     return isinstance(value, (tuple, list)) and all(map(self.rule.holds, value))
 
   def __str__(self) -> str:
@@ -134,7 +134,7 @@ class Either:
   one: Rule
   other: Rule
 
-  def holds(self, value) -> bool:
+  def holds(self, value: object) -> bool:
     return self.one.holds(value) or self.other.holds(value)
 
   def __str__(self) -> str:

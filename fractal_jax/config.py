@@ -602,7 +602,7 @@ def default() -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def flat(config) -> dict:
+def flat(config: ml_collections.ConfigDict | dict) -> dict:
   """{'seed': 0, 'model.sizes': (8, 2, 1), ...}."""
   found = {}
   for name, value in config.items():
@@ -613,7 +613,7 @@ def flat(config) -> dict:
   return found
 
 
-def split_names(config) -> None:
+def split_names(config: ml_collections.ConfigDict) -> None:
   """Cuts names at commas: `--config.model.kinds=mar,ar,pixel`.
 
   ml_collections reads a list of numbers without quotes, but takes a list of
@@ -642,7 +642,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
       raise ConfigError(f'--{name} is given more than once: give it once')
 
 
-def problems(config) -> list[str]:
+def problems(config: ml_collections.ConfigDict) -> list[str]:
   """Every rule that the config breaks, each naming value, rule and remedy.
 
   The rules that join several keys of a section are looked at where each of its
@@ -715,7 +715,9 @@ def _mesh_problems(config) -> list[str]:
   return out
 
 
-def sample_problems(sample, model) -> list[str]:
+def sample_problems(
+  sample: ml_collections.ConfigDict, model: ml_collections.ConfigDict
+) -> list[str]:
   """Rules that the keys of section `sample` break.
 
   Args:
@@ -758,7 +760,7 @@ def sample_problems(sample, model) -> list[str]:
   return out
 
 
-def check(config) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError listing every broken rule, before any compilation."""
   found = problems(config)
   if found:

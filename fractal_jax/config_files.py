@@ -52,7 +52,7 @@ def find(name: str) -> tuple[paths.Path, str | None]:
   )
 
 
-def load(name: str):
+def load(name: str) -> ml_collections.ConfigDict:
   """The config of a file, a ConfigDict of all keys and of no others.
 
   Args:
@@ -108,7 +108,11 @@ def _check_keys(config, path) -> None:
       )
 
 
-def text(config, doc: str, reasons: Mapping[str, str] | None = None) -> str:
+def text(
+  config: ml_collections.ConfigDict,
+  doc: str,
+  reasons: Mapping[str, str] | None = None,
+) -> str:
   """A config as a file that `--config` takes, a comment above each key.
 
   Args:

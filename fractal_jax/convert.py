@@ -6,9 +6,11 @@ same names.
 """
 
 import argparse
+import types
 
 from flax import traverse_util
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 from safetensors import numpy as safetensors
 
@@ -53,13 +55,13 @@ def names(specs: tuple[Spec, ...]) -> published.Table:
   return out | published.within((f'level_{last.index}',), theirs, table)
 
 
-def shapes(model) -> dict:
+def shapes(model: ConfigDict) -> dict:
   """Our parameters' shapes, flat by path, without computing anything."""
   net = fractal.from_config(model)
   return traverse_util.flatten_dict(train_state.param_shapes(net))
 
 
-def from_published(state: dict[str, np.ndarray], model) -> dict:
+def from_published(state: dict[str, np.ndarray], model: ConfigDict) -> dict:
   """Our parameters (nested, float32) from published tensors by name.
 
   Raises:
@@ -80,7 +82,7 @@ def from_published(state: dict[str, np.ndarray], model) -> dict:
   return traverse_util.unflatten_dict(out)
 
 
-def to_published(params, model) -> dict[str, np.ndarray]:
+def to_published(params: dict, model: ConfigDict) -> dict[str, np.ndarray]:
   """Published tensors by name from our parameters; inverts from_published.
 
   Blocks that levels share are written to each of them.
@@ -97,7 +99,7 @@ def to_published(params, model) -> dict[str, np.ndarray]:
   return out
 
 
-def check_colour(model) -> None:
+def check_colour(model: ConfigDict) -> None:
   """The published model sees red, then green, then blue."""
   order = tuple(model.channel_order)
   if model.colour or order not in ((), (0, 1, 2)):
@@ -107,7 +109,7 @@ def check_colour(model) -> None:
     )
 
 
-def published_shapes(model) -> dict[str, tuple]:
+def published_shapes(model: ConfigDict) -> dict[str, tuple]:
   """The shapes of the published model's tensors under this config."""
   # A broadcast view has the shape, and costs no memory.
   views = {
@@ -123,7 +125,7 @@ def published_shapes(model) -> dict[str, tuple]:
   return out
 
 
-def stacked(path) -> bool:
+def stacked(path: tuple[str, ...]) -> bool:
   """Whether one of our parameters is several of theirs."""
   return 'blocks' in path or path[-1] in ('codebooks', 'logit_bias')
 
@@ -240,7 +242,7 @@ def write_pth(path: str, state: dict[str, np.ndarray]) -> None:
     torch.save({'model': tensors}, file)
 
 
-def import_torch():
+def import_torch() -> types.ModuleType:
   """PyTorch; a ConvertError says how to install it where it is missing."""
   try:
     import torch

@@ -18,6 +18,10 @@ import importlib.util
 import math
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from jax import Array
 
 TUNABLES = 'GLIBC_TUNABLES'
 # TPUs; GPUs of NVIDIA, of AMD, and of either under Windows.
@@ -121,7 +125,7 @@ def is_target() -> bool:
   return sharding.platform() == 'cpu'
 
 
-def weight_gradient(x, g):
+def weight_gradient(x: 'Array', g: 'Array') -> 'Array':
   """The gradient by w of the product of x [..., D] and w [D, F ...].
 
   XLA on a CPU transposes one of the two, with all that it has fused into it:
@@ -144,7 +148,7 @@ def weight_gradient(x, g):
   return jnp.moveaxis(jnp.tensordot(g, x, (rows, rows)), -1, 0)
 
 
-def gelu(x):
+def gelu(x: 'Array') -> 'Array':
   """Exact GELU by erf, which costs a CPU half of the erfc of `nn.gelu`."""
   import jax
   import numpy as np

@@ -14,6 +14,7 @@ what was saved.
 """
 
 import atexit
+from collections.abc import Callable
 import contextlib
 import errno
 import importlib
@@ -23,6 +24,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 
 from absl import app, flags, logging
 
@@ -96,7 +98,7 @@ def start() -> None:
     )
 
 
-def report_compiling():
+def report_compiling() -> Callable[[], None]:
   """Starts to count; returns what says how long XLA compiled, if it did."""
   import jax
 
@@ -326,7 +328,7 @@ def check_numbers() -> None:
         raise common.UsageError(wrong)
 
 
-def run_job(command: str, job, argv: list[str]) -> None:
+def run_job(command: str, job: types.ModuleType, argv: list[str]) -> None:
   """Runs a command whose flags are parsed; exits where it fails."""
   # What libraries log themselves: what they raise is told in one line, and a
   # save on a full disk would have pages of tracebacks around that line.

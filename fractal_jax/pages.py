@@ -1,6 +1,7 @@
 """HTML pages that need no other file, and can be sent: the frame, its parts."""
 
 import base64
+from collections.abc import Iterable, Sequence
 import html
 
 import numpy as np
@@ -17,7 +18,9 @@ figcaption { font-size: 13px; color: #555 }
 """
 
 
-def page(title: str, body: str, *, style: str = '', language='en') -> str:
+def page(
+  title: str, body: str, *, style: str = '', language: str = 'en'
+) -> str:
   """A whole page.
 
   Args:
@@ -67,7 +70,7 @@ def figure(
   )
 
 
-def table(head, rows) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
   """A table with a row of heads; texts are escaped."""
   cells = lambda tag, row: ''.join(
     f'<{tag}>{html.escape(str(x))}</{tag}>' for x in row

@@ -6,7 +6,7 @@ methods over gcsfs. What a bucket lacks is here too: nothing can be renamed in
 one step, appended to, or written without being committed on closing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import csv
@@ -20,11 +20,15 @@ import shutil
 import tempfile
 import threading
 import time
+from typing import TYPE_CHECKING, BinaryIO
 import uuid
 
 from etils import epath
 
 from fractal_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from numpy.typing import ArrayLike
 
 # The package that reads and writes each scheme. `epath` finds these by itself.
 PACKAGES = {
@@ -184,7 +188,7 @@ STATUSES = (
 
 
 @contextlib.contextmanager
-def atomic_write(name: str | os.PathLike):
+def atomic_write(name: str | os.PathLike) -> Iterator[BinaryIO]:
   """Yields a binary file that takes its name once all of it is written.
 
   It is written beside its place and renamed, or, for a bucket, written to a
@@ -243,7 +247,7 @@ def write_text(name: str | os.PathLike, text: str) -> None:
   write_bytes(name, text.encode(errors='surrogateescape'))
 
 
-def write_npz(name: str | os.PathLike, /, **arrays) -> None:
+def write_npz(name: str | os.PathLike, /, **arrays: 'ArrayLike') -> None:
   """Writes arrays by name as a whole; see `atomic_write`."""
   import numpy as np
 
@@ -267,7 +271,7 @@ def csv_text(rows: Iterable[Sequence]) -> str:
 
 
 @contextlib.contextmanager
-def local(name: str | os.PathLike):
+def local(name: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a local file with the contents of `name`, to read from.
 
   For libraries that want the name of a file.
@@ -288,7 +292,7 @@ def local(name: str | os.PathLike):
 
 def growing(
   name: str | os.PathLike, keep: Callable[[bytes], bool] | None = None
-):
+) -> 'BinaryIO | _Growing':
   """A binary file that is written to its end, and can be read meanwhile.
 
   Args:

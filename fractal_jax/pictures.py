@@ -10,7 +10,9 @@ import importlib.util
 import io
 import math
 import os
+from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import paths
@@ -34,7 +36,7 @@ class PictureError(UserError, ValueError):
 # Values and shades.
 
 
-def from_values(values: np.ndarray, model) -> np.ndarray:
+def from_values(values: np.ndarray, model: ConfigDict) -> np.ndarray:
   """Pictures [n, H, W, 3] of values [n, S, (S,) C].
 
   Images of one channel are grey; of any other number but three, the channels
@@ -43,13 +45,15 @@ def from_values(values: np.ndarray, model) -> np.ndarray:
   return _from_shades(_shades(values, model), model)
 
 
-def to_values(shades: np.ndarray, model) -> np.ndarray:
+def to_values(shades: np.ndarray, model: ConfigDict) -> np.ndarray:
   """Values of shades [...]; the inverse of `from_values` for grey and RGB."""
   scale = (model.num_values - 1) / 255
   return np.round(shades * scale).astype(image_dtype(model))
 
 
-def hidden(values: np.ndarray, mask: np.ndarray, model) -> np.ndarray:
+def hidden(
+  values: np.ndarray, mask: np.ndarray, model: ConfigDict
+) -> np.ndarray:
   """Values [..., S, (S,) C] with grey where the mask is True.
 
   Of a series, -1, which leaves a gap in its curve.
@@ -129,7 +133,7 @@ def enlarged(picture: np.ndarray, size: int) -> np.ndarray:
   return picture.repeat(scale, 0).repeat(scale, 1)
 
 
-def most_classes(model) -> int:
+def most_classes(model: ConfigDict) -> int:
   """Up to how many classes have a column of their own: series are wide."""
   return 4 if model.rank == 1 else 16
 
@@ -219,7 +223,7 @@ def save(picture: np.ndarray, path: str) -> None:
 
 def movie(
   drawn: Drawn,
-  model,
+  model: ConfigDict,
   *,
   columns: int | None = None,
   frames: int = 150,
@@ -255,7 +259,7 @@ def movie(
     yield grid(shot, columns, names), stays if t < total else LAST
 
 
-def so_far(drawn: Drawn, model) -> np.ndarray:
+def so_far(drawn: Drawn, model: ConfigDict) -> np.ndarray:
   """Pictures [n, H, W, 3] of images that are being generated, see `movie`."""
   return _before(NEVER, drawn, model, _begun(drawn.when, model))
 
@@ -291,7 +295,7 @@ def _begun(when: np.ndarray, model) -> list[np.ndarray]:
   return out
 
 
-def save_movie(drawn: Drawn, model, path: str, **how) -> None:
+def save_movie(drawn: Drawn, model: ConfigDict, path: str, **how: Any) -> None:
   """Writes `movie`, whose arguments it takes, as a .gif or an .mp4.
 
   Raises:

@@ -2,6 +2,7 @@
 
 import html
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import pages, paths, pictures
@@ -16,7 +17,11 @@ img { image-rendering: pixelated; width: 256px }
 
 
 def write(
-  found: Explanation, image: np.ndarray, model, folder: str, label: str = ''
+  found: Explanation,
+  image: np.ndarray,
+  model: ConfigDict,
+  folder: str,
+  label: str = '',
 ) -> str:
   """Writes the maps as PNGs, bits.npy [S, (S,) C], and report.html.
 
@@ -40,7 +45,9 @@ def write(
   return str(path / 'report.html')
 
 
-def maps(found: Explanation, image: np.ndarray, model) -> dict[str, np.ndarray]:
+def maps(
+  found: Explanation, image: np.ndarray, model: ConfigDict
+) -> dict[str, np.ndarray]:
   """The image and its maps of bits, as pictures [H, W, 3] by name.
 
   The names: image, bits, bits_channel_0 ... (of several channels),

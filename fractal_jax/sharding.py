@@ -6,8 +6,9 @@ and MLP columns. The positions that each level folds into the batch stay on
 the device of their image, so no level sends activations over `data` or `fsdp`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import (
   NamedSharding,
   PartitionSpec,
 )
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.errors import UserError
@@ -71,7 +73,9 @@ class Rules:
   layers: str | None = None
 
 
-def make_mesh(config, devices=None) -> Mesh:
+def make_mesh(
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """The mesh of config.mesh: one axis may be -1, the devices that remain.
 
   With mesh.slices > 1 the data axis spans the slices, so that only gradients
@@ -91,14 +95,14 @@ def make_mesh(config, devices=None) -> Mesh:
   return mesh
 
 
-def abstract_mesh(config, devices: int) -> AbstractMesh:
+def abstract_mesh(config: ConfigDict, devices: int) -> AbstractMesh:
   """The mesh of config.mesh over a number of devices that need not be here."""
   mesh = AbstractMesh(mesh_shape(config, devices), AXES)
   check_batch(config, mesh)
   return mesh
 
 
-def mesh_shape(config, devices: int) -> tuple[int, ...]:
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, ...]:
   """How many devices each axis of config.mesh has, given the number of all."""
   shape = [config.mesh[axis] for axis in AXES]
   asked = ' x '.join(f'{axis}={n}' for axis, n in zip(AXES, shape))
@@ -143,7 +147,7 @@ def single_device_mesh() -> Mesh:
   return _mesh((1, 1, 1), jax.local_devices()[:1])
 
 
-def any_mesh(config) -> Mesh:
+def any_mesh(config: ConfigDict) -> Mesh:
   """The config's mesh where it fits the devices at hand, else all as `data`.
 
   For likelihood and generation, which may run on other devices than training.
@@ -167,12 +171,12 @@ def platform() -> str:
   return 'tpu' if kind.startswith('TPU') else kind
 
 
-def num_groups(config, mesh: Mesh) -> int:
+def num_groups(config: ConfigDict, mesh: Mesh | AbstractMesh) -> int:
   """Groups of images that are compacted together (see config.mesh.groups)."""
   return config.mesh.groups or batch_devices(mesh)
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
   """Into how many parts the mesh splits a batch."""
   return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
@@ -183,7 +187,7 @@ def padded_batch(images: int, mesh: Mesh) -> int:
   return -(-images // parts) * parts
 
 
-def check_batch(config, mesh: Mesh) -> None:
+def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
   """Raises ShardingError where optim.batch doesn't divide over the mesh."""
   batch, parts = config.optim.batch, batch_devices(mesh)
   if batch % parts:
@@ -201,7 +205,14 @@ def check_batch(config, mesh: Mesh) -> None:
 # Parameters.
 
 
-def spec(names, shape, mesh: Mesh, rules=Rules(), *, path='') -> PartitionSpec:
+def spec(
+  names: Sequence[str | None],
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+  rules: Rules = Rules(),
+  *,
+  path: str = '',
+) -> PartitionSpec:
   """The PartitionSpec of a parameter with logical axes `names`.
 
   A dimension that its mesh axis does not divide is left whole: replicating
@@ -234,7 +245,7 @@ def spec(names, shape, mesh: Mesh, rules=Rules(), *, path='') -> PartitionSpec:
   return PartitionSpec(*out)
 
 
-def param_shardings(boxed, mesh: Mesh):
+def param_shardings(boxed: dict, mesh: Mesh) -> dict:
   """Shardings of parameters, from their shapes with logical axes.
 
   Args:
@@ -277,7 +288,7 @@ def gathered(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, where)
 
 
-def unsplit(boxed, mesh: Mesh) -> list[str]:
+def unsplit(boxed: dict, mesh: Mesh) -> list[str]:
   """Dimensions that stay whole since their mesh axis does not divide them."""
   axes = dataclasses.asdict(Rules())
   out = []
@@ -292,12 +303,12 @@ def unsplit(boxed, mesh: Mesh) -> list[str]:
   return out
 
 
-def is_boxed(x) -> bool:
+def is_boxed(x: object) -> bool:
   """Whether a leaf is one of flax's boxes with logical axes."""
   return isinstance(x, nn.meta.AxisMetadata)
 
 
-def unbox(boxed):
+def unbox(boxed: dict) -> dict:
   """Parameters without their boxes; adds no sharding constraints."""
   return jax.tree.map(
     lambda x: x.unbox(apply_constraint=False) if is_boxed(x) else x,
@@ -306,7 +317,7 @@ def unbox(boxed):
   )
 
 
-def shaped(like, where):
+def shaped(like: Any, where: Any) -> Any:
   """ShapeDtypeStructs of arrays or their shapes, with the shardings `where`."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where

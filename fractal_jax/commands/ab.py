@@ -6,6 +6,7 @@ fractal-jax ab --level=1 --a=runs/one --b=runs/two --out=compared
 import re
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks, cpu, paths
 from fractal_jax.commands import common
@@ -13,7 +14,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.number_flag(
     'level',
@@ -46,7 +47,7 @@ def define_flags():
   common.batch_flag()
 
 
-def run():
+def run() -> None:
   """Trains what is a config, compares, and prints."""
   import dataclasses
   import json
@@ -88,7 +89,7 @@ def is_config(name: str) -> bool:
   return bool(re.fullmatch(r'.*\.py(:.*)?', name, re.S))
 
 
-def read_config(name: str):
+def read_config(name: str) -> ConfigDict:
   """The config of FILE.py or FILE.py:OPTION."""
   from fractal_jax import config as config_lib
   from fractal_jax import config_files

@@ -4,16 +4,22 @@ fractal-jax anomaly --data=line.csv --train=5000 --out=line
 """
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from fractal_jax import checks, cpu, paths
 from fractal_jax.commands import common
 
+if TYPE_CHECKING:
+  from fractal_jax.series.detector import FractalDetector
+  from fractal_jax.series.scores import PointScores
+  from fractal_jax.series.table import Table
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   series_flags()
   flags.DEFINE_string('out', 'anomaly', 'A folder for scores.csv, report.html.')
@@ -43,7 +49,7 @@ def define_flags():
   )
 
 
-def series_flags():
+def series_flags() -> None:
   """The data, and the model: fitted here, or of a run."""
   from fractal_jax.models.kinds import KINDS
 
@@ -113,7 +119,7 @@ def check_flags(*files: str) -> None:
       )
 
 
-def the_table():
+def the_table() -> 'tuple[Table, int]':
   """--data, and how many of its rows, the first, are normal."""
   from fractal_jax.series import table
 
@@ -129,7 +135,9 @@ def the_table():
   return one, int(one.row[FLAGS.train - 1]) + 1  # with those filled in between
 
 
-def the_detector(one, train: int, **parameters):
+def the_detector(
+  one: 'Table', train: int, **parameters: Any
+) -> 'FractalDetector':
   """The detector of --workdir, or one fitted to the first rows.
 
   Args:
@@ -169,7 +177,7 @@ def the_detector(one, train: int, **parameters):
   return detector
 
 
-def run():
+def run() -> None:
   """Fits, scores and reports."""
   from fractal_jax.series import analysis, report
 
@@ -189,7 +197,9 @@ def run():
   common.say(f'report: {paths.absolute(path)}')
 
 
-def from_normal(detector, points, train: int) -> float:
+def from_normal(
+  detector: 'FractalDetector', points: 'PointScores', train: int
+) -> float:
   """A threshold for a run that keeps none: from the rows said to be normal."""
   import numpy as np
 

@@ -1,15 +1,24 @@
 """What commands share: flags, checks of them, and the run they are about."""
 
+from collections.abc import Callable, Iterable
 import functools
 import json
+import os
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from fractal_jax import checks, paths
 from fractal_jax.errors import UserError
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from fractal_jax import api
+  from fractal_jax.inference.progress import Job
 
 FLAGS = flags.FLAGS
 # Flags of what a release's card says, and of all of a release.
@@ -39,7 +48,7 @@ def number_flag(
   flags.register_validator(name, keeps)
 
 
-def distributed_flags():
+def distributed_flags() -> None:
   """Where the processes of a job on several hosts find each other."""
   flags.DEFINE_bool(
     'distributed',
@@ -59,7 +68,7 @@ def distributed_flags():
   )
 
 
-def run_flags(required: bool = True):
+def run_flags(required: bool = True) -> None:
   """The run that a command is about."""
   flags.DEFINE_string(
     'workdir',
@@ -74,7 +83,7 @@ def run_flags(required: bool = True):
     flags.mark_flag_as_required('workdir')
 
 
-def release_flags():
+def release_flags() -> None:
   """How a release is written, and what its card says."""
   flags.DEFINE_enum(
     'dtype',
@@ -107,13 +116,13 @@ def arguments(*names: str) -> dict:
   return {name: FLAGS[name].value for name in names}
 
 
-def workdir_flags():
+def workdir_flags() -> None:
   """run_flags, and those of several hosts."""
   run_flags()
   distributed_flags()
 
 
-def read_data(config) -> None:
+def read_data(config: ConfigDict) -> None:
   """Makes a config read --data, a folder or an .npz file of any classes.
 
   Raises:
@@ -130,7 +139,7 @@ def read_data(config) -> None:
     config.model.classes = 2**31 - 1  # as many as there are
 
 
-def batch_flag():
+def batch_flag() -> None:
   """How many images are worked on at a time."""
   text = "Images, or series, at a time; the config's if unset."
   number_flag('batch', None, text)
@@ -144,7 +153,9 @@ KEPT = (
 )  # fmt: skip
 
 
-def check_output(name, flag: str = '--out', endings: tuple = ()) -> None:
+def check_output(
+  name: str | os.PathLike, flag: str = '--out', endings: tuple = ()
+) -> None:
   """Checks an output as paths.check_output does, and that it replaces no input.
 
   Raises:
@@ -168,7 +179,7 @@ def check_output(name, flag: str = '--out', endings: tuple = ()) -> None:
       )
 
 
-def metrics_flags():
+def metrics_flags() -> None:
   """What the metrics need to see images with."""
   flags.DEFINE_string(
     'inception',
@@ -191,7 +202,7 @@ class ConfigParser(flags.ArgumentParser):
   def flag_type(self) -> str:
     return self._files.flag_type()
 
-  def parse(self, argument: str):
+  def parse(self, argument: str) -> ConfigDict:
     from fractal_jax import config, config_files
 
     if argument == DEFAULT:
@@ -205,7 +216,7 @@ class ConfigParser(flags.ArgumentParser):
 def config_flag(
   text: str = 'A config: its name, such as digits, or a file.',
   required: bool = True,
-):
+) -> None:
   """A config, and --config.KEY=VALUE to change what it says."""
   config_flags.DEFINE_config_file('config', None, text)
   FLAGS['config'].parser = ConfigParser(FLAGS['config'].parser)
@@ -213,7 +224,7 @@ def config_flag(
     flags.mark_flag_as_required('config')
 
 
-def show_flag():
+def show_flag() -> None:
   """Whether to print the config in place of the work."""
   flags.DEFINE_bool(
     'show', False, 'Print the whole config as a file to edit, and stop.'
@@ -228,7 +239,7 @@ def show_config() -> None:
   say(config_files.text(FLAGS.config, f'All of --config={name}.'), end='')
 
 
-def image_flags():
+def image_flags() -> None:
   """The run, and one image that it is asked about."""
   workdir_flags()
   flags.DEFINE_string('image', None, 'An image file, or a .npy of values.')
@@ -249,7 +260,7 @@ def image_flags():
   number_flag('seed', 0, 'The same seed gives the same draws.', checks.SEED)
 
 
-def the_image(config):
+def the_image(config: ConfigDict) -> 'tuple[np.ndarray, int | None]':
   """The image that the flags name, [S, (S,) C], and --label, None if unset."""
   import itertools
 
@@ -277,7 +288,9 @@ def the_image(config):
   return one['image'][0], label
 
 
-def check_own_data(config, instead: str, flag: str = 'workdir') -> None:
+def check_own_data(
+  config: ConfigDict, instead: str, flag: str = 'workdir'
+) -> None:
   """Raises UsageError where a release, or a run that moved, lacks its data.
 
   Args:
@@ -296,7 +309,7 @@ def check_own_data(config, instead: str, flag: str = 'workdir') -> None:
     )
 
 
-def class_numbers(texts: list[str], model) -> list[int]:
+def class_numbers(texts: list[str], model: ConfigDict) -> list[int]:
   """Classes of --labels or --label, by number or by the names in --workdir.
 
   That of 'none' is -1, "no class".
@@ -318,7 +331,7 @@ def class_name(label: int | None) -> str:
   return names[label] if label < len(names) else str(label)
 
 
-def names_of(labels) -> list[str] | None:
+def names_of(labels: 'np.ndarray') -> list[str] | None:
   """What to write for images of these classes [n]; None if names are unknown.
 
   None, too, where there is but one class.
@@ -361,7 +374,7 @@ def integers(name: str, values: list[str]) -> tuple[int, ...]:
   return numbers(name, values, int)
 
 
-def follow(job):
+def follow(job: 'Job') -> Any:
   """Runs a job under a progress bar, and gives its result."""
   import tqdm
 
@@ -376,7 +389,7 @@ def follow(job):
   return progress.result
 
 
-def shown(unit: str, what: str | None = None):
+def shown(unit: str, what: str | None = None) -> Callable[[Iterable], Iterable]:
   """What shows under a progress bar how far an iterable is."""
   import tqdm
 
@@ -418,14 +431,14 @@ def folder_of(name: str) -> str:
   return hub.folder(name)
 
 
-def load_config():
+def load_config() -> ConfigDict:
   """The config of --workdir."""
   from fractal_jax.training import checkpoint
 
   return checkpoint.load_config(workdir())
 
 
-def load_model(config=None):
+def load_model(config: ConfigDict | None = None) -> 'api.Model':
   """The model of --workdir and --step, an api.Model."""
   from fractal_jax import api
 

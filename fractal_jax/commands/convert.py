@@ -14,7 +14,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `convert`."""
   common.config_flag('The config of the published model.', required=False)
   flags.DEFINE_string(
@@ -33,7 +33,7 @@ def define_flags():
   common.release_flags()
 
 
-def run():
+def run() -> None:
   """Reads --pth or --workdir, writes --workdir or --out."""
   from fractal_jax import convert
 
@@ -51,7 +51,7 @@ def run():
     common.say(f'release: {paths.absolute(FLAGS.out)}')
 
 
-def from_published():
+def from_published() -> None:
   """Makes a run, a release or another file of --pth."""
   from fractal_jax import config as config_lib
   from fractal_jax import convert
@@ -75,7 +75,7 @@ def from_published():
   common.say(f'{FLAGS.pth} is now {paths.absolute(FLAGS.out)}')
 
 
-def check_flags():
+def check_flags() -> None:
   """Refuses flags that don't go together, and outputs that can't be written."""
   from fractal_jax.release import folder
 

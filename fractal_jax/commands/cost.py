@@ -5,6 +5,7 @@ fractal-jax cost --config=fractalmar_in64 --mesh=fsdp=8 --device=H100
 """
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks
 from fractal_jax.commands import common
@@ -12,7 +13,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `cost`."""
   common.config_flag()
   common.show_flag()
@@ -45,7 +46,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Prints the parameters and FLOPs of --config; with --mesh, memory too."""
   from fractal_jax import config as config_lib
   from fractal_jax.planning import cost, memory
@@ -76,7 +77,7 @@ def run():
     common.say('\n' + text)
 
 
-def check_counting(config) -> int:
+def check_counting(config: ConfigDict) -> int:
   """Checks the flags that --mesh needs; returns the number of devices."""
   import math
 
@@ -94,7 +95,7 @@ def check_counting(config) -> int:
   return FLAGS.devices or math.prod(axes)
 
 
-def set_mesh(config) -> None:
+def set_mesh(config: ConfigDict) -> None:
   """Sets config.mesh from --mesh."""
   from fractal_jax import sharding
 

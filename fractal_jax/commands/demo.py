@@ -16,7 +16,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.run_flags(required=False)
   flags.DEFINE_integer(
@@ -24,7 +24,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Serves a page for each run until it is told to stop."""
   from fractal_jax import api
   from fractal_jax.data import classes

@@ -3,15 +3,21 @@
 fractal-jax edit --workdir=runs/digits --index=0 --mode=lower --out=edit.png
 """
 
+from typing import TYPE_CHECKING
+
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import paths
 from fractal_jax.commands import common, sampling
 
+if TYPE_CHECKING:
+  import numpy as np
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   from fractal_jax.inference import inputs
 
@@ -55,7 +61,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Completes the image, and writes the completions."""
   from fractal_jax.inference import edit, inputs, sample
 
@@ -81,7 +87,7 @@ def run():
   common.say(f'{FLAGS.num} completions: {paths.absolute(FLAGS.out)}')
 
 
-def the_mask(model):
+def the_mask(model: ConfigDict) -> 'np.ndarray':
   """--mask, or what --mode, --box and --margin make."""
   from fractal_jax.inference import inputs
 
@@ -91,7 +97,12 @@ def the_mask(model):
   return inputs.make_mask(FLAGS.mode, model, box=box, margin=FLAGS.margin)
 
 
-def write(image, mask, drawn, model):
+def write(
+  image: 'np.ndarray',
+  mask: 'np.ndarray',
+  drawn: 'np.ndarray',
+  model: ConfigDict,
+) -> None:
   """Writes the completions [n, S, (S,) C] of an image as --out."""
   import numpy as np
 
@@ -111,7 +122,7 @@ def write(image, mask, drawn, model):
     pictures.save(pictures.grid(shown, columns, names), FLAGS.out)
 
 
-def check_mask_flags():
+def check_mask_flags() -> None:
   """Refuses no mask, two masks, and flags that would go unused."""
   if not (FLAGS.mask or FLAGS.mode):
     raise common.UsageError('give --mask=FILE, or --mode to have one made')

@@ -3,18 +3,30 @@
 fractal-jax evaluate --workdir=runs/photos --num=10000 --out=metrics.json
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks, paths
 from fractal_jax.commands import common, sampling
 
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from fractal_jax import api
+  from fractal_jax.metrics.features import Extractor
+  from fractal_jax.metrics.images import Images
+  from fractal_jax.metrics.reference import Reference
+  from fractal_jax.metrics.weights import Weights
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `evaluate`."""
   common.run_flags(required=False)
   flags.DEFINE_string(
@@ -37,7 +49,7 @@ def define_flags():
   common.distributed_flags()
 
 
-def run_flags():
+def run_flags() -> None:
   """The flags that `sweep` takes, too."""
   common.metrics_flags()
   flags.DEFINE_string(
@@ -61,7 +73,7 @@ def run_flags():
   flags.DEFINE_bool('unconditional', False, 'Generate without classes.')
 
 
-def run():
+def run() -> None:
   """Prints the metrics of --workdir or --images, and writes what is asked."""
   from fractal_jax.inference import sample
   from fractal_jax.metrics import images as images_lib
@@ -102,7 +114,7 @@ def run():
     common.write_numbers(FLAGS.out, found)
 
 
-def given_images(loaded):
+def given_images(loaded: 'Weights') -> 'tuple[Images, Reference, Extractor]':
   """The images of --images, what they are compared with, and what sees them."""
   from fractal_jax import config as config_lib
   from fractal_jax import sharding
@@ -124,7 +136,7 @@ def given_images(loaded):
   return images.of_files(seen, batch, names or ()), ref, extractor
 
 
-def check_flags():
+def check_flags() -> None:
   """Refuses flags that don't go together, before anything is loaded."""
   if not (FLAGS.workdir or FLAGS.images):
     raise common.UsageError(
@@ -172,14 +184,20 @@ def cache() -> str:
   return workdir
 
 
-def load():
+def load() -> 'api.Model':
   """The model of --workdir."""
   config = common.load_config()
   common.use_cores(FLAGS.batch or config.sample.batch)
   return common.load_model(config)
 
 
-def images_of(model, num, seed, changes, guide):
+def images_of(
+  model: 'api.Model',
+  num: int,
+  seed: int,
+  changes: dict,
+  guide: 'api.Model | None',
+) -> 'Images':
   """Images of --workdir, with changes of how they are drawn."""
   from fractal_jax.metrics import images
 
@@ -194,7 +212,7 @@ def images_of(model, num, seed, changes, guide):
   )
 
 
-def load_weights():
+def load_weights() -> 'Weights':
   """The weights of --inception; says so where they are unpublished ones."""
   from fractal_jax.metrics import weights
 
@@ -207,14 +225,14 @@ def load_weights():
   return found
 
 
-def make_extractor(loaded, num: int, *, mesh):
+def make_extractor(loaded: 'Weights', num: int, *, mesh: 'Mesh') -> 'Extractor':
   """What sees `num` images with the weights that are loaded."""
   from fractal_jax.metrics import features
 
   return features.Extractor(loaded, mesh=mesh, batch=min(features.BATCH, num))
 
 
-def the_reference(config, extractor):
+def the_reference(config: ConfigDict, extractor: 'Extractor') -> 'Reference':
   """--ref, or statistics of the run's training split."""
   from fractal_jax.metrics import reference
 
@@ -227,7 +245,7 @@ def the_reference(config, extractor):
 
 
 @contextlib.contextmanager
-def bar(num):
+def bar(num: int) -> Iterator[Callable[[int], None]]:
   """A progress bar, as a function of the images that are done."""
   import tqdm
 

@@ -11,7 +11,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.image_flags()
   common.number_flag(
@@ -25,7 +25,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Explains the image, and writes the report."""
   from fractal_jax import report
   from fractal_jax.inference import explain

@@ -3,15 +3,24 @@
 fractal-jax forecast --data=line.csv --workdir=line/run --horizon=48
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from fractal_jax import paths
 from fractal_jax.commands import anomaly, common
 
+if TYPE_CHECKING:
+  import numpy as np
+
+  from fractal_jax.series.forecast import Drawn
+  from fractal_jax.series.table import Table
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   anomaly.series_flags()
   common.number_flag('horizon', 32, 'Rows to forecast.')
@@ -21,7 +30,7 @@ def define_flags():
   )
 
 
-def drawing_flags(num: int):
+def drawing_flags(num: int) -> None:
   """How many draws, and what is said of them."""
   flags.DEFINE_list(
     'quantiles', ['0.1', '0.5', '0.9'], 'Which quantiles of the draws to write.'
@@ -41,7 +50,7 @@ def quantiles() -> tuple[float, ...]:
   return found
 
 
-def run():
+def run() -> None:
   """Fits where it must, draws, and writes."""
   from fractal_jax.series import forecast, plots
 
@@ -63,7 +72,7 @@ def run():
   common.say(f'{FLAGS.horizon} rows: {paths.absolute(FLAGS.out)}/forecast.csv')
 
 
-def following(one, rows: int):
+def following(one: 'Table', rows: int) -> 'np.ndarray | None':
   """The times of the rows after a table's; None where it has none."""
   import numpy as np
 
@@ -74,7 +83,13 @@ def following(one, rows: int):
   return one.times[-1] + (np.arange(1, rows + 1) * step).astype(kind)
 
 
-def write(found, channels, times, first: int, name: str) -> None:
+def write(
+  found: 'Drawn',
+  channels: Sequence[str],
+  times: 'np.ndarray | None',
+  first: int,
+  name: str,
+) -> None:
   """Writes a line per row, its quantiles in columns CHANNEL_q0.1 and so on.
 
   Args:

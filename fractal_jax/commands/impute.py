@@ -11,7 +11,7 @@ from fractal_jax.commands import anomaly, common, forecast
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   anomaly.series_flags()
   forecast.drawing_flags(20)
@@ -20,7 +20,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Fits where it must, draws, and writes."""
   import numpy as np
 

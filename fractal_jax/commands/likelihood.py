@@ -4,16 +4,21 @@ fractal-jax likelihood --workdir=runs/digits
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks
 from fractal_jax.commands import common
 
+if TYPE_CHECKING:
+  from fractal_jax.inference.likelihood import Likelihood
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.workdir_flags()
   flags.DEFINE_string(
@@ -40,7 +45,7 @@ def define_flags():
   flags.DEFINE_string('out', None, 'A .json file for the numbers.')
 
 
-def run():
+def run() -> None:
   """Scores the split, and says what kind of number that is."""
   from fractal_jax.data import pipeline
   from fractal_jax.inference import likelihood
@@ -85,7 +90,7 @@ def run():
   explain(found)
 
 
-def explain(found):
+def explain(found: 'Likelihood') -> None:
   """Says what kind of number a Likelihood is, where it is not simply exact."""
   if not found.exact:
     if found.passes > 1:
@@ -110,7 +115,7 @@ def explain(found):
     common.say(f'{found.dropped} masked patches did not fit and were left out.')
 
 
-def with_other_data(config):
+def with_other_data(config: ConfigDict) -> ConfigDict:
   """The config, reading --data in place of the run's own."""
   if FLAGS.conditional:
     raise common.UsageError(

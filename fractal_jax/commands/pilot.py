@@ -6,11 +6,15 @@ fractal-jax pilot run pilot
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from fractal_jax import cpu, paths
 from fractal_jax.commands import common
+
+if TYPE_CHECKING:
+  from fractal_jax.pilot.work import Pilot
 
 FLAGS = flags.FLAGS
 
@@ -25,7 +29,7 @@ USED = {
 }
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   flags.DEFINE_string(
     'data',
@@ -45,7 +49,7 @@ def define_flags():
   flags.DEFINE_string('language', 'en', 'Of the report: en or ja.')
 
 
-def run(*words: str):
+def run(*words: str) -> None:
   """Does what the first argument says; exits by the verdict of `run`."""
   jobs = {'init': init, 'check': check, 'run': run_stages, 'report': report}
   if not words or words[0] not in jobs:
@@ -132,7 +136,7 @@ def run_stages(folder: str) -> None:
     sys.exit(code)
 
 
-def afford(pilot, name: str) -> None:
+def afford(pilot: 'Pilot', name: str) -> None:
   """Says what a stage will take; raises UsageError where that is too much."""
   from fractal_jax.pilot import run as stages
   from fractal_jax.pilot import work

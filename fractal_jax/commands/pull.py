@@ -11,7 +11,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   flags.DEFINE_string('repo', None, 'The repository: user/name.')
   flags.mark_flag_as_required('repo')
@@ -25,7 +25,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Downloads it, and looks whether it is whole."""
   from fractal_jax import config as config_lib
   from fractal_jax.models import fractal

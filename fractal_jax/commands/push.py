@@ -11,7 +11,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.run_flags()
   flags.DEFINE_string(
@@ -27,7 +27,7 @@ def define_flags():
   common.release_flags()
 
 
-def run():
+def run() -> None:
   """Uploads a release as it is, and a run as a new one."""
   from fractal_jax.release import hub, weights
 

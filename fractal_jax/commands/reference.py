@@ -4,6 +4,7 @@ fractal-jax reference --data=photos --size=64 --out=ref.npz
 """
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks, paths
 from fractal_jax.commands import common
@@ -11,7 +12,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `reference`."""
   common.config_flag(
     'A config, whose data set and size of images are used.', required=False
@@ -39,7 +40,7 @@ def define_flags():
   common.distributed_flags()
 
 
-def run():
+def run() -> None:
   """Writes the statistics of --config's or --data's images to --out."""
   from fractal_jax import sharding
   from fractal_jax.data import pipeline
@@ -67,7 +68,7 @@ def run():
   )
 
 
-def the_config():
+def the_config() -> ConfigDict:
   """The config of --config, or one that reads --data."""
   from fractal_jax import config as config_lib
 

@@ -4,15 +4,21 @@ fractal-jax sample --workdir=runs/digits --num=40 --guidance=2
 fractal-jax sample --workdir=runs/photos --labels=cat,dog --movie=grow.gif
 """
 
+from typing import TYPE_CHECKING
+
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import checks, paths
 from fractal_jax.commands import common, sampling
 
+if TYPE_CHECKING:
+  from fractal_jax.models.types import Drawn
+
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The command's flags."""
   common.workdir_flags()
   common.number_flag(
@@ -40,7 +46,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Generates and writes the images."""
   from fractal_jax import pictures
   from fractal_jax.inference import sample
@@ -74,7 +80,7 @@ def run():
     write(drawn, labels, config.model)
 
 
-def write(drawn, labels, model):
+def write(drawn: 'Drawn', labels: list[int], model: ConfigDict) -> None:
   """Writes --out and --movie."""
   import numpy as np
 
@@ -98,7 +104,7 @@ def write(drawn, labels, model):
     common.say(f'movie: {paths.absolute(FLAGS.movie)}')
 
 
-def classes(model) -> list[int]:
+def classes(model: ConfigDict) -> list[int]:
   """The classes that --labels names, checked; -1 for "no class"."""
   if FLAGS.labels is None:
     return list(range(model.classes))

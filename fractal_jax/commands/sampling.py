@@ -3,9 +3,16 @@
 Where one is unset, the section `sample` of the config says.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax.commands import common
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 FLAGS = flags.FLAGS
 
@@ -22,7 +29,7 @@ GUIDE = (
 )
 
 
-def define_flags():
+def define_flags() -> None:
   """How values are drawn; where unset, as `sample` in the config says."""
   from fractal_jax.models import masking, orders
 
@@ -57,7 +64,7 @@ def define_flags():
   drawing_flags()
 
 
-def drawing_flags():
+def drawing_flags() -> None:
   """The flags of define_flags that `sweep` does not sweep."""
   flags.DEFINE_enum(
     'schedule',
@@ -80,7 +87,7 @@ def drawing_flags():
   )
 
 
-def rejection_flags():
+def rejection_flags() -> None:
   """Whether several images are drawn of which the best are kept."""
   flags.DEFINE_integer(
     'candidates', None, 'Images to draw of each that is wanted.'
@@ -88,7 +95,7 @@ def rejection_flags():
   keep_flags()
 
 
-def keep_flags():
+def keep_flags() -> None:
   """The flags of rejection_flags that `sweep` does not sweep."""
   flags.DEFINE_integer(
     'keep', None, 'How many of --candidates images to keep, the best ones; 1.'
@@ -102,7 +109,7 @@ def keep_flags():
   )
 
 
-def changes(swept=()) -> dict:
+def changes(swept: Sequence[str] = ()) -> dict:
   """What the sampling flags that a command has change, for `sample.settings`.
 
   Args:
@@ -132,7 +139,7 @@ def changes(swept=()) -> dict:
   return found
 
 
-def load_guide(config, name: str | None):
+def load_guide(config: ConfigDict, name: str | None) -> 'api.Model | None':
   """The model that a --guide names, an api.Model on a config's mesh, or None.
 
   Args:

@@ -24,7 +24,7 @@ SINGLE = {
 }
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `sweep`."""
   common.workdir_flags()
   for name in SINGLE:
@@ -59,7 +59,7 @@ def define_flags():
   )
 
 
-def run():
+def run() -> None:
   """Evaluates --workdir with each of the settings; writes table and curves."""
   from fractal_jax.inference import sample
   from fractal_jax.metrics import results, sweep

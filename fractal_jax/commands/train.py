@@ -14,7 +14,7 @@ from fractal_jax.commands import common
 FLAGS = flags.FLAGS
 
 
-def define_flags():
+def define_flags() -> None:
   """The flags of `train`."""
   common.config_flag(required=False)
   flags.DEFINE_string(
@@ -47,7 +47,7 @@ def define_flags():
     FLAGS.set_default('config', common.DEFAULT)  # --config.KEY changes it
 
 
-def run():
+def run() -> None:
   """Trains --config, or what is chosen for --data."""
   import math
 

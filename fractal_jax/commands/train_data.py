@@ -1,11 +1,16 @@
 """`train --data`: looks at the data, chooses a config, says what to expect."""
 
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fractal_jax import paths
 from fractal_jax.commands import common
+
+if TYPE_CHECKING:
+  from fractal_jax.planning.propose import Machine, Proposal
 
 FLAGS = flags.FLAGS
 CONFIG, LISTING = 'chosen.py', 'images.csv'  # in the run
@@ -20,7 +25,7 @@ def workdir_of(data: str) -> str:
   return os.path.join('runs', name.removesuffix('.npz'))
 
 
-def config_for(data: str, size: int | None, workdir: str):
+def config_for(data: str, size: int | None, workdir: str) -> ConfigDict:
   """The config of the run in `workdir`, or one that is chosen for the data.
 
   What --config.KEY says is changed in it. With --show it is printed, and
@@ -48,7 +53,7 @@ def config_for(data: str, size: int | None, workdir: str):
   return choose(data, size, workdir, changes)
 
 
-def change(config, changes: dict) -> None:
+def change(config: ConfigDict, changes: dict) -> None:
   """Makes --config.KEY=VALUE part of a config, and checks it."""
   from fractal_jax import config as config_lib
 
@@ -58,7 +63,9 @@ def change(config, changes: dict) -> None:
   config_lib.check(config)
 
 
-def check_same(config, data: str, size: int | None, workdir: str) -> None:
+def check_same(
+  config: ConfigDict, data: str, size: int | None, workdir: str
+) -> None:
   """Refuses to go on with a run of other data, or of another size."""
   now = data if config.data.dir == '' else paths.absolute(data)
   before = config.data.dir or config.data.name
@@ -73,7 +80,7 @@ def check_same(config, data: str, size: int | None, workdir: str) -> None:
     )
 
 
-def check_listing(path) -> None:
+def check_listing(path: paths.Path) -> None:
   """Refuses to replace a file of the user's that has the listing's name."""
   from fractal_jax.data import listing
 
@@ -87,7 +94,9 @@ def check_listing(path) -> None:
       ) from e
 
 
-def choose(data: str, size: int | None, workdir: str, changes: dict):
+def choose(
+  data: str, size: int | None, workdir: str, changes: dict
+) -> ConfigDict:
   """Looks at the data, says what is found and chosen, keeps it in the run."""
   import tempfile
 
@@ -125,7 +134,7 @@ def choose(data: str, size: int | None, workdir: str, changes: dict):
   return chosen.config
 
 
-def header(data: str, workdir: str, chosen, on) -> str:
+def header(data: str, workdir: str, chosen: 'Proposal', on: 'Machine') -> str:
   """What stands at the top of the config file."""
   return (
     f'Chosen for {data} and {on.text} by `fractal-jax train --data`.\n\n'
@@ -135,7 +144,7 @@ def header(data: str, workdir: str, chosen, on) -> str:
   )
 
 
-def described(chosen) -> list[str]:
+def described(chosen: 'Proposal') -> list[str]:
   """What was found in the data, a line each."""
   from fractal_jax.data import classes
 
@@ -156,7 +165,9 @@ def described(chosen) -> list[str]:
   ]
 
 
-def say_chosen(chosen, on, reasons: dict[str, str], path) -> None:
+def say_chosen(
+  chosen: 'Proposal', on: 'Machine', reasons: dict[str, str], path: paths.Path
+) -> None:
   """Prints what was found, and the keys that matter most with their reasons."""
   c = chosen.config
   lines = ['Found:', *(f'  {x}' for x in described(chosen)), '']
@@ -169,7 +180,7 @@ def say_chosen(chosen, on, reasons: dict[str, str], path) -> None:
   common.say('\n'.join(lines))
 
 
-def say_what_to_expect(config, workdir: str) -> None:
+def say_what_to_expect(config: ConfigDict, workdir: str) -> None:
   """Times a few steps, unless the run has begun, and says when it is done."""
   from fractal_jax import sharding
   from fractal_jax.models import fractal

@@ -1,5 +1,8 @@
 """Data sets that fit in memory: scikit-learn's digits, and .npz files."""
 
+import os
+
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
@@ -11,7 +14,7 @@ MAX_CLASSES = 1_000_000
 KEYS = {1: 'series', 2: 'images'}  # of the arrays, by model.rank
 
 
-def digits(config, split: str) -> Source:
+def digits(config: ConfigDict, split: str) -> Source:
   """1797 handwritten digits of 8x8 pixels with values 0 .. 16.
 
   The split is fixed: 1500 for training, 297 for validation. No network.
@@ -33,7 +36,7 @@ def digits(config, split: str) -> Source:
   return _source(images, data.target[keep], names, values=17)
 
 
-def npz(config, split: str) -> Source:
+def npz(config: ConfigDict, split: str) -> Source:
   """The .npz file data.dir.
 
   It holds `images` ([n, H, W, C] or [n, H, W]; larger uint8 images are
@@ -76,7 +79,7 @@ def _listed(path: str, split: str, examples: int) -> list[int]:
   return [int(text) for text in texts]
 
 
-def read_npz(path, rank: int) -> tuple:
+def read_npz(path: str | os.PathLike, rank: int) -> tuple:
   """An .npz file as `npz` takes it.
 
   Args:

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 import json
+import os
+
+from ml_collections import ConfigDict
 
 from fractal_jax import errors, paths
 from fractal_jax.data.common import DataError
@@ -25,7 +28,7 @@ def listing(names: Sequence[str]) -> str:
   return shown + (f' and {more} more' if more > 0 else '')
 
 
-def load(workdir) -> tuple[str, ...]:
+def load(workdir: str | os.PathLike) -> tuple[str, ...]:
   """The class names that a run keeps; () for runs older than they are.
 
   Raises:
@@ -43,7 +46,12 @@ def load(workdir) -> tuple[str, ...]:
   return tuple(names)
 
 
-def check(config, workdir, names: Sequence[str], resumed: bool) -> None:
+def check(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  names: Sequence[str],
+  resumed: bool,
+) -> None:
   """Raises DataError if a run's classes would change their numbers.
 
   Args:
@@ -63,7 +71,7 @@ def check(config, workdir, names: Sequence[str], resumed: bool) -> None:
     )
 
 
-def save(workdir, names: Sequence[str]) -> None:
+def save(workdir: str | os.PathLike, names: Sequence[str]) -> None:
   """Keeps the class names in a work directory; for process 0."""
   paths.write_text(paths.path(workdir) / FILE, json.dumps(list(names)) + '\n')
 

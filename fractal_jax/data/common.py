@@ -5,9 +5,12 @@ A source is one split of one data set, read at random:
 `fractal_jax.data.pipeline.SOURCES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
+from typing import BinaryIO
 
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
@@ -23,13 +26,13 @@ class DataError(UserError, ValueError):
   """Data that is missing or unfit; the message names it and the way out."""
 
 
-def image_dtype(model) -> type:
+def image_dtype(model: ConfigDict) -> type:
   """The integer type of images: the smallest that holds a model's values."""
   small = model.num_values <= 256 and not model.unknown
   return np.uint8 if small else np.int32
 
 
-def image_shape(model) -> tuple[int, ...]:
+def image_shape(model: ConfigDict) -> tuple[int, ...]:
   """The shape of one image, (S, (S,) C)."""
   return (model.sizes[0],) * model.rank + (model.channels,)
 
@@ -58,7 +61,7 @@ class Source:
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def check_split(config, split: str, splits) -> None:
+def check_split(config: ConfigDict, split: str, splits: Sequence[str]) -> None:
   """Raises DataError if the data set has no such split."""
   if split not in splits:
     raise DataError(
@@ -86,7 +89,7 @@ def split_of(split: str, n: int, num_val: int | None = None) -> np.ndarray:
   return np.sort(order[:num_train] if split == 'train' else order[num_train:])
 
 
-def check_images(config) -> None:
+def check_images(config: ConfigDict) -> None:
   """Raises DataError if the model cannot take images of 256 colours."""
   name, m = config.data.name, config.model
   if m.rank != 2:
@@ -101,7 +104,7 @@ def check_images(config) -> None:
     )
 
 
-def remedy(config) -> str:
+def remedy(config: ConfigDict) -> str:
   """What to do with an image that can't be used."""
   if config.data.list:  # which goes on to name what is removed
     return (
@@ -111,7 +114,7 @@ def remedy(config) -> str:
   return 'mend it or remove it'
 
 
-def check_size(name: str, size: tuple[int, int], config) -> None:
+def check_size(name: str, size: tuple[int, int], config: ConfigDict) -> None:
   """Raises DataError if an image (width, height) must be enlarged to fit."""
   side = config.model.sizes[0]
   if min(size) < side:
@@ -122,7 +125,12 @@ def check_size(name: str, size: tuple[int, int], config) -> None:
     )
 
 
-def decode(file, name: str, config, published: bool = False) -> np.ndarray:
+def decode(
+  file: str | os.PathLike | BinaryIO,
+  name: str,
+  config: ConfigDict,
+  published: bool = False,
+) -> np.ndarray:
   """Reads an encoded image as uint8 [S, S, C] for the model of the config.
 
   Args:

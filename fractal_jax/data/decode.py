@@ -18,6 +18,8 @@ the same rules:
 
 from collections.abc import Iterator
 import contextlib
+import os
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -36,7 +38,7 @@ class ImageError(UserError, ValueError):
 
 
 def load(
-  file,
+  file: str | os.PathLike | BinaryIO,
   name: str,
   mode: str = 'RGB',
   *,
@@ -68,7 +70,7 @@ def load(
     return on_white(image).convert(mode)
 
 
-def size(file, name: str) -> tuple[int, int]:
+def size(file: str | os.PathLike | BinaryIO, name: str) -> tuple[int, int]:
   """Width and height by the header alone; raises ImageError as `load` does."""
   with _opened(file, name, FORMATS, MAX_PIXELS) as image:
     return image.size

@@ -4,6 +4,8 @@ import collections
 import io
 import os
 
+from ml_collections import ConfigDict
+
 from fractal_jax import paths
 from fractal_jax.data import classes, common, decode, listing
 from fractal_jax.data.common import DataError, Source
@@ -14,7 +16,7 @@ KEPT = 2**30  # bytes of cropped images: photographs take long to decode
 SPLIT_NAMES = {'train', 'validation', 'val', 'test'}
 
 
-def folder(config, split: str) -> Source:
+def folder(config: ConfigDict, split: str) -> Source:
   """The folder data.dir, of images of any size.
 
   Either DIR/train/CLASS/* and DIR/validation/CLASS/* (or DIR/val), or

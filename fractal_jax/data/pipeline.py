@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import math
+import os
 import sys
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import paths
@@ -57,7 +59,7 @@ class Info:
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def info(config) -> Info:
+def info(config: ConfigDict) -> Info:
   """What the data set holds, after checking all that is cheap to check.
 
   Raises:
@@ -81,7 +83,7 @@ def info(config) -> Info:
   )
 
 
-def check_files(workdir, files: Mapping[str, str]) -> None:
+def check_files(workdir: str | os.PathLike, files: Mapping[str, str]) -> None:
   """Raises DataError where a run keeps other texts than its data now gives.
 
   The bins of series, say: a model goes on only with those that it was trained
@@ -97,7 +99,7 @@ def check_files(workdir, files: Mapping[str, str]) -> None:
       )
 
 
-def open_split(config, split: str) -> Source:
+def open_split(config: ConfigDict, split: str) -> Source:
   """Opens one split of the data set that config.data names.
 
   Raises:
@@ -132,7 +134,12 @@ def open_split(config, split: str) -> Source:
 class TrainBatches:
   """The endless training batches of one host; see `train_batches`."""
 
-  def __init__(self, make_batches, start: int, examples: int):
+  def __init__(
+    self,
+    make_batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    start: int,
+    examples: int,
+  ):
     self._make_batches = make_batches  # first step -> iterator over batches
     self._examples = examples  # in an epoch
     self.set_state({'step': start})
@@ -170,7 +177,7 @@ class TrainBatches:
 
 
 def train_batches(
-  config,
+  config: ConfigDict,
   *,
   process_index: int = 0,
   process_count: int = 1,
@@ -234,7 +241,7 @@ class EvalBatches:
 
 
 def eval_batches(
-  config,
+  config: ConfigDict,
   split: str,
   batch: int,
   *,
@@ -292,7 +299,9 @@ def eval_batches(
   return EvalBatches(batches, num_batches)
 
 
-def examples(config, split: str, num: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def examples(
+  config: ConfigDict, split: str, num: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
   """Images [n, S, (S,) C] and labels [n] of a split; see `eval_batches`."""
   found = list(eval_batches(config, split, 64, num=num))
   valid = np.concatenate([x['valid'] for x in found])

@@ -16,6 +16,8 @@ import re
 import subprocess
 import sys
 
+from ml_collections import ConfigDict
+
 from fractal_jax import paths
 from fractal_jax.data import common
 from fractal_jax.data.common import DataError, Source
@@ -39,7 +41,7 @@ ARCHIVES = {
 }
 
 
-def imagenet2012(config, split: str) -> Source:
+def imagenet2012(config: ConfigDict, split: str) -> Source:
   """ImageNet 2012 with the paper's crop, for any side.
 
   As in the published code, images smaller than the side are enlarged, and EXIF
@@ -57,7 +59,7 @@ def names() -> list[str]:
   return tfds.list_builders(with_community_datasets=False)
 
 
-def exists(config) -> bool:
+def exists(config: ConfigDict) -> bool:
   """Whether TFDS knows the data set, or finds it prepared in data.dir."""
   try:
     _builder(config.data.name, config.data.dir)
@@ -120,7 +122,7 @@ def _builder(name: str, data_dir: str):
     ) from e
 
 
-def data_set(config, split: str, published: bool = False) -> Source:
+def data_set(config: ConfigDict, split: str, published: bool = False) -> Source:
   """Any data set of features `image` and `label`, prepared if need be."""
   common.check_images(config)
   name = config.data.name
@@ -227,7 +229,7 @@ def _check_features(name: str, data_dir: str) -> dict:
   return features
 
 
-def prepare(config) -> None:
+def prepare(config: ConfigDict) -> None:
   """Prepares the data set in another process, unless it is there.
 
   Processes that share data.dir wait for the first one.

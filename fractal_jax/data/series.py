@@ -8,6 +8,7 @@ quantiser is fitted to the training split, and goes into the work directory.
 
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.data import common
@@ -20,7 +21,7 @@ from fractal_jax.series.table import Table
 MOST_UNKNOWN = 0.5  # windows with a larger share of unknown values are left out
 
 
-def series(config, split: str) -> Source:
+def series(config: ConfigDict, split: str) -> Source:
   """Windows of the files that data.dir names; see the top of this file."""
   common.check_split(config, split, common.SPLITS)
   tables = [table.read(path) for path in table.files(config.data.dir)]
@@ -28,7 +29,10 @@ def series(config, split: str) -> Source:
 
 
 def source(
-  config, tables: Sequence[Table], split: str, fitted: Quantiser | None = None
+  config: ConfigDict,
+  tables: Sequence[Table],
+  split: str,
+  fitted: Quantiser | None = None,
 ) -> Source:
   """The windows of a split of tables.
 
@@ -99,7 +103,7 @@ def _check_model(m, tables: Sequence[Table]) -> None:
       )
 
 
-def fit(config, tables: Sequence[Table]) -> Quantiser:
+def fit(config: ConfigDict, tables: Sequence[Table]) -> Quantiser:
   """The quantiser of the training split."""
   d = config.data
   parts = [part(config, one, 'train') for one in tables]
@@ -113,7 +117,7 @@ def fit(config, tables: Sequence[Table]) -> Quantiser:
   )
 
 
-def part(config, one: Table, split: str) -> np.ndarray:
+def part(config: ConfigDict, one: Table, split: str) -> np.ndarray:
   """The rows [t, C] of a split."""
   rows = config.data.rows or one.train or len(one.values)
   rows = min(rows, len(one.values))

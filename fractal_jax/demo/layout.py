@@ -3,6 +3,7 @@
 import pathlib
 
 import gradio as gr
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.demo import uploads, views
@@ -17,7 +18,7 @@ class Layout:
 
   def __init__(
     self,
-    config,
+    config: ConfigDict,
     name: str,
     *,
     masks: bool,

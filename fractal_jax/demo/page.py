@@ -3,11 +3,13 @@
 Handlers are generators of {component: its new value}.
 """
 
+from collections.abc import Iterator
 import functools
 import pathlib
 import tempfile
 import time
 import traceback
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -18,6 +20,10 @@ from fractal_jax.data.common import image_dtype, image_shape
 from fractal_jax.demo import DemoError, jobs, layout, uploads, views
 from fractal_jax.errors import UserError
 from fractal_jax.inference import inputs, sample
+from fractal_jax.models.types import Drawn
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 LOCAL = ('digits', 'folder', 'npz')  # data sets that are read from the disk
 MASKS = 32  # at a time, so that a job can be ended soon
@@ -29,7 +35,7 @@ BLOCKS = dict(analytics_enabled=False, delete_cache=(600, 3600))
 PACE = 0.08  # seconds that each picture of a growing image is seen, at least
 
 
-def check(model) -> None:
+def check(model: 'api.Model') -> None:
   """Raises DemoError for a model whose images the page can't show."""
   m = model.config.model
   if m.rank == 2 and m.channels not in (1, 3):
@@ -45,7 +51,7 @@ class Page:
 
   def __init__(
     self,
-    model,
+    model: 'api.Model',
     name: str,
     names: tuple[str, ...] = (),
     runs: list[str] | None = None,
@@ -150,7 +156,9 @@ class Page:
 
   # Jobs.
 
-  def generate(self, request: gr.Request, label, num, *settings):
+  def generate(
+    self, request: gr.Request, label: int | str, num: int, *settings: Any
+  ) -> Iterator[dict]:
     """Draws images, and shows them as they grow."""
     labels = sample.round_robin(
       num, np.arange(len(self.classes)) if label == layout.EACH else label
@@ -178,8 +186,15 @@ class Page:
     yield from self._follow(request, job(), buttons, shown, finished)
 
   def complete(
-    self, request: gr.Request, image, canvas, label, num, candidates, *settings
-  ):
+    self,
+    request: gr.Request,
+    image: np.ndarray | None,
+    canvas: dict,
+    label: int,
+    num: int,
+    candidates: int,
+    *settings: Any,
+  ) -> Iterator[dict]:
     """Completes what is painted over, and shows it as it grows."""
     known = None
 
@@ -218,7 +233,9 @@ class Page:
     buttons = (self.ui.edit_go, self.ui.edit_stop, self.ui.edit_status)
     yield from self._follow(request, job(), buttons, shown, finished)
 
-  def bits(self, request: gr.Request, image, label, passes):
+  def bits(
+    self, request: gr.Request, image: np.ndarray | None, label: int, passes: int
+  ) -> Iterator[dict]:
     """Explains an image, and shows its maps of bits."""
 
     def job():
@@ -294,17 +311,17 @@ class Page:
       text += '. What is new is compiled first: that takes a while.'
     return views.status(text, progress.share)
 
-  def cancel(self, request: gr.Request):
+  def cancel(self, request: gr.Request) -> str | dict:
     """Ends the visitor's job after the step that it is at."""
     if self.jobs.cancel(request.session_hash):
       return views.status('Stopping after this step ...')
     return gr.skip()
 
-  def leave(self, request: gr.Request):
+  def leave(self, request: gr.Request) -> None:
     """The visitor has closed the page."""
     self.jobs.cancel(request.session_hash)
 
-  def replay(self, drawn):
+  def replay(self, drawn: Drawn | None) -> tuple[str, str | dict]:
     """Shows the movie of the images that were drawn last."""
     if drawn is None:
       return '', views.error('Generate something first.')
@@ -318,12 +335,12 @@ class Page:
 
   # Images and masks.
 
-  def upload(self, path):
+  def upload(self, path: str) -> list:
     """Takes an upload as the image."""
     model = self.model.config.model
     return self._chosen(lambda: uploads.read_image(path, model))
 
-  def take(self, number):
+  def take(self, number: int | None) -> list:
     """Takes an image of the validation split."""
 
     def read():
@@ -334,7 +351,7 @@ class Page:
 
     return self._chosen(read)
 
-  def pick(self, event: gr.SelectData):
+  def pick(self, event: gr.SelectData) -> list:
     """Takes the image of the gallery that was clicked."""
     return self.take(self._shown_examples()[event.index])
 
@@ -351,7 +368,7 @@ class Page:
     shots = pictures.from_values(np.stack(images), self.model.config.model)
     return [pictures.enlarged(shot, 128) for shot in shots]
 
-  def use(self, tab, drawn, which):
+  def use(self, tab: str, drawn: Drawn | None, which: int | None) -> list:
     """Takes one of the images that were drawn last to another tab."""
     number = len(drawn.values) if drawn is not None else 0
     if which is None or not 1 <= which <= number:
@@ -360,7 +377,7 @@ class Page:
     image = drawn.values[int(which) - 1]
     return [*self._shown(image), gr.update(selected=tab), gr.skip()]
 
-  def ready_mask(self, mode, canvas):
+  def ready_mask(self, mode: str | None, canvas: dict) -> dict:
     """Puts a mask that is made, or none, onto the canvas."""
     model = self.model.config.model
     mask = np.zeros(image_shape(model), bool)
@@ -368,7 +385,7 @@ class Page:
       mask |= inputs.make_mask(mode, model)[..., None]
     return canvas | {'mask': self._digits(mask)}
 
-  def upload_mask(self, path, canvas):
+  def upload_mask(self, path: str, canvas: dict) -> tuple[dict, str]:
     """Puts an upload onto the canvas, as the mask."""
     try:
       mask = uploads.read_mask(path, self.model.config.model)

@@ -3,9 +3,14 @@
 import os
 import pathlib
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fractal_jax.demo import DemoError, uploads
+
+if TYPE_CHECKING:
+  import fastapi
+  from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = '127.0.0.1'
 # What scrolls is the window, so that results can stay in sight: see page.css,
@@ -53,7 +58,7 @@ def serve(pages: dict, sock: socket.socket) -> None:
   uvicorn.Server(config).run(sockets=[sock])
 
 
-def app(pages: dict):
+def app(pages: dict) -> 'fastapi.FastAPI':
   """Pages by name as an ASGI app: one at /, several each at /NAME/.
 
   Other hosts' pages can't reach it under a name of their own (DNS rebinding),
@@ -107,10 +112,12 @@ class ContentPolicy:
     b"frame-ancestors 'self'"
   )
 
-  def __init__(self, app):
+  def __init__(self, app: 'ASGIApp'):
     self.app = app
 
-  async def __call__(self, scope, receive, send):
+  async def __call__(
+    self, scope: 'Scope', receive: 'Receive', send: 'Send'
+  ) -> None:
     async def with_policy(message):
       if message['type'] == 'http.response.start':
         message['headers'] = [

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
@@ -39,7 +40,7 @@ def open_image(path: str) -> Image.Image:
     pathlib.Path(path).unlink(missing_ok=True)
 
 
-def read_image(path: str, model) -> tuple[np.ndarray, str]:
+def read_image(path: str, model: ConfigDict) -> tuple[np.ndarray, str]:
   """An upload as values [S, S, C], and a note on what was done to it.
 
   Images of another size are cropped and resized as in training.
@@ -47,7 +48,7 @@ def read_image(path: str, model) -> tuple[np.ndarray, str]:
   return inputs.fitted(open_image(path), 'The upload', model)
 
 
-def read_mask(path: str, model) -> np.ndarray:
+def read_mask(path: str, model: ConfigDict) -> np.ndarray:
   """An upload as a mask [S, S, C], True (white) where to generate.
 
   A coloured image has one plane per channel, for models of three channels.

@@ -26,7 +26,7 @@ class Numbers(NamedTuple):
 
 
 def tiles(
-  pictures,
+  pictures: np.ndarray | list[np.ndarray],
   captions: list[str] | None = None,
   size: int = 120,
   *,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from fractal_jax import checks, paths, pictures
 from fractal_jax.data import common, decode
@@ -22,7 +23,7 @@ class InputError(UserError, ValueError):
   """An image, mask, label or setting that the model can't take."""
 
 
-def array(x, name: str) -> np.ndarray:
+def array(x: ArrayLike, name: str) -> np.ndarray:
   """What was given as an array; an InputError says what is none."""
   if np.ma.is_masked(x):
     raise InputError(f'{name} are masked in part: give all of their values')
@@ -129,7 +130,7 @@ GUIDED = (
 )  # fmt: skip
 
 
-def check_guide(guide, model) -> None:
+def check_guide(guide: ConfigDict, model: ConfigDict) -> None:
   """Refuses a guide that sees other patches, values or classes.
 
   Args:
@@ -148,7 +149,7 @@ def check_guide(guide, model) -> None:
     )
 
 
-def check_counts(**counts) -> None:
+def check_counts(**counts: int | None) -> None:
   """Refuses a number of something that is below 1; None passes."""
   for name, value in counts.items():
     if value is not None:
@@ -160,7 +161,7 @@ def check_seed(seed: int) -> None:
   check_number('seed', seed, checks.SEED)
 
 
-def check_number(name: str, value, rule: checks.Rule) -> None:
+def check_number(name: str, value: object, rule: checks.Rule) -> None:
   """Refuses a number that breaks a rule."""
   if wrong := checks.problem(name, value, rule):
     raise InputError(wrong)
@@ -196,7 +197,9 @@ def read_image(path: str, model: ConfigDict) -> tuple[np.ndarray, str]:
   return fitted(_open(path, 'L' if model.channels == 1 else 'RGB'), path, model)
 
 
-def fitted(image, name: str, model) -> tuple[np.ndarray, str]:
+def fitted(
+  image: Image.Image, name: str, model: ConfigDict
+) -> tuple[np.ndarray, str]:
   """A PIL image as values [S, S, C], and what was done to it; see above."""
   side, note = model.sizes[0], ''
   if image.size != (side, side):

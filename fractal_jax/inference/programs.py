@@ -8,6 +8,7 @@ images.
 from collections.abc import Callable, Iterator
 import functools
 import time
+from typing import Any
 
 from flax import struct
 import jax
@@ -36,7 +37,12 @@ class Batch:
 
 
 def in_parts(
-  net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh, stepwise: bool
+  net: fractal.Fractal,
+  params: dict,
+  batch: Batch,
+  *,
+  mesh: Mesh,
+  stepwise: bool,
 ) -> Iterator[tuple[Drawn, int, int]]:
   """Generates a batch: (what is drawn so far, steps done, steps).
 
@@ -69,7 +75,7 @@ def in_parts(
 
 @functools.partial(jax.jit, static_argnames=('net', 'mesh'))
 def generate_batch(
-  net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh
+  net: fractal.Fractal, params: dict, batch: Batch, *, mesh: Mesh
 ) -> Drawn:
   """A batch of images at once, whole on every host."""
   drawn = _on_devices(Steps.run, net, params, batch, mesh=mesh)
@@ -77,7 +83,9 @@ def generate_batch(
 
 
 @functools.partial(jax.jit, static_argnames=('net', 'mesh'))
-def begin(net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh):
+def begin(
+  net: fractal.Fractal, params: dict, batch: Batch, *, mesh: Mesh
+) -> tuple[Any, Drawn, Array]:
   """Before level 0's first step.
 
   Returns:
@@ -96,8 +104,15 @@ def begin(net: fractal.Fractal, params, batch: Batch, *, mesh: Mesh):
   jax.jit, static_argnames=('net', 'mesh'), donate_argnames=('state',)
 )
 def advance(
-  net: fractal.Fractal, params, batch: Batch, state, first, last, *, mesh
-):
+  net: fractal.Fractal,
+  params: dict,
+  batch: Batch,
+  state: Any,
+  first: int,
+  last: int,
+  *,
+  mesh: Mesh,
+) -> tuple[Any, Drawn]:
   """Level 0's steps first .. last - 1: (the state, what is drawn by then)."""
 
   def run(steps: Steps, state):

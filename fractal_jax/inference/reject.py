@@ -8,10 +8,13 @@ brings and what it costs.
 
 import dataclasses
 
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax.inference import dimension, inputs, likelihood
 from fractal_jax.inference.progress import Job
+from fractal_jax.models import fractal
 
 SETTINGS = ('candidates', 'keep', 'keep_by')
 
@@ -94,14 +97,14 @@ def check(by: str, labels: np.ndarray) -> None:
 
 
 def scores(
-  net,
-  params,
-  config,
+  net: fractal.Fractal,
+  params: dict,
+  config: ConfigDict,
   images: np.ndarray,
   labels: np.ndarray,
   by: str,
   *,
-  mesh,
+  mesh: Mesh | None,
   seed: int,
   first: int,
 ) -> Job:

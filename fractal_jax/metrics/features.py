@@ -1,13 +1,19 @@
 """Features of images, on any mesh and number of hosts."""
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import sharding
 from fractal_jax.metrics import MetricsError, inception
+
+if TYPE_CHECKING:
+  from fractal_jax.metrics.weights import Weights
 
 BATCH = 64  # images at a time, over all devices
 
@@ -15,7 +21,9 @@ BATCH = 64  # images at a time, over all devices
 class Extractor:
   """Pictures to Inception features, a fixed number at a time."""
 
-  def __init__(self, weights, *, mesh: Mesh | None = None, batch: int = BATCH):
+  def __init__(
+    self, weights: 'Weights', *, mesh: Mesh | None = None, batch: int = BATCH
+  ):
     """Places the weights.
 
     Args:
@@ -77,7 +85,7 @@ def _features(mesh, params, batch):
   return jax.lax.with_sharding_constraint(run(params, batch), jax.P())
 
 
-def check_pictures(pictures, where: str = 'pictures') -> None:
+def check_pictures(pictures: ArrayLike, where: str = 'pictures') -> None:
   """Raises MetricsError unless these are uint8 [n, H, W, 3]."""
   shape, dtype = np.shape(pictures), getattr(pictures, 'dtype', None)
   if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
@@ -87,7 +95,7 @@ def check_pictures(pictures, where: str = 'pictures') -> None:
     )
 
 
-def check_model(model) -> None:
+def check_model(model: ConfigDict) -> None:
   """Raises MetricsError where a model's images can't be shown to Inception.
 
   Grey images are repeated to RGB, and values scaled to 0 .. 255. A series is no

@@ -1,10 +1,12 @@
 """Files that are there whole or not at all, and images of any origin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import hashlib
+import os
 import zipfile
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from fractal_jax import paths
@@ -13,7 +15,7 @@ from fractal_jax.metrics import MetricsError
 from fractal_jax.metrics.features import check_pictures
 
 
-def load_npz(path, what: str) -> dict[str, np.ndarray]:
+def load_npz(path: str | os.PathLike, what: str) -> dict[str, np.ndarray]:
   """The arrays of an .npz file.
 
   Raises:
@@ -47,7 +49,14 @@ DTYPES = {'f': 'floats', 'iu': 'integers', 'fiu': 'numbers', 'U': 'texts'}
 CLASSES = 1_000_000
 
 
-def check_array(path, name: str, x, kinds: str, shape: tuple, what='') -> None:
+def check_array(
+  path: str | os.PathLike,
+  name: str,
+  x: np.ndarray | None,
+  kinds: str,
+  shape: tuple,
+  what: str = '',
+) -> None:
   """Raises MetricsError unless an array is of a kind and shape.
 
   Args:
@@ -75,7 +84,9 @@ def check_array(path, name: str, x, kinds: str, shape: tuple, what='') -> None:
     raise MetricsError(f'{path}: `{name}` holds nan or infinity.')
 
 
-def checked_labels(path, name: str, x: np.ndarray, num: int) -> np.ndarray:
+def checked_labels(
+  path: str | os.PathLike, name: str, x: np.ndarray, num: int
+) -> np.ndarray:
   """Class numbers as int64 [num], in which sums of them can't wrap.
 
   Raises:
@@ -90,7 +101,7 @@ def checked_labels(path, name: str, x: np.ndarray, num: int) -> np.ndarray:
   return x.astype(np.int64)
 
 
-def digest(*parts, length: int = 12) -> str:
+def digest(*parts: str | bytes | np.ndarray, length: int = 12) -> str:
   """The first characters of the SHA-256 of texts, bytes and arrays' bytes."""
   found = hashlib.sha256()
   for part in parts:
@@ -105,7 +116,13 @@ def digest(*parts, length: int = 12) -> str:
 # Samples.
 
 
-def save_samples(path, num: int, shape: tuple, chunks, labels=None) -> None:
+def save_samples(
+  path: str | os.PathLike,
+  num: int,
+  shape: tuple,
+  chunks: Iterable[np.ndarray],
+  labels: ArrayLike | None = None,
+) -> None:
   """Writes samples as ADM's suite reads them, without holding them all.
 
   Args:

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -34,6 +34,9 @@ from fractal_jax.metrics import MetricsError, files
 from fractal_jax.metrics.features import check_model
 from fractal_jax.pictures import from_values
 from fractal_jax.training import checksums, processes
+
+if TYPE_CHECKING:
+  from fractal_jax import api
 
 FOLDER = 'evaluate'
 # Settings that are part of KEY whatever they are.
@@ -85,7 +88,7 @@ class Chunks:
     self.write(first, **arrays)
     return arrays
 
-  def write(self, first: int, **arrays) -> None:
+  def write(self, first: int, **arrays: np.ndarray) -> None:
     """Keeps the arrays of the images from `first` on."""
     stop = first + len(next(iter(arrays.values())))
     if jax.process_index() == 0:
@@ -130,15 +133,15 @@ class Images:
 
 
 def of_run(
-  model,
+  model: 'api.Model',
   workdir: str,
   num: int,
   *,
   seed: int = 0,
   batch: int | None = None,
   unconditional: bool = False,
-  guide=None,
-  **settings,
+  guide: 'api.Model | None' = None,
+  **settings: Any,
 ) -> Images:
   """Images of a run, equally many per class, generated as they are needed.
 
@@ -301,7 +304,7 @@ def key(settings: dict) -> str:
   )
 
 
-def fingerprint(params) -> str:
+def fingerprint(params: dict) -> str:
   """A hash of the parameters' bits, the same on any mesh."""
   sums = checksums.sums(params)
   return files.digest(json.dumps(sums, sort_keys=True), length=16)

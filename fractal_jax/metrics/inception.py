@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fractal_jax.models.types import Array
+
 SIDE = 299  # of the images that the net sees
 FEATURES = 2048  # of the last pooling: what FID is computed from
 CLASSES = 1008
@@ -35,7 +37,7 @@ class Conv(nn.Module):
   padding: str = 'SAME'
 
   @nn.compact
-  def __call__(self, x):  # [B, H, W, C]
+  def __call__(self, x: Array) -> Array:  # [B, H, W, C]
     def param(name, *shape):
       return self.param(name, nn.initializers.zeros, shape)
 
@@ -58,24 +60,24 @@ class Conv(nn.Module):
     return nn.relu(x + (bias - mean * scale))
 
 
-def chain(block: str, x, *convs):
+def chain(block: str, x: Array, *convs: tuple) -> Array:
   """Convolutions of a block in a row: (name, features, height, width, ...)."""
   for name, *how in convs:
     x = Conv(*how, name=block + name)(x)
   return x
 
 
-def join(*branches):
+def join(*branches: Array) -> Array:
   """The channels of all branches [B, H, W, .] side by side."""
   return jnp.concatenate(branches, -1)
 
 
-def mean_pool(x):
+def mean_pool(x: Array) -> Array:
   """Means over 3x3, without the padding at the edges."""
   return nn.avg_pool(x, (3, 3), (1, 1), 'SAME', count_include_pad=False)
 
 
-def shrink(x):
+def shrink(x: Array) -> Array:
   """Maxima over 3x3, at half the height and width."""
   return nn.max_pool(x, (3, 3), (2, 2))
 
@@ -83,7 +85,7 @@ def shrink(x):
 HALVE = 2, 'VALID'
 
 
-def mixed_a(block: str, x, pool: int):
+def mixed_a(block: str, x: Array, pool: int) -> Array:
   """35x35: 1x1, 5x5, two 3x3."""
   run = functools.partial(chain, block)
   return join(
@@ -99,7 +101,7 @@ def mixed_a(block: str, x, pool: int):
   )
 
 
-def mixed_b(block: str, x):
+def mixed_b(block: str, x: Array) -> Array:
   """35x35 to 17x17."""
   run = functools.partial(chain, block)
   return join(
@@ -114,7 +116,7 @@ def mixed_b(block: str, x):
   )
 
 
-def mixed_c(block: str, x, n: int):
+def mixed_c(block: str, x: Array, n: int) -> Array:
   """17x17: 1x1, 7x7 as 1x7 and 7x1, two of these."""
   run = functools.partial(chain, block)
   return join(
@@ -137,7 +139,7 @@ def mixed_c(block: str, x, n: int):
   )
 
 
-def mixed_d(block: str, x):
+def mixed_d(block: str, x: Array) -> Array:
   """17x17 to 8x8."""
   run = functools.partial(chain, block)
   return join(
@@ -153,7 +155,7 @@ def mixed_d(block: str, x):
   )
 
 
-def mixed_e(block: str, x, maximum: bool):
+def mixed_e(block: str, x: Array, maximum: bool) -> Array:
   """8x8: branches that fork. The net's two differ in how they pool."""
   run = functools.partial(chain, block)
   three = run(x, ('branch3x3_1', 384))
@@ -176,7 +178,7 @@ class Inception(nn.Module):
   """Images to features."""
 
   @nn.compact
-  def __call__(self, images) -> dict:
+  def __call__(self, images: Array) -> dict:
     """Features by torch-fidelity's names.
 
     Args:
@@ -223,7 +225,7 @@ class Inception(nn.Module):
     return out
 
 
-def resize(images, side: int):
+def resize(images: Array, side: int) -> Array:
   """Images [B, H, W, C] to [B, side, side, C], as TensorFlow 1 resized.
 
   Bilinear between the two nearest pixels on either side, however much smaller

@@ -17,7 +17,9 @@ K = 3
 ROWS, COLUMNS = 1024, 8192  # of a block of distances
 
 
-def precision_recall(generated, reference) -> tuple[float, float]:
+def precision_recall(
+  generated: np.ndarray, reference: np.ndarray
+) -> tuple[float, float]:
   """Precision and recall of features [n, D] against [m, D]; n, m > K."""
   return (
     float(inside(generated, reference, radii(reference)).mean()),
@@ -25,7 +27,12 @@ def precision_recall(generated, reference) -> tuple[float, float]:
   )
 
 
-def class_recall(generated, labels, reference, reference_labels) -> np.ndarray:
+def class_recall(
+  generated: np.ndarray,
+  labels: np.ndarray,
+  reference: np.ndarray,
+  reference_labels: np.ndarray,
+) -> np.ndarray:
   """Recall within each class [classes]: its images against its images.
 
   nan for classes with K images or fewer on either side.
@@ -38,7 +45,7 @@ def class_recall(generated, labels, reference, reference_labels) -> np.ndarray:
   return out
 
 
-def radii(features) -> np.ndarray:
+def radii(features: np.ndarray) -> np.ndarray:
   """Squared distance [n] of each image to its K-th nearest other image."""
   out = []
   for rows in _blocks(features, ROWS):
@@ -51,7 +58,9 @@ def radii(features) -> np.ndarray:
   return np.concatenate(out)
 
 
-def inside(points, centres, squared_radii) -> np.ndarray:
+def inside(
+  points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray
+) -> np.ndarray:
   """Whether each of points [n, D] lies in a ball around centres [m, D]."""
   out = []
   for rows in _blocks(points, ROWS):

@@ -17,6 +17,7 @@ import dataclasses
 import json
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import paths, sharding
@@ -57,7 +58,10 @@ class Reference:
 
 
 def of_run(
-  config, workdir: str, extractor: Extractor, progress: Callable = iter
+  config: ConfigDict,
+  workdir: str,
+  extractor: Extractor,
+  progress: Callable = iter,
 ) -> tuple[Reference, paths.Path]:
   """Statistics of the training data of a run, kept in its work directory.
 
@@ -94,7 +98,7 @@ def of_run(
   return made, path
 
 
-def fingerprint(config, split: str) -> str:
+def fingerprint(config: ConfigDict, split: str) -> str:
   """A hash of what a split holds: other examples give another.
 
   Of a split of more than SEEN examples, SEEN are looked at, evenly spaced:
@@ -114,7 +118,7 @@ def fingerprint(config, split: str) -> str:
 
 
 def make(
-  config,
+  config: ConfigDict,
   split: str,
   extractor: Extractor,
   *,

@@ -37,7 +37,13 @@ class Statistics:
     return self._shift + mean, products / (self.num - 1)
 
 
-def frechet_distance(mu1, sigma1, mu2, sigma2, root=None) -> float:
+def frechet_distance(
+  mu1: np.ndarray,
+  sigma1: np.ndarray,
+  mu2: np.ndarray,
+  sigma2: np.ndarray,
+  root: np.ndarray | None = None,
+) -> float:
   """Frechet distance of two Gaussians, squared as in FID (Heusel et al. 2017).
 
   |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), with the last

@@ -1,8 +1,10 @@
 """Metrics over settings of sampling: a table, and the trade that they draw."""
 
+from collections.abc import Sequence
 import itertools
 import statistics
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from fractal_jax import paths
@@ -26,7 +28,9 @@ REJECTION = ('acceptance', 'kept_score', 'score')
 TRADES = (('fid', 'class_recall'), ('precision', 'recall'))
 
 
-def row(section, seed: int, found: dict, guide: str = 'none') -> dict:
+def row(
+  section: ConfigDict, seed: int, found: dict, guide: str = 'none'
+) -> dict:
   """A row of what was found with one setting and seed.
 
   Args:
@@ -43,7 +47,7 @@ def row(section, seed: int, found: dict, guide: str = 'none') -> dict:
   return out | {name: rejection.get(name) for name in REJECTION}
 
 
-def shown(value):
+def shown(value: float | str | Sequence) -> float | str:
   """A setting as it stands in a table: a number, or a text."""
   if isinstance(value, (tuple, list)):
     return ','.join(f'{x:g}' if isinstance(x, float) else str(x) for x in value)

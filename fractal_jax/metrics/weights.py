@@ -102,7 +102,7 @@ def shapes() -> dict[str, tuple]:
   return {name: _theirs(view(x)).shape for name, x in flat.items()}
 
 
-def check(state: dict, path) -> None:
+def check(state: dict, path: str | os.PathLike) -> None:
   """Raises MetricsError unless these are tensors of the FID Inception net."""
   wanted = shapes()
   found = {

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import json
+import os
 import re
 
+from ml_collections import ConfigDict
 import yaml
 
 from fractal_jax import errors, paths
@@ -81,7 +83,7 @@ class About:
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def text(config, parameters: int, dtype: str, about: About) -> str:
+def text(config: ConfigDict, parameters: int, dtype: str, about: About) -> str:
   """The card of a release.
 
   Args:
@@ -220,7 +222,7 @@ def for_release(command: str, name: str) -> str:
 # Where numbers are found.
 
 
-def read_numbers(path) -> list[Number]:
+def read_numbers(path: str | os.PathLike) -> list[Number]:
   """The numbers in a file of `likelihood --out` or `evaluate --out`.
 
   Raises:
@@ -244,7 +246,9 @@ def read_numbers(path) -> list[Number]:
   return out
 
 
-def numbers_of_run(workdir, step: int, split: str) -> list[Number]:
+def numbers_of_run(
+  workdir: str | os.PathLike, step: int, split: str
+) -> list[Number]:
   """What training measured of a checkpoint, if it did.
 
   Args:

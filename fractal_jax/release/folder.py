@@ -1,8 +1,10 @@
 """A whole release: written from a config and parameters, and told apart."""
 
 from collections.abc import Sequence
+import os
 
 import jax
+from ml_collections import ConfigDict
 
 from fractal_jax import paths
 from fractal_jax.data import classes
@@ -32,7 +34,11 @@ LOCAL = {
 }
 
 
-def check_target(folder, flag: str = '--out', origin=None) -> None:
+def check_target(
+  folder: str | os.PathLike,
+  flag: str = '--out',
+  origin: str | os.PathLike | None = None,
+) -> None:
   """Whether a release can be written to a folder, before the work for it.
 
   Args:
@@ -58,7 +64,11 @@ def check_target(folder, flag: str = '--out', origin=None) -> None:
 
 
 def write(
-  folder, config, params: dict, about: About, dtype: str = 'float32'
+  folder: str | os.PathLike,
+  config: ConfigDict,
+  params: dict,
+  about: About,
+  dtype: str = 'float32',
 ) -> None:
   """Writes a release; all processes call it, and process 0 writes.
 
@@ -125,9 +135,9 @@ def _write_rest(found, config, params: dict, about: About, dtype: str) -> None:
 
 
 def about(
-  origin,
+  origin: str | None,
   step: int | None,
-  config,
+  config: ConfigDict,
   *,
   name: str,
   license: str = card.UNKNOWN,

@@ -13,6 +13,7 @@ import contextlib
 import os
 import pathlib
 import re
+from typing import Any
 
 from fractal_jax import paths
 from fractal_jax.errors import short
@@ -29,7 +30,7 @@ def shipped() -> list[str]:
   return sorted(p.name for p in SHIPPED.glob('*/') if weights.found(p))
 
 
-def folder(name: str, *, revision: str | None = None, **how) -> str:
+def folder(name: str, *, revision: str | None = None, **how: Any) -> str:
   """The folder of a run or release that a user names.
 
   A repository of the Hub is downloaded to the cache, or brought up to date

@@ -35,7 +35,7 @@ STORED = ('F32', 'BF16', 'F16')
 SCALE = ':scale'
 
 
-def found(folder) -> bool:
+def found(folder: str | os.PathLike) -> bool:
   """Whether a folder holds parameters as safetensors: whether it's a release.
 
   Raises:
@@ -45,7 +45,7 @@ def found(folder) -> bool:
   return any((folder / name).is_file() for name in (FILE, INDEX))
 
 
-def step(folder) -> int:
+def step(folder: str | os.PathLike) -> int:
   """How many steps of training a release is the result of."""
   path = paths.path(folder) / 'config.json'
   with _reading(path):
@@ -56,7 +56,10 @@ def step(folder) -> int:
 
 
 def write(
-  folder, params: dict, dtype: str, notes: Mapping[str, str] | None = None
+  folder: str | os.PathLike,
+  params: dict,
+  dtype: str,
+  notes: Mapping[str, str] | None = None,
 ) -> None:
   """Writes parameters; all processes call it, and process 0 writes.
 
@@ -101,7 +104,9 @@ def _stored(name: str, values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
   }
 
 
-def save(path, tensors: dict[str, np.ndarray], notes: dict[str, str]) -> None:
+def save(
+  path: str | os.PathLike, tensors: dict[str, np.ndarray], notes: dict[str, str]
+) -> None:
   """Writes a file of contiguous arrays; it takes its name once it is whole."""
   with paths.atomic_write(path) as out:
     safetensors_numpy.save_file(tensors, out.name, notes)
@@ -216,7 +221,7 @@ class Tensors:
 
 
 @contextlib.contextmanager
-def opened(folder) -> Iterator[Tensors]:
+def opened(folder: str | os.PathLike) -> Iterator[Tensors]:
   """Yields the Tensors of a release.
 
   Raises:
