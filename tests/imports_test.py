@@ -1,4 +1,8 @@
-"""Modules import from above alone, as CONTRIBUTING.md has them in order."""
+"""The package's conventions that code can break unseen.
+
+Modules import from above alone, as CONTRIBUTING.md has them in order, and
+public functions say the types of what they take and give.
+"""
 
 import ast
 import pathlib
@@ -94,3 +98,47 @@ def late():
     'sharding.py',
     'models/kinds.py',
   }
+
+
+def untyped(code: ast.AST) -> list[str]:
+  """The public functions and methods that lack a type."""
+  found = []
+  for node in ast.iter_child_nodes(code):
+    public = not getattr(node, 'name', '_').startswith('_')
+    if isinstance(node, ast.ClassDef) and public:
+      found += [f'{node.name}.{x}' for x in untyped(node)]
+    elif isinstance(node, ast.FunctionDef):
+      arguments = node.args.posonlyargs + node.args.args
+      own = isinstance(code, ast.ClassDef) and 'staticmethod' not in {
+        x.id for x in node.decorator_list if isinstance(x, ast.Name)
+      }
+      given = arguments[own:] + node.args.kwonlyargs
+      typed = all(x.annotation for x in given)
+      if node.name == '__init__':
+        found += [] if typed else ['__init__']
+      elif public and not (typed and node.returns):
+        found.append(node.name)
+  return found
+
+
+def test_public_functions_say_their_types():
+  assert {
+    module: names
+    for module in MODULES
+    if (names := untyped(ast.parse((PACKAGE / module).read_text())))
+  } == {}
+
+
+def test_what_lacks_types_is_found():
+  code = """
+def a(x, *, y: int) -> int: ...
+def b(x: int): ...
+def _c(x): ...
+def d(x: int, *rest) -> int: ...
+class E:
+  def __init__(self, x): ...
+  @staticmethod
+  def f(x) -> int: ...
+  def g(self, x: int) -> None: ...
+"""
+  assert untyped(ast.parse(code)) == ['a', 'b', 'E.__init__', 'E.f']
