@@ -10,7 +10,7 @@ again. --minutes ends each training for now after so many.
 Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
 
   NAME.png             samples, a class in each column
-  ar_classes.png       a sample of each of its 98 classes
+  NAME_classes.png     a sample of each of the 98 classes
   NAME.gif             four emoji as they grow
   NAME_completed.png   held-out emoji whose lower half is drawn anew
   NAME_curve.png       training and validation bits/dim by step
@@ -46,7 +46,7 @@ flags.DEFINE_bool('train', True, 'Train; otherwise take the runs as they are.')
 
 HERE = pathlib.Path(__file__).parent
 MODELS = {'ar': 'small', 'mar': 'small_mar'}
-# Of the 98 classes of ar, those in its picture's columns.
+# Of the 98 classes, those in the columns of a picture.
 COLUMNS = (
   'face-smiling,face-concerned,person,person-role,heart,country-flag,'
   'food-fruit,animal-mammal,geometric'
@@ -149,11 +149,9 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
-  columns = []
-  if name == 'ar':
-    ours('sample', *run, '--num=98', f'--out={out}/ar_classes.png')
-    columns = [f'--labels={COLUMNS}']
-  ours('sample', *run, *columns, '--num=72', f'--out={out}/{name}.png')
+  ours('sample', *run, '--num=98', f'--out={out}/{name}_classes.png')
+  columns = f'--labels={COLUMNS}'
+  ours('sample', *run, columns, '--num=72', f'--out={out}/{name}.png')
   grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
   ours('sample', *run, *grow, f'--out={workdir}/growing.png')
   for i in HALVES:

@@ -67,25 +67,20 @@ def large(c):
 
 
 def small(c, kind):
-  """32x32 for two CPU cores."""
+  """32x32 for two CPU cores; what learns most in little time, see
+  docs/own_images.md."""
   m = c.model
   m.sizes = (32, 4, 1)
   m.kinds = (kind, kind, 'pixel')
-  m.num_conds = 5 if kind == 'mar' else 1
-  m.remat = 'none'
-  m.unroll = 4
-  c.data.shift = 2
-  (small_mar if kind == 'mar' else small_ar)(c)
-
-
-def small_ar(c):
-  """What a short training learns most with, see docs/own_images.md."""
-  m = c.model
-  m.dropout = 0.15
   m.widths = (192, 64, 64)  # a narrower pixel level learns less
   m.depths = (4, 2, 1)
   m.heads = (6, 4, 4)
+  m.num_conds = 5 if kind == 'mar' else 1
+  m.dropout = 0.15
   m.label_dropout = 0.2
+  m.remat = 'none'
+  m.unroll = 4
+  c.data.shift = 2
 
   # Few images per step and a high peak of the learning rate, 2e-3.
   c.optim.batch = 8
@@ -97,26 +92,7 @@ def small_ar(c):
   c.sample.every = 3000
   c.sample.temperature = 0.95  # below it white, above it mosaics
   c.sample.guidance = 5.0  # faces have eyes and mouths, which at 2 few have
-
-
-def small_mar(c):
-  """As it was trained, before what is known of small_ar was."""
-  m = c.model
-  c.data.name = 'emoji'
-  m.classes = 9
-  m.dropout = 0.1
-  c.sample.num = 72
-  c.sample.batch = 72
-  m.widths = (256, 64, 32)
-  m.depths = (6, 2, 1)
-  m.heads = (8, 4, 2)
-  m.mask_law = 'uniform'  # as the likelihood masks
-
-  c.optim.batch = 32
-  c.optim.steps = 3000
-  c.optim.lr = 4.8e-2  # a peak of 6e-3
-  c.optim.save_every = 500
-
-  c.eval.every = 500
-  c.eval.passes = 4
-  c.sample.every = 1000
+  if kind == 'mar':
+    m.mask_law = 'uniform'  # as the likelihood masks
+    c.optim.steps = 12_000
+    c.eval.passes = 4
