@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import sharding
 from fractal_jax.inference import inputs
@@ -131,7 +132,7 @@ def explain(
   net: fractal.Fractal,
   params: dict,
   config: ConfigDict,
-  image: np.ndarray,
+  image: ArrayLike,
   label: int | None = None,
   *,
   mesh: Mesh | None = None,
