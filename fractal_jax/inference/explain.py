@@ -305,7 +305,7 @@ def _placed(
   return jnp.zeros_like(out).at[:, raster].set(out)
 
 
-def raster_of_site(specs: tuple[Spec, ...], level: int) -> np.ndarray:
+def raster_of_site(specs: tuple[Spec, ...], level: int) -> Array:
   """Raster index [sites] of a level's squares, in the order of Rows.site."""
   n = specs[0].side // specs[level].side
   x = jnp.arange(n ** specs[0].rank).reshape((1,) + (n,) * specs[0].rank + (1,))
