@@ -17,7 +17,10 @@ from collections.abc import Mapping
 import dataclasses
 import math
 import numbers
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 class Rule(Protocol):
@@ -195,7 +198,7 @@ def problem(name: str, value: object, rule: Rule, doc: str = '') -> str | None:
 
 
 def problems(
-  section: str, values: Mapping, keys: Mapping[str, Key]
+  section: str, values: 'Mapping | ConfigDict', keys: Mapping[str, Key]
 ) -> list[str]:
   """The messages about the values of a section that break their own rule.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fractal_jax import sharding
 from fractal_jax.inference import inputs
@@ -131,7 +132,7 @@ def explain(
   net: fractal.Fractal,
   params: dict,
   config: ConfigDict,
-  image: np.ndarray,
+  image: ArrayLike,
   label: int | None = None,
   *,
   mesh: Mesh | None = None,
@@ -304,7 +305,7 @@ def _placed(
   return jnp.zeros_like(out).at[:, raster].set(out)
 
 
-def raster_of_site(specs: tuple[Spec, ...], level: int) -> np.ndarray:
+def raster_of_site(specs: tuple[Spec, ...], level: int) -> Array:
   """Raster index [sites] of a level's squares, in the order of Rows.site."""
   n = specs[0].side // specs[level].side
   x = jnp.arange(n ** specs[0].rank).reshape((1,) + (n,) * specs[0].rank + (1,))

@@ -172,7 +172,7 @@ def log_prob(
   net: fractal.Fractal,
   params: dict,
   config: ConfigDict,
-  images: np.ndarray,
+  images: ArrayLike,
   labels: ArrayLike | None = None,
   *,
   mesh: Mesh | None = None,

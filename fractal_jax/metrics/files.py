@@ -156,7 +156,7 @@ class Samples:
     skipped: which files are left out and why, a sentence; '' if none are.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: str | os.PathLike):
     """Looks at what is there.
 
     Args:

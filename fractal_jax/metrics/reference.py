@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 import dataclasses
 import json
+import os
 
 import jax
 from ml_collections import ConfigDict
@@ -195,13 +196,13 @@ def _seen(
     yield {k: v[out['valid']] for k, v in out.items()}
 
 
-def write(path: str, reference: Reference) -> None:
+def write(path: str | os.PathLike, reference: Reference) -> None:
   """Writes an .npz file that `read` and, of mu and sigma, others read."""
   found = dataclasses.asdict(reference)
   paths.write_npz(path, **{k: v for k, v in found.items() if v is not None})
 
 
-def read(path: str, extractor: Extractor) -> Reference:
+def read(path: str | os.PathLike, extractor: Extractor) -> Reference:
   """Reads any of the four kinds.
 
   Args:
