@@ -9,6 +9,7 @@ model reads, and keeps its place where it is scored.
 from collections.abc import Sequence
 import dataclasses
 import json
+import os
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -160,12 +161,12 @@ def _scale(values: np.ndarray, bins: int, kind: str, margin: float):
   return (least + most) / 2 - whole / 2, whole / bins, middle
 
 
-def save(workdir: str, quantiser: Quantiser) -> None:
+def save(workdir: str | os.PathLike, quantiser: Quantiser) -> None:
   """Keeps it in a work directory."""
   paths.write_text(paths.path(workdir) / FILE, quantiser.text())
 
 
-def load(workdir: str) -> Quantiser | None:
+def load(workdir: str | os.PathLike) -> Quantiser | None:
   """The quantiser of a run; None where the run has none.
 
   Raises:
