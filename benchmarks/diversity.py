@@ -117,12 +117,13 @@ class Features:
     diverse = scores.diversity(within.result(), reference.result())
     precision, recall = neighbours.precision_recall(mine, real)
     by_class = neighbours.class_recall(mine, labels, real, self.labels)
+    by_class = by_class[np.isfinite(by_class)]  # of classes of enough images
     return dict(
       num=len(images),
       fid=scores.frechet_distance(*moments),
       precision=precision,
       recall=recall,
-      class_recall=float(np.nanmean(by_class)),
+      class_recall=float(by_class.mean()) if by_class.size else np.nan,
       intra_class_diversity=float(diverse[-1]),
     )
 
