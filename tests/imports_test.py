@@ -45,7 +45,8 @@ def imported(code: ast.AST) -> set[str]:
   types = {
     id(x)
     for node in ast.walk(code)
-    if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.dump(node.test)
+    if isinstance(node, ast.If)
+    and getattr(node.test, 'id', '') == 'TYPE_CHECKING'
     for x in ast.walk(node)
   }
   names = []
