@@ -7,11 +7,12 @@ import numpy as np
 
 from fractal_jax.charts import new_axes, png
 from fractal_jax.series.analysis import Analysis
-from fractal_jax.series.forecast import Drawn
 from fractal_jax.series.scores import mean_over
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+
+  from fractal_jax.series.forecast import Drawn
 
 COLUMNS = 1500  # of a picture: longer series are drawn by their extremes
 MOST = 12  # channels that are drawn
@@ -184,7 +185,7 @@ def zooms(found: Analysis) -> bytes | None:
 def drawn(
   values: np.ndarray,
   first: int,
-  found: Drawn,
+  found: 'Drawn',
   channels: Sequence[str],
   offset: int = 0,
 ) -> bytes:
