@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fractal_jax import averages
 from fractal_jax import config as config_lib
 from fractal_jax.training import monitor
 
@@ -27,17 +28,17 @@ def metrics(loss, applied=True, level_1=1.0, spike=False):
 
 
 def test_averages_are_of_what_was_added_since_they_were_taken():
-  found = monitor.Averages()
+  found = averages.Averages()
   assert found.take() == {}
-  found.add(metrics(1.0, level_1=3.0))
-  found.add(metrics(2.0, level_1=5.0))
+  found.add(monitor.averaged(metrics(1.0, level_1=3.0)))
+  found.add(monitor.averaged(metrics(2.0, level_1=5.0)))
   assert found.take() == {
     'loss': 1.5,
     'grad_norm': 2.0,
     'grad_norm/level_1': 4.0,
   }
   assert found.take() == {}
-  found.add(metrics(7.0))
+  found.add(monitor.averaged(metrics(7.0)))
   assert found.take()['loss'] == 7.0
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fractal_jax import cpu, sharding
+from fractal_jax.averages import Averages
 from fractal_jax.inference import inputs
 from fractal_jax.inference.progress import Job, Progress
 from fractal_jax.models import fractal, masking
@@ -117,7 +118,7 @@ def evaluate(
   )
   key = jax.random.key(config.seed)
   nats = []  # [images, passes] of each batch
-  means, dropped = None, 0
+  means, dropped = Averages(), 0
   for n, rows in enumerate(progress(batches)):
     if not conditional:
       rows = {**rows, 'label': np.full_like(rows['label'], -1, np.int32)}
@@ -125,17 +126,16 @@ def evaluate(
     for out in _scored(net, params, rows, key, n * batch, passes, mesh=mesh):
       seen = out['valid'].astype(bool)
       of_batch.append(out['nats'][seen].astype(np.float64))
-      new = _means(out, seen)
-      means = new if means is None else means.merge(new)
+      means.add(_averages(out, seen))
       dropped += int(out['dropped'])
     nats.append(np.stack(of_batch, 1))
-  return summarise(net, np.concatenate(nats), means, dropped)
+  return summarise(net, np.concatenate(nats), means.take(), dropped)
 
 
 def summarise(
   net: fractal.Fractal,
   nats: np.ndarray,
-  means: clu_metrics.Collection,
+  means: dict[str, float],
   dropped: int,
 ) -> Likelihood:
   """The Likelihood of scored images.
@@ -150,7 +150,7 @@ def summarise(
   n, passes = nats.shape
   bits = nats / (top.channels * top.side**top.rank * np.log(2))
   each = bits.mean(1)
-  published = sum(means.compute().values()) / top.channels / np.log(2)
+  published = sum(means.values()) / top.channels / np.log(2)
   noise = 0.0 if net.exact else np.nan
   if passes > 1:
     noise = np.sqrt(bits.var(1, ddof=1).mean() / passes / n)
@@ -220,18 +220,16 @@ def log_prob(
   return -nats.mean(1)
 
 
-def _means(out: dict, seen: np.ndarray) -> clu_metrics.Collection:
+def _averages(out: dict, seen: np.ndarray) -> dict[str, clu_metrics.Average]:
   """Nats of a pixel and of each guide, over the images [B] that are seen."""
-  sums = {'pixels': out['pixels']}
-  sums |= {f'guide_{i}': x for i, x in enumerate(out['guides'])}
-  means = {
+  found = {'pixels': out['pixels']}
+  found |= {f'guide_{i}': x for i, x in enumerate(out['guides'])}
+  return {
     name: clu_metrics.Average(
       nats[seen].sum(dtype=np.float64), rows[seen].sum()
     )
-    for name, (nats, rows) in sums.items()
+    for name, (nats, rows) in found.items()
   }
-  kinds = dict.fromkeys(means, clu_metrics.Average)
-  return clu_metrics.Collection.create(**kinds).empty().replace(**means)
 
 
 def _scored(

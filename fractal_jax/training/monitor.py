@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from fractal_jax.averages import Averages
 from fractal_jax.errors import UserError
 from fractal_jax.training import logs, optimizer
 
@@ -84,7 +85,7 @@ class Monitor:
     o = self._config.optim
     if metrics['applied']:
       self._in_a_row.clear()
-      self._averages.add(metrics)
+      self._averages.add(averaged(metrics))
     else:
       causes = skip_causes(metrics)
       self._skipped.update(causes)
@@ -170,33 +171,13 @@ class Validation:
     return None
 
 
-class Averages:
-  """Means of metrics over applied updates, in a clu Collection on the host."""
-
-  def __init__(self):
-    self._empty = self._found = None
-
-  def add(self, metrics: dict[str, np.ndarray]) -> None:
-    """Takes the scalars of one update."""
-    # Fields of a collection are identifiers: they have __ in place of /.
-    values = {
-      name.replace('/', '__'): clu_metrics.Average(np.float64(value), 1)
-      for name, value in metrics.items()
-      if name not in COUNTS and not name.startswith(RATIO)
-    }
-    if self._empty is None:
-      kinds = dict.fromkeys(values, clu_metrics.Average)
-      empty = clu_metrics.Collection.create(**kinds).empty()
-      self._empty = jax.device_get(empty)  # NumPy merges without dispatching
-    new = self._empty.replace(**values)
-    self._found = new if self._found is None else self._found.merge(new)
-
-  def take(self) -> dict[str, float]:
-    """The means since the last call, by name; none where nothing was added."""
-    found, self._found = self._found, None
-    if found is None:
-      return {}
-    return {k.replace('__', '/'): v for k, v in found.compute().items()}
+def averaged(metrics: Mapping) -> dict[str, clu_metrics.Average]:
+  """What is averaged of an update's metrics."""
+  return {
+    name: clu_metrics.Average(np.float64(value), 1)
+    for name, value in metrics.items()
+    if name not in COUNTS and not name.startswith(RATIO)
+  }
 
 
 def levels(metrics: Mapping) -> list[str]:
