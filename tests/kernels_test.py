@@ -10,6 +10,7 @@ import pytest
 
 from fractal_jax import config, sharding
 from fractal_jax.models import fractal, layers, pixel
+from fractal_jax.models.attention import rotary_angles
 from fractal_jax.models.dropout import hash_bits
 from fractal_jax.models.kernels import (
   attention,
@@ -57,7 +58,7 @@ def a_block(kind, n, tokens, width, heads, rate, dtype='float32'):
   x, g = normal(n, tokens, width), normal(n, tokens, width)
   turns = None
   if llama:
-    turns = layers.rotary_angles((tokens - 1,), width // heads)
+    turns = rotary_angles((tokens - 1,), width // heads)
   init = lambda: block.init(jax.random.key(0), x, turns, False)['params']
   shapes = nn.meta.unbox(jax.eval_shape(init))
   params = jax.tree.map(

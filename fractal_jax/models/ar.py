@@ -16,6 +16,7 @@ import numpy as np
 
 from fractal_jax import sharding
 from fractal_jax.models import layers, published
+from fractal_jax.models.attention import rotary_angles
 from fractal_jax.models.kernels import blocks as kernels
 from fractal_jax.models.keys import fold_in
 from fractal_jax.models.level import AllDown
@@ -84,7 +85,7 @@ class ARLevel(AllDown):
   @nn.nowrap
   def turns(self) -> Array:
     s = self.spec
-    return layers.rotary_angles(s.grid, s.width // s.heads)  # [2, 1 + L, K/2]
+    return rotary_angles(s.grid, s.width // s.heads)  # [2, 1 + L, K/2]
 
   def tokens(self, patches: Array, conds: Array) -> Array:
     """Patches [N, t, p, (p,) C] and conditions to tokens [N, 1 + t, D]."""

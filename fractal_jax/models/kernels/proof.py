@@ -20,6 +20,7 @@ import numpy as np
 
 from fractal_jax import cpu
 from fractal_jax.models import layers, pixel
+from fractal_jax.models.attention import rotary_angles
 from fractal_jax.models.fractal import Fractal
 from fractal_jax.models.kernels import (
   attention,
@@ -158,7 +159,7 @@ def block_trials(spec: Spec) -> Iterator[Trial]:
   block = kind.BLOCK(width, spec.heads, llama, spec.dropout, spec.dtype)
   turns = None
   if llama:
-    turns = layers.rotary_angles(spec.grid, width // spec.heads)[:, :tokens]
+    turns = rotary_angles(spec.grid, width // spec.heads)[:, :tokens]
   # Each core sums the gradients of weights over two blocks: MOST rows or less.
   number = 4 * max(1, geometry.MOST // rows.step) * rows.sequences
   shape = jax.ShapeDtypeStruct((number, tokens, width), spec.dtype)
