@@ -22,16 +22,17 @@ from ml_collections import config_flags
 FLAGS = flags.FLAGS
 
 # What XLA is told of an H100 in place of asking one.
-H100 = """
+BANDWIDTH = 3352320000000  # bytes per second
+H100 = f"""
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
   core_count: 132
   fpus_per_core: 128
   clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
+  memory_bandwidth: {BANDWIDTH}
   device_memory_size: 84942979072
   l2_cache_size: 52428800
   shared_memory_per_core: 233472
@@ -45,9 +46,8 @@ gpu_device_info {
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-}
+}}
 """
-BANDWIDTH = 3352320000000  # bytes per second
 
 # What a program lists beside what runs.
 NOTHING = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast')
@@ -105,8 +105,9 @@ def moved(text: str) -> list[tuple[float, str, str, int]]:
 
 def place(line: str) -> str:
   """Where in the model an operation is, the last names of it."""
-  _, _, name = line.partition('op_name="')
-  names = [x for x in name.partition('"')[0].split('/') if x not in INNER]
+  from fractal_jax.planning import estimate
+
+  names = [x for x in estimate.name_of(line).split('/') if x not in INNER]
   return '/'.join(names[-3:])
 
 

@@ -108,16 +108,15 @@ def untyped(code: ast.AST) -> list[str]:
     public = not getattr(node, 'name', '_').startswith('_')
     if isinstance(node, ast.ClassDef) and public:
       found += [f'{node.name}.{x}' for x in untyped(node)]
-    elif isinstance(node, ast.FunctionDef):
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
       arguments = node.args.posonlyargs + node.args.args
       own = isinstance(code, ast.ClassDef) and 'staticmethod' not in {
         x.id for x in node.decorator_list if isinstance(x, ast.Name)
       }
       given = arguments[own:] + node.args.kwonlyargs
       typed = all(x.annotation for x in given)
-      if node.name == '__init__':
-        found += [] if typed else ['__init__']
-      elif public and not (typed and node.returns):
+      makes = node.name == '__init__'  # and gives nothing
+      if (makes or public) and not (typed and (makes or node.returns)):
         found.append(node.name)
   return found
 
@@ -136,10 +135,11 @@ def a(x, *, y: int) -> int: ...
 def b(x: int): ...
 def _c(x): ...
 def d(x: int, *rest) -> int: ...
+async def h(x): ...
 class E:
   def __init__(self, x): ...
   @staticmethod
   def f(x) -> int: ...
   def g(self, x: int) -> None: ...
 """
-  assert untyped(ast.parse(code)) == ['a', 'b', 'E.__init__', 'E.f']
+  assert untyped(ast.parse(code)) == ['a', 'b', 'h', 'E.__init__', 'E.f']

@@ -104,6 +104,7 @@ def of_program(
 TYPE = re.compile(r'\b(pred|[suf]\d+|bf16)\[([\d,]*)\](?:\{([^}]*)\})?')
 NAMED = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
 PRODUCT = re.compile(r' (convolution|dot)\(|custom_call_target="__cublas')
+PARTS = ('slice', 'dynamic-slice', 'gather')  # of their first operand
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all')
 
 
@@ -239,7 +240,7 @@ def moved_bytes(op: Operation) -> int:
   sizes = [bytes_of(x) for x in op.operands]
   if op.kind == 'dynamic-update-slice':
     return 2 * sizes[1]
-  if op.kind.endswith('slice') or op.kind == 'gather':
+  if op.kind in PARTS:
     return 2 * out
   if not op.fused:
     return out + sum(sizes)
@@ -254,7 +255,7 @@ def moved_bytes(op: Operation) -> int:
     for it, place in users[name]:
       if it.kind == 'bitcast':
         total += read(it.name)
-      elif it.kind in ('dynamic-slice', 'slice', 'gather') and place == 0:
+      elif it.kind in PARTS and place == 0:
         total += bytes_of(it.type)
       elif it.kind != 'dynamic-update-slice' or place:
         return math.inf
@@ -295,9 +296,14 @@ def results(line: str) -> str:
 
 def level_of(line: str) -> str:
   """Which level an operation is of; '' where its name does not say."""
-  name = re.search(r'op_name="([^"]*)"', line)
-  levels = re.findall(r'level_(\d)', name.group(1)) if name else []
+  levels = re.findall(r'level_(\d)', name_of(line))
   return f'level {levels[-1]}' if levels else ''
+
+
+def name_of(line: str) -> str:
+  """The name that the model's code gives an operation, or ''."""
+  name = re.search(r'op_name="([^"]*)"', line)
+  return name.group(1) if name else ''
 
 
 # Kernels.
