@@ -1,10 +1,11 @@
 """The package's conventions that code can break unseen.
 
 Modules import from above alone, as CONTRIBUTING.md has them in order, and
-public functions say the types of what they take and give.
+public functions say the types of what they take and give, and are documented.
 """
 
 import ast
+from collections.abc import Iterable
 import pathlib
 import re
 
@@ -143,3 +144,67 @@ class E:
   def g(self, x: int) -> None: ...
 """
   assert untyped(ast.parse(code)) == ['a', 'b', 'h', 'E.__init__', 'E.f']
+
+
+# What flax, clu and absl document.
+THEIRS = {'setup', 'write_scalars', 'flush', 'close', 'flag_type', 'parse'}
+
+
+def documented(code: ast.AST) -> bool:
+  return ast.get_docstring(code) is not None
+
+
+def promised(codes: Iterable[ast.Module]) -> set[str]:
+  """The methods that an interface documents for all that implement it."""
+  return {
+    x.name
+    for code in codes
+    for node in ast.walk(code)
+    if isinstance(node, ast.ClassDef)
+    and {ast.unparse(x) for x in node.bases} & {'Protocol', 'abc.ABC'}
+    for x in node.body
+    if isinstance(x, ast.FunctionDef) and documented(x)
+  }
+
+
+def undocumented(code: ast.AST, known: set[str]) -> list[str]:
+  """What is public and has no docstring, methods of `known` names aside."""
+  found = []
+  for node in ast.iter_child_nodes(code):
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if not isinstance(node, kinds) or node.name.startswith('_'):
+      continue
+    method = isinstance(code, ast.ClassDef) and node.name in known
+    if not method and not documented(node):
+      found.append(node.name)
+    if isinstance(node, ast.ClassDef):
+      found += [f'{node.name}.{x}' for x in undocumented(node, known)]
+  return found
+
+
+def test_all_that_is_public_is_documented():
+  codes = {m: ast.parse((PACKAGE / m).read_text()) for m in MODULES}
+  known = promised(codes.values()) | THEIRS
+  assert {
+    module: names
+    for module, code in codes.items()
+    if (names := undocumented(code, known))
+  } == {}
+
+
+def test_what_lacks_a_docstring_is_found():
+  code = ast.parse("""
+class A(Protocol):
+  'An interface.'
+  def f(self): 'Says what f gives.'
+  def g(self): ...
+class B(A):
+  'Implements it.'
+  def f(self): ...
+  def g(self): ...
+  def _h(self): ...
+def f(): ...
+async def h(): ...
+""")
+  assert promised([code]) == {'f'}
+  assert undocumented(code, {'f'}) == ['A.g', 'B.g', 'f', 'h']

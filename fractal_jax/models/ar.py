@@ -80,10 +80,12 @@ class ARLevel(AllDown):
     self.norm_out = layers.layer_norm(s.dtype)
 
   def table(self) -> Array:
+    """The embeddings of positions, [1 + L, D]."""
     return sharding.gathered(self.positions, None, 'embed')  # [1 + L, D]
 
   @nn.nowrap
   def turns(self) -> Array:
+    """Rotary angles [2, 1 + L, K/2] of heads of size K (layers.py)."""
     s = self.spec
     return rotary_angles(s.grid, s.width // s.heads)  # [2, 1 + L, K/2]
 
@@ -217,6 +219,7 @@ class RasterSquares:
 
   @property
   def spec(self) -> Spec:
+    """The level; that of a guide has the same sizes."""
     return self.streams[0].network.spec
 
   @functools.cached_property

@@ -358,6 +358,7 @@ class MARLevel(nn.Module):
 
   @nn.nowrap
   def guide_flops(self) -> float:
+    """FLOPs of predicting the guiding pixel of one square; 0 without."""
     s = self.spec
     return pixel.PixelLevel(pixel.guide_spec(s)).flops() if s.guide else 0.0
 

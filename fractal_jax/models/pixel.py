@@ -74,10 +74,12 @@ class PixelLevel(nn.Module):
 
   @property
   def codebooks(self) -> Array:
+    """The vectors of all channel values, [C, V, D], whole on each device."""
     return sharding.gathered(self.split_codebooks, None, 'values', 'embed')
 
   @nn.nowrap
   def block_fields(self) -> dict:
+    """The fields of its ViTBlock, which has no dropout."""
     return layers.fields(self.spec, causal=True) | {'dropout': 0.0}
 
   def outputs(self, conds: Array, values: Array, *, train: bool) -> Array:
@@ -104,6 +106,7 @@ class PixelLevel(nn.Module):
     return chunked(nats, self, conds, values)
 
   def nats(self, conds: Array, values: Array, *, train: bool) -> Array:
+    """As `__call__`, of all rows at once."""
     if kernels.usable(self.spec) and not self.is_initializing():
       params = nn.meta.unbox(self.variables['params'])
       conds = conds[:, 0].astype(self.spec.dtype)

@@ -232,6 +232,7 @@ class Network:
 
   @property
   def spec(self) -> Spec:
+    """The sizes of the level."""
     return self.level.spec
 
   def generating(self, **changes: Any) -> 'Network':

@@ -107,6 +107,7 @@ class MaskedSquares:
 
   @property
   def spec(self) -> Spec:
+    """The level; that of a guide has the same sizes."""
     return self.networks[0].spec
 
   @property

@@ -149,10 +149,12 @@ class ImagePilot(Pilot):
 
   @property
   def side(self) -> int:
+    """S of the images as the models see them."""
     return self.settings.data['side']
 
   @property
   def values(self) -> int:
+    """V, how many values a channel has."""
     return self.settings.data['values']
 
   def modules(self) -> list[tuple[int, int, int]]:

@@ -51,6 +51,7 @@ class Content:
 
   @property
   def verdict(self) -> str:
+    """That of all stages that ran."""
     return run.verdict(self.done)
 
   @property
@@ -180,6 +181,7 @@ def reason(found: Content, words: dict[str, str]) -> str:
 
 
 def gate_name(gate: Gate, words: dict[str, str]) -> str:
+  """What a gate is called, with the level that it is about."""
   name = words[f'gate {gate.name}']
   if gate.about is None:
     return name
@@ -222,10 +224,12 @@ def span(found: Content, gate: Gate, words: dict[str, str]) -> str:
 
 
 def heading(text: str) -> str:
+  """HTML of a heading."""
   return f'<h2>{html.escape(text)}</h2>'
 
 
 def paragraph(text: str) -> str:
+  """HTML of a paragraph."""
   return f'<p>{html.escape(text)}</p>'
 
 

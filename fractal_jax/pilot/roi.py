@@ -30,10 +30,12 @@ class Case:
 
   @property
   def yearly(self) -> float:
+    """What remains of a year after alarms and upkeep."""
     return self.saved - self.alarms - self.upkeep
 
   @property
   def first_year(self) -> float:
+    """What remains of the first year, which pays the setup."""
     return self.yearly - self.setup
 
   @property
@@ -54,6 +56,7 @@ class Roi:
 
   @property
   def cases(self) -> tuple[Case, Case, Case]:
+    """All three, the worst first."""
     return self.low, self.middle, self.high
 
 

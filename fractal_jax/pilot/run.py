@@ -33,6 +33,7 @@ class Done:
 
   @property
   def verdict(self) -> str:
+    """That of the stage's gates together."""
     return gates.verdict(g.verdict for g in self.gates)
 
 

@@ -30,6 +30,7 @@ class Models:
   """How detectors are made and kept; tests put quicker ones in their place."""
 
   def new(self, **how: Any) -> FractalDetector:
+    """A detector that has learnt nothing yet."""
     return FractalDetector(**how)
 
   def save(self, folder: str, detector: FractalDetector, name: str) -> None:
@@ -91,6 +92,7 @@ class TablePilot(Pilot):
 
   @property
   def window(self) -> int:
+    """How many rows a model sees at once."""
     return self.settings.task['window']
 
   @property

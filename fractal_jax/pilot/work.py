@@ -76,6 +76,7 @@ class Pilot(abc.ABC):
   models: Any
 
   def path(self, *parts: str) -> paths.Path:
+    """A path in the folder of the pilot."""
     return paths.path(self.folder).joinpath(*parts)
 
   @staticmethod

@@ -74,6 +74,7 @@ def devices(topology: str, dump: str | None = None) -> list:
 
 
 def first_line(e: Exception) -> str:
+  """The first line of what an exception says."""
   return str(e).strip().partition('\n')[0]
 
 

@@ -51,6 +51,7 @@ class Memory:
 
   @property
   def total(self) -> float:
+    """Bytes, all together."""
     state = self.params + self.optimizer + self.gradients
     return state + self.batch + self.activations
 

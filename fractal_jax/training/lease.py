@@ -295,6 +295,7 @@ class Lease(Held):
         )
 
   def check(self) -> None:
+    """As `Held` says: reads what `_renew` learnt, and no file."""
     if self._lost is not None:
       raise CheckpointError(
         f'{self._workdir} was taken over by another run ({self._lost}), since '

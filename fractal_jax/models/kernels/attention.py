@@ -95,6 +95,7 @@ def _forward(how, p, x, words, consts):
 def scratch(
   how: How, d: int
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  """Memory of a step: queries, keys and values; and what heads give."""
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=how.dtype)
   return shape((3, how.rows.step, d)), shape((how.rows.step, d))
 

@@ -123,6 +123,7 @@ def columns(p: dict, j: int | Array, size: int) -> dict:
 
 
 def hidden_width(p: dict) -> int:
+  """How many hidden units the block's MLP has."""
   return (p['w1'] if 'w3' in p else p['fc1'])['kernel'].shape[1]
 
 

@@ -153,6 +153,7 @@ def after_attention(how: How, p: dict, x: Array, mixed: Array) -> Array:
 
 
 def dense(p: dict, x: Array) -> Array:
+  """A dense layer on rows [R, D]."""
   return add_row(linear(x, p['kernel']), p['bias'])
 
 
@@ -191,6 +192,7 @@ def nats_of(p: dict, x: Array, hot: list[Array]) -> list[Array]:
 
 
 def one_hot(pixels: Array, channel: int, v: int) -> Array:
+  """The values [R, C] of one channel as [R, V]."""
   n = pixels.shape[0]
   at = pixels[:, channel : channel + 1]
   return (at == values.iota((n, v), 1)).astype(F32)

@@ -166,6 +166,7 @@ def _erf(z):
 
 @jax.custom_vjp
 def quick_gelu(z: Array) -> Array:
+  """GELU by a rational function and tanh: as `gelu`, to rounding."""
   return z * (0.5 + 0.5 * _erf(z)[1])
 
 
@@ -184,6 +185,7 @@ quick_gelu.defvjp(lambda z: (quick_gelu(z), z), _quick_gelu_bwd)
 
 
 def iota(shape: tuple[int, ...], axis: int) -> Array:
+  """Indices along an axis, int32."""
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
