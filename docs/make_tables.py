@@ -5,8 +5,9 @@
 Each is a table, or all of them; minutes on a CPU. In the page, a table follows
 the line `<!-- made by docs/make_tables.py: NAME -->`, up to an empty line.
 `scale` counts again beside what libtpu said, which stays as it is. `published`
-takes the MFU of a model on a chip from the predictions of docs/performance.md,
-and assumes 40% where they have none.
+takes the MFU of a model on a chip from docs/performance.md: on a TPU what is
+predicted there, on a GPU what the bytes of a step allow; where it has none, 40%
+are assumed.
 """
 
 import os
@@ -27,6 +28,9 @@ PREDICTIONS = ROOT / 'docs' / 'performance.md'
 PREDICTION = re.compile(
   r'\| (?P<config>fractal\w+) \| \d+ \| `(?P<chip>v\w+):.*?\| (?P<mfu>[\d.]+)%'
 )  # a row of its table of training steps
+BYTES = re.compile(
+  r'\| (?P<config>fractal\w+) \| \d+ \| [\d,.]* \|.* \| (?P<mfu>\d+)% \|$'
+)  # a row of its table of what GPUs move
 GIB = memory.GIB
 MFU, IMAGES = 0.4, 1_281_167
 
@@ -54,11 +58,13 @@ def cells(*texts) -> str:
 
 
 def predicted() -> dict[tuple[str, str], float]:
-  """The estimated MFU of a training step by (config, chip)."""
-  rows = map(PREDICTION.match, PREDICTIONS.read_text().splitlines())
-  return {
-    (row['config'], row['chip']): float(row['mfu']) / 100 for row in rows if row
-  }
+  """The MFU of a training step by (config, chip); on GPUs, the most there is."""
+  found = {}
+  for line in PREDICTIONS.read_text().splitlines():
+    if row := PREDICTION.match(line) or BYTES.match(line):
+      chip = row.groupdict().get('chip', 'H100')
+      found[row['config'], chip] = float(row['mfu']) / 100
+  return found
 
 
 def published_row(config, found, axis: str, device: str, mfu) -> list[str]:
@@ -78,10 +84,16 @@ def published_row(config, found, axis: str, device: str, mfu) -> list[str]:
     *(gib(kept[remat]) for remat in ('none', 'dots', 'full')),
     ','.join(map(str, chunks)) or '-',
     f'{gib(least.total)} of {memory.DEVICES[device][1]}',
-    f'{mfu:.1%}' if mfu else f'assumed: {MFU:.0%}',
+    shown(mfu, device),
     f'{time.epoch:,.0f}',
     f'{time.epoch * devices / 3600:,.3g}',
   ]
+
+
+def shown(mfu: float | None, device: str) -> str:
+  if mfu is None:
+    return f'assumed: {MFU:.0%}'
+  return f'{mfu:.1%}' if device.startswith('v') else f'at most {mfu:.0%}'
 
 
 def published(old: list[str]) -> list[str]:
