@@ -11,6 +11,7 @@ from fractal_jax.series.detector import Alarm, FractalDetector, alarms
 from fractal_jax.series.table import Table
 
 SEGMENT = 16  # rows over which segments are ranked
+SEGMENTS = 10  # how many are found, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +94,13 @@ def analyse(
 
 
 def segments(
-  table: Table,
-  detector: FractalDetector,
-  points: scores.PointScores,
-  number: int = 10,
+  table: Table, detector: FractalDetector, points: scores.PointScores
 ) -> list[Segment]:
   """The most surprising segments, none of which overlap."""
   kind = detector.score
   left = points.of_rows(kind, SEGMENT)
   found = []
-  while len(found) < number and not np.isnan(left).all():
+  while len(found) < SEGMENTS and not np.isnan(left).all():
     peak = int(np.nanargmax(left))
     first = max(peak - SEGMENT // 2, 0)
     last = min(peak + SEGMENT // 2, len(left)) - 1
