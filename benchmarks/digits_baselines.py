@@ -19,13 +19,6 @@ VALUES = 17
 FAST = flags.DEFINE_bool('fast', False, 'Leave the random forests out.')
 
 
-def split(config, name):
-  batches = list(pipeline.eval_batches(config, name, 64))
-  valid = np.concatenate([b['valid'] for b in batches])
-  images = np.concatenate([b['image'] for b in batches])[valid]
-  return images.reshape(len(images), -1)
-
-
 def histogram(train, val):
   """Bits/dim of independent positions, each count raised by one."""
   counts = np.ones((train.shape[1], VALUES))
@@ -59,7 +52,10 @@ def main(_):
   with config.unlocked():
     config.model.sizes, config.model.channels = (8, 2, 1), 1
     config.model.num_values, config.model.classes = VALUES, 10
-  train, val = split(config, 'train'), split(config, 'validation')
+  train, val = (
+    pipeline.examples(config, split)[0].reshape(-1, 64)
+    for split in ('train', 'validation')
+  )
   print(f'uniform                            {np.log2(VALUES):.2f} bits/dim')
   print(f'histogram of each position         {histogram(train, val):.2f}')
   if not FAST.value:
