@@ -14,18 +14,10 @@ import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax.data import pipeline
+from fractal_jax.pilot import image_simple
 
 VALUES = 17
 FAST = flags.DEFINE_bool('fast', False, 'Leave the random forests out.')
-
-
-def histogram(train, val):
-  """Bits/dim of independent positions, each count raised by one."""
-  counts = np.ones((train.shape[1], VALUES))
-  for position, column in enumerate(train.T):
-    counts[position] += np.bincount(column, minlength=VALUES)
-  log_p = np.log2(counts / counts.sum(1, keepdims=True))
-  return -np.mean([log_p[i, v] for i, v in enumerate(val.T)])
 
 
 def forest(train, val):
@@ -57,7 +49,8 @@ def main(_):
     for split in ('train', 'validation')
   )
   print(f'uniform                            {np.log2(VALUES):.2f} bits/dim')
-  print(f'histogram of each position         {histogram(train, val):.2f}')
+  histogram = image_simple.histogram(train, val, VALUES).mean()
+  print(f'histogram of each position         {histogram:.2f}')
   if not FAST.value:
     print(f'random forests, autoregressive     {forest(train, val):.2f}')
 
