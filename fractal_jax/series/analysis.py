@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
-from scipy import stats
 
 from fractal_jax.series import linear, scores
 from fractal_jax.series.detector import Alarm, FractalDetector, alarms
@@ -143,10 +142,7 @@ def _weekly(table: Table, detector, threshold: float):
   if held_out is None or table.per_week is None:
     return None
   weeks = len(held_out) / table.per_week
-  number = len(alarms(held_out, threshold))
-  low = stats.chi2.ppf(0.025, 2 * number) / 2 if number else 0.0
-  high = stats.chi2.ppf(0.975, 2 * number + 2) / 2
-  return tuple(float(x / weeks) for x in (number, low, high))
+  return scores.weekly(len(alarms(held_out, threshold)), weeks)
 
 
 def _doubts(table, detector, points, learnt, weekly) -> Iterator[str]:

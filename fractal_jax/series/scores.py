@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-from scipy import signal
+from scipy import signal, stats
 
 from fractal_jax import cpu, sharding
 from fractal_jax.errors import UserError
@@ -93,6 +93,14 @@ def mean_over(x: np.ndarray) -> np.ndarray:
   count = known.sum(-1)
   total = np.where(known, x, 0).sum(-1)
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def weekly(number: int, weeks: float) -> tuple[float, float, float]:
+  """Events per week, and the exact 95% Poisson interval of that."""
+  tail = (1 - 0.95) / 2
+  low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
+  high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2
+  return number / weeks, float(low) / weeks, float(high) / weeks
 
 
 def _blocks(x: np.ndarray, size: int) -> np.ndarray:
