@@ -250,7 +250,6 @@ def param_shardings(boxed: dict, mesh: Mesh) -> dict:
 
   Args:
     boxed: jax.eval_shape of the initialisation, leaves in flax's boxes.
-    mesh: the mesh.
 
   Returns:
     The tree of NamedSharding of the unboxed parameters.

@@ -290,7 +290,6 @@ def choices(
   follow, if there are any.
 
   Args:
-    config: the config.
     found: what `by_remat` gives.
     device: a key of DEVICES.
   """

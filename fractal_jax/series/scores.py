@@ -162,8 +162,7 @@ def score(
   """Scores every value of a series.
 
   Args:
-    net: a model of rank 1 with `unknown`.
-    params: its parameters.
+    net, params: a model of rank 1 with `unknown`.
     quantiser: of the data that it was trained on.
     values: [T, C]; NaN is not known: it is read as the last number before it,
       and not scored.
