@@ -35,7 +35,7 @@ from absl import app, flags
 from fractal_jax import config as config_lib
 from fractal_jax.errors import UserError
 from fractal_jax.planning import cost
-from fractal_jax.training import checkpoint, train
+from fractal_jax.training import checkpoint, logs, train
 
 TUNING_SEED = 0  # its runs choose the learning rate
 # Bits/dim by which a higher learning rate must be better: less is noise, and
@@ -126,7 +126,7 @@ class Runs:
     found = {
       'wall_seconds': time.monotonic() - wall,
       'cpu_seconds': time.process_time() - cpu,
-      'curve': curve(folder / 'metrics.jsonl'),
+      'curve': curve(folder),
     }
     torn = folder / 'result.tmp'
     torn.write_text(json.dumps(found, indent=1) + '\n')
@@ -180,12 +180,11 @@ def best_peak(
   return best[1] if best else peaks[0]
 
 
-def curve(path: pathlib.Path) -> list[dict]:
+def curve(workdir: pathlib.Path) -> list[dict]:
   """The validation scores of a run, one per step that was scored."""
-  lines = map(json.loads, path.read_text().splitlines())
   return [
     {k.removeprefix('val/'): v for k, v in line.items()}
-    for line in lines
+    for line in logs.read_metrics(workdir)
     if 'val/bits_per_dim' in line
   ]
 

@@ -25,12 +25,6 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file.')
 flags.mark_flag_as_required('config')
 
 
-def split(config, name):
-  """The images of a split, [n, S, S, C], without augmentation."""
-  batches = list(pipeline.eval_batches(config, name, 64))
-  return np.concatenate([b['image'][b['valid']] for b in batches])
-
-
 def encoded(picture: np.ndarray, codec: str) -> int:
   """Bits of the file of a picture [H, W, C]."""
   file = io.BytesIO()
@@ -60,8 +54,8 @@ def report(name: str, bits: np.ndarray):
 
 def main(_):
   config = CONFIG.value
-  train = split(config, config.data.train_split)
-  val = split(config, config.data.val_split)
+  train, _ = pipeline.examples(config, config.data.train_split)
+  val, _ = pipeline.examples(config, config.data.val_split)
   values = config.model.num_values
   print(f'{len(val)} validation images of {val.shape[1:]}, bits/dim')
   report('uniform', np.array([np.log2(values)]))

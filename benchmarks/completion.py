@@ -30,21 +30,12 @@ flags.DEFINE_enum('hide', 'lower', ['lower', 'upper'], 'Which half.')
 flags.mark_flag_as_required('workdir')
 
 
-def split(config, name):
-  """All images [n, 8, 8, 1] and labels [n] of a split."""
-  batches = list(pipeline.eval_batches(config, name, 100))
-  valid = np.concatenate([b['valid'] for b in batches])
-  return [
-    np.concatenate([b[k] for b in batches])[valid] for k in ('image', 'label')
-  ]
-
-
 def main(argv):
   del argv
   model = fractal_jax.load(FLAGS.workdir)
   config = model.config
-  train, train_labels = split(config, config.data.train_split)
-  images, labels = split(config, config.data.val_split)
+  train, train_labels = pipeline.examples(config, config.data.train_split)
+  images, labels = pipeline.examples(config, config.data.val_split)
   mask = inputs.make_mask('lower', config.model)
   mask = mask if FLAGS.hide == 'lower' else ~mask
   known = ~mask[:, 0]  # which rows

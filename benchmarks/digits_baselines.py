@@ -14,25 +14,10 @@ import numpy as np
 
 from fractal_jax import config as config_lib
 from fractal_jax.data import pipeline
+from fractal_jax.pilot import image_simple
 
 VALUES = 17
 FAST = flags.DEFINE_bool('fast', False, 'Leave the random forests out.')
-
-
-def split(config, name):
-  batches = list(pipeline.eval_batches(config, name, 64))
-  valid = np.concatenate([b['valid'] for b in batches])
-  images = np.concatenate([b['image'] for b in batches])[valid]
-  return images.reshape(len(images), -1)
-
-
-def histogram(train, val):
-  """Bits/dim of independent positions, each count raised by one."""
-  counts = np.ones((train.shape[1], VALUES))
-  for position, column in enumerate(train.T):
-    counts[position] += np.bincount(column, minlength=VALUES)
-  log_p = np.log2(counts / counts.sum(1, keepdims=True))
-  return -np.mean([log_p[i, v] for i, v in enumerate(val.T)])
 
 
 def forest(train, val):
@@ -59,9 +44,13 @@ def main(_):
   with config.unlocked():
     config.model.sizes, config.model.channels = (8, 2, 1), 1
     config.model.num_values, config.model.classes = VALUES, 10
-  train, val = split(config, 'train'), split(config, 'validation')
+  train, val = (
+    pipeline.examples(config, split)[0].reshape(-1, 64)
+    for split in ('train', 'validation')
+  )
   print(f'uniform                            {np.log2(VALUES):.2f} bits/dim')
-  print(f'histogram of each position         {histogram(train, val):.2f}')
+  histogram = image_simple.histogram(train, val, VALUES).mean()
+  print(f'histogram of each position         {histogram:.2f}')
   if not FAST.value:
     print(f'random forests, autoregressive     {forest(train, val):.2f}')
 

@@ -19,9 +19,7 @@ XLA's total is arguments + temporaries + outputs that share no argument.
 """
 
 import os
-import pathlib
 import platform
-import runpy
 import time
 
 from absl import app, flags
@@ -60,14 +58,6 @@ CASES = [
   (MAR, dict(remat='dots'), (2, 2, 2), 4),
   (MAR, dict(remat='none', chunks=(1, 4, 8)), (1, 1, 1), 16),
 ]
-
-
-def load(name):
-  file, _, option = name.partition(':')
-  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{file}.py'
-  config = runpy.run_path(path)['get_config'](option)
-  config.model.unroll = 0
-  return config
 
 
 def compiled(config, mesh, options=None):
@@ -134,7 +124,7 @@ def main(argv):
   import jax
   import numpy as np
 
-  from fractal_jax import sharding
+  from fractal_jax import config_files, sharding
   from fractal_jax.planning import aot
 
   jax.config.update('jax_enable_compilation_cache', False)
@@ -160,8 +150,8 @@ def main(argv):
   chosen = map(int, FLAGS.only or range(len(CASES)))
   for i in chosen:
     name, changes, axes, images = CASES[i]
-    config = load(name)
-    config.model.update(changes)
+    config = config_files.load(name)
+    config.model.update(unroll=0, **changes)
     config.mesh.update(dict(zip(sharding.AXES, axes)))
     config.optim.batch = images * axes[0] * axes[1]
     devices = jax.devices()[: int(np.prod(axes))]

@@ -221,9 +221,10 @@ def tiny_places(row: Row, places: Places) -> Places:
   if not net.exists():
     import numpy as np
 
-    from fractal_jax.metrics import weights
+    sys.path.insert(0, str(ROOT))  # a script has its own folder there alone
+    from benchmarks import fidelity
 
-    np.savez(net, **weights.random_state())
+    np.savez(net, **fidelity.random_state())
   pth = runs / 'weights' / row.config / 'checkpoint-last.pth'
   if row.kind in ('samples', 'likelihood') and not pth.exists():
     write_weights(pth, load_config(row, config))

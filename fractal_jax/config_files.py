@@ -116,7 +116,6 @@ def text(
   """A config as a file that `--config` takes, a comment above each key.
 
   Args:
-    config: the config.
     doc: what to write at the top, one or more paragraphs.
     reasons: for each key to write, 'section.key', why it has its value; all
       others are the defaults. None: every key, with what it is.

@@ -13,6 +13,7 @@ XLA spreads large operations over the cores, and leaves one core busy in small
 ones. Images need nothing of each other, so one device per core keeps all busy.
 """
 
+import contextlib
 import glob
 import importlib.util
 import math
@@ -46,7 +47,7 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def use_cores(images: int) -> int:
+def use_cores(images: int) -> None:
   """Makes a device of each core, as far as images divide over a power of two.
 
   Call it before JAX starts its devices. Does nothing where the user has set
@@ -55,24 +56,19 @@ def use_cores(images: int) -> int:
 
   Args:
     images: how many there are at a time.
-
-  Returns:
-    The number of devices; 0 where it is left alone.
   """
   import jax
 
   chosen = jax.config.jax_num_cpu_devices > 0
   chosen |= 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   if chosen or not on_cpu():
-    return 0
+    return
   n = 1
   while 2 * n <= cores() and images % (2 * n) == 0:
     n *= 2
-  try:
+  # JAX may have its devices: an earlier job's in this process.
+  with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', n)
-  except RuntimeError:  # JAX has its devices: an earlier job's in this process
-    return 0
-  return n
 
 
 def forward_options() -> dict | None:

@@ -123,13 +123,7 @@ def summary(found: Explanation) -> str:
 def page(
   found: Explanation, shots: dict[str, np.ndarray], label: str = ''
 ) -> str:
-  """The HTML page: pictures inside, no other files, no scripts.
-
-  Args:
-    found: what `explain` found.
-    shots: its `maps`.
-    label: the class that the model was told, in words; '' for none.
-  """
+  """The HTML page of `maps`: pictures inside, no other files, no scripts."""
   texts, bits = captions(found), numbers(found)
   figures = ''.join(
     pages.figure(

@@ -250,7 +250,6 @@ def param_shardings(boxed: dict, mesh: Mesh) -> dict:
 
   Args:
     boxed: jax.eval_shape of the initialisation, leaves in flax's boxes.
-    mesh: the mesh.
 
   Returns:
     The tree of NamedSharding of the unboxed parameters.
@@ -337,7 +336,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def host_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+def host_rows(mesh: Mesh) -> tuple[int, int]:
   """Which part of every batch this host reads: (index, of how many).
 
   Hosts whose devices hold the same images, because `tensor` spans hosts,
@@ -346,7 +345,6 @@ def host_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   Raises:
     ShardingError: hosts' parts overlap in some other way.
   """
-  process = jax.process_index() if process is None else process
   parts = batch_devices(mesh)
   held = {}
   index_map = over_batch(mesh).devices_indices_map((parts,))
@@ -358,7 +356,7 @@ def host_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
       f'mesh {dict(mesh.shape)} splits the batch unevenly over the hosts: '
       'make mesh.tensor divide, or be a multiple of, the devices of a host.'
     )
-  return sets.index(tuple(sorted(held[process]))), len(sets)
+  return sets.index(tuple(sorted(held[jax.process_index()]))), len(sets)
 
 
 def by_device(run: Callable, mesh: Mesh, *specs: PartitionSpec) -> Callable:

@@ -173,7 +173,7 @@ def test_it_is_read_scored_and_drawn_from(run, bucket, nothing_local):
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(model.params), state.params
   )
-  one = restore.restore_params(workdir, 4)
+  one = restore.restore_like(workdir, 4, model.params)
   assert jax.tree.structure(one) == jax.tree.structure(state.params)
   (batch,) = [next(iter(pipeline.eval_batches(model.config, 'validation', 8)))]
   found = model.log_prob(batch['image'], batch['label'])

@@ -94,7 +94,10 @@ def test_what_is_kept_is_by_level():
   found = memory.step(c, mesh, memory.working_bytes(c, mesh))
   assert found.kept > sum(map(found.chunked, range(3))) > 0.8 * found.kept
   whole, halves = found.memory(), found.memory((1, 2))
-  assert whole.level == 1 and whole.params == halves.params
+  assert (
+    whole.activations == found.kept + found.working[1]
+  )  # level 1 is fullest
+  assert whole.params == halves.params
   less = found.chunked(1) - (found.chunked(1) - found.working[1]) / 2
   assert whole.activations - halves.activations == pytest.approx(less)
 
@@ -129,12 +132,13 @@ def test_remat_keeps_less():
 
 
 def step_of(kept, chunked, working):
-  return memory.Step(1.0, 2.0, 1.0, 0.0, kept, working, chunked.__getitem__)
+  rest = memory.Memory(1.0, 2.0, 1.0, 0.0, 0.0)
+  return memory.Step(rest, kept, working, chunked.__getitem__)
 
 
 def test_the_fewest_chunks_that_fit_are_found():
   found = step_of(100.0, (40.0, 50.0), (2.0, 20.0))
-  assert found.memory().total == 124 and found.memory().level == 1
+  assert found.memory().total == 124  # at level 1
   fits = memory.fitting_chunks(found, (1, 1), 124.0)
   assert fits == (1, 1)
   # Halves of the outer level: 60 are kept, and at most 21 beside them.
@@ -146,7 +150,8 @@ def test_the_fewest_chunks_that_fit_are_found():
 
 def test_gradients_and_updates_are_the_least():
   """Where activations are few, the end of a step is its fullest moment."""
-  found = memory.Step(8.0, 16.0, 8.0, 0.0, 1.0, (1.0,), lambda level: 1.0)
+  rest = memory.Memory(8.0, 16.0, 8.0, 0.0, 0.0)
+  found = memory.Step(rest, 1.0, (1.0,), lambda level: 1.0)
   assert found.memory().activations == 8 and found.memory().total == 40
 
 

@@ -231,7 +231,7 @@ def test_nothing_is_trained_or_written_over(model, run, release):
   with pytest.raises(ReleaseError, match='is what the model is read from'):
     api.load(str(release)).save_pretrained(f'{release}/', dtype='int8')
   with pytest.raises(CheckpointError, match=r'no checkpoint of step 7.*\[0\]'):
-    restore.restore_params(str(release), 7)
+    restore.restore_like(str(release), 7, {})
 
 
 # Damage.

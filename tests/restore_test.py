@@ -30,16 +30,18 @@ def test_parameters_alone(run):
   params = restore.restore_params(run)
   jax.tree.map(np.testing.assert_array_equal, params, make_state(10).params)
   assert params['level_0']['a'].sharding.device_set == {jax.devices()[0]}
-  five = restore.restore_params(run, 5)
+  wanted = like(make_state()).params
+  five = restore.restore_like(run, 5, wanted)
   assert float(five['labels']['b'][0]) == 5
   mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, P('x'))
-  params = restore.restore_params(run, shardings=split)
+  wanted = like(jax.device_put(make_state().params, split))
+  params = restore.restore_like(run, None, wanted)
   assert params['level_1']['a'].sharding == split
   with pytest.raises(CheckpointError, match=r'no checkpoint of step 7.*5, 10'):
-    restore.restore_params(run, 7)
-  with pytest.raises(CheckpointError, match='other parameters'):
-    restore.restore_params(run, shardings={'level_0': split})
+    restore.restore_like(run, 7, wanted)
+  with pytest.raises(CheckpointError, match='extra: labels/a'):
+    restore.restore_like(run, None, {'level_0': wanted['level_0']})
 
 
 def test_some_levels(run):

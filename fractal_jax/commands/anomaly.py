@@ -138,12 +138,9 @@ def the_table() -> 'tuple[Table, int]':
 def the_detector(
   one: 'Table', train: int, **parameters: Any
 ) -> 'FractalDetector':
-  """The detector of --workdir, or one fitted to the first rows.
+  """The detector of --workdir, or one fitted to the first `train` rows.
 
-  Args:
-    one: the Table.
-    train: rows.
-    **parameters: of the FractalDetector.
+  `parameters` are the FractalDetector's.
   """
   from fractal_jax.series import runs
   from fractal_jax.series.detector import FractalDetector

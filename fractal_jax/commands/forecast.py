@@ -93,9 +93,7 @@ def write(
   """Writes a line per row, its quantiles in columns CHANNEL_q0.1 and so on.
 
   Args:
-    found: a `forecast.Drawn`.
-    channels: their names.
-    times: of its rows, or None.
+    times: of the rows of `found`, or None.
     first: the number of its first row in the table, from 0.
     name: of the file in --out.
   """

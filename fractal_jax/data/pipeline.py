@@ -137,12 +137,11 @@ class TrainBatches:
   def __init__(
     self,
     make_batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
-    start: int,
     examples: int,
   ):
     self._make_batches = make_batches  # first step -> iterator over batches
     self._examples = examples  # in an epoch
-    self.set_state({'step': start})
+    self.set_state({'step': 0})
 
   def __iter__(self):
     return self
@@ -181,7 +180,6 @@ def train_batches(
   *,
   process_index: int = 0,
   process_count: int = 1,
-  start: int = 0,
   source: Source | None = None,
 ) -> TrainBatches:
   """Endless training batches of this host, reshuffled every epoch.
@@ -190,15 +188,14 @@ def train_batches(
     config: the config; reads data, optim.batch, seed and the model's shape.
     process_index: this host, h.
     process_count: number of hosts; each gets b = optim.batch / hosts rows.
-    start: the step to begin with.
     source: data at hand, in place of the split data.train_split.
 
   Returns:
     An iterator over dict(image uint8 or int32 [b, S, S, C] or [b, S, C],
     label int32 [b], index int64 [b], the running index of each example: step
     * optim.batch + position). Host h has rows h * b to (h + 1) * b of the
-    global batch, which depends neither on the number of hosts nor on `start`.
-    `get_state()` and `set_state(state)` save and restore the position.
+    global batch, which depends neither on the number of hosts nor on where it
+    began. `get_state()` and `set_state(state)` save and restore the position.
 
   Raises:
     DataError: see `info`; or the batch does not divide by the hosts.
@@ -223,7 +220,7 @@ def train_batches(
   def batches(step: int):
     return _batches(config, example, step * rows, sys.maxsize, rows)
 
-  return TrainBatches(batches, start, source.size)
+  return TrainBatches(batches, source.size)
 
 
 @dataclasses.dataclass(frozen=True)

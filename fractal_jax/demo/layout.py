@@ -31,7 +31,6 @@ class Layout:
     """Makes them.
 
     Args:
-      config: the run's config.
       name: of the run.
       masks: whether any level is masked: those take iterations and orders.
       classes: [(name, class)].

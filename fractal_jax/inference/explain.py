@@ -243,8 +243,7 @@ def value_nats(
   """Nats of an image at their places, under one random mask per pass.
 
   Args:
-    net: the model.
-    params: its parameters.
+    net, params: the model.
     question: the image, its class, and which conditions are kept.
     key: of the masks.
     index: [b] which passes.

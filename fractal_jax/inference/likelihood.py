@@ -84,9 +84,8 @@ def evaluate(
   """Bits per dimension of a split, on any mesh and number of hosts.
 
   Args:
-    net: the model.
-    params: its parameters.
-    config: the config; `eval` has the defaults of what is not given here.
+    net, params: the model.
+    config: `eval` has the defaults of what is not given here.
     split: name of the split; config.data.val_split where None.
     mesh: the mesh; that of the config where None.
     batch: images at a time, rounded up to what the mesh divides; no more than
@@ -141,7 +140,6 @@ def summarise(
   """The Likelihood of scored images.
 
   Args:
-    net: the model.
     nats: [images, passes], estimates of each image's nats.
     means: nats of a scored pixel, and of each level's guiding one, unweighted.
     dropped: masked patches that did not fit their buffers.
@@ -266,8 +264,7 @@ def score_batch(
   """Nats of the images of a batch under random masks; traced under a mesh.
 
   Args:
-    net: the model.
-    params: its parameters.
+    net, params: the model.
     batch: `image` [B, S, (S,) C], `label` [B] (-1: no class), `index` [B], and
       `valid` [B], 0 where a row only fills the batch up.
     masks: the random masks.

@@ -41,7 +41,6 @@ def settings(
   """How the values of a run are drawn: config.sample with changes.
 
   Args:
-    config: the run's config.
     record: whether to note when each value is drawn, for movies.
     **changes: values for any of SETTINGS, or of reject.SETTINGS.
 
@@ -95,7 +94,6 @@ def check_use(
   it: what is drawn otherwise than the config says should be.
 
   Args:
-    config: the run's config.
     ways: for each way in which images are drawn, the changes that `settings`
       takes. What is of use in one of them is kept.
     guide: the name of what guides, if anything does.
@@ -236,8 +234,7 @@ def draw(
   """Generates images, some at a time.
 
   Args:
-    net: the model.
-    params: its parameters.
+    net, params: the model.
     config: the run's config; `sample` has the defaults of what is not given.
     labels: [num] classes, -1 for "no class".
     mesh: the mesh; one of the first device where None.

@@ -65,10 +65,9 @@ def inside(
   out = []
   for rows in _blocks(points, ROWS):
     found = np.zeros(len(rows), bool)
-    for start in range(0, len(centres), COLUMNS):
-      at = slice(start, start + COLUMNS)
-      near = _squared(rows, np.asarray(centres[at], np.float64))
-      found |= (near <= squared_radii[at]).any(1)
+    balls = zip(_blocks(centres, COLUMNS), _blocks(squared_radii, COLUMNS))
+    for columns, reach in balls:
+      found |= (_squared(rows, columns) <= reach).any(1)
     out.append(found)
   return np.concatenate(out)
 

@@ -18,8 +18,6 @@ def features_of(
   """Inception features [num, 2048] and logits [num, 1008], kept if images are.
 
   Args:
-    images: the images.
-    extractor: computes them.
     progress: called with how many images are done, after each chunk.
   """
   kept = None

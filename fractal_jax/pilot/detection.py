@@ -112,9 +112,7 @@ def alarmed(pilot: Pilot, name: str, rows: slice, *, causal: bool) -> Job:
   """A job: alarms in some rows, by a threshold from the rows held out.
 
   Args:
-    pilot: the pilot.
-    name: of the stage.
-    rows: that it looks at.
+    rows: that the stage looks at.
     causal: by the past alone; otherwise an alarm may come before its incident.
 
   Returns:

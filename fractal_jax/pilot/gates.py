@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from fractal_jax.series.scores import mean_over
+from fractal_jax.series.scores import mean_over, weekly
 
 GO, NO_GO, MORE_DATA = 'GO', 'NO-GO', 'MORE DATA'
 EXIT = {GO: 0, NO_GO: 1, MORE_DATA: 2}
@@ -119,12 +119,7 @@ def more(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 def rate(number: int, weeks: float) -> Interval | None:
   """Events per week, by the exact Poisson interval; None of no time."""
-  if not weeks:
-    return None
-  tail = (1 - LEVEL) / 2
-  low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
-  high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2
-  return Interval(number / weeks, float(low) / weeks, float(high) / weeks)
+  return Interval(*weekly(number, weeks)) if weeks else None
 
 
 def mean(blocks: np.ndarray) -> Interval | None:

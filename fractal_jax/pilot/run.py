@@ -134,8 +134,6 @@ def run_stage(
   """Runs a stage, or gives what it found before.
 
   Args:
-    pilot: the pilot.
-    name: of the stage.
     follow: runs a job to its end, and gives its result.
     anyway: even where a stage before it is not GO, or did not run.
 

@@ -319,7 +319,6 @@ def price(pilot: Pilot, fits: list[tuple[int, int, int]]) -> float:
   """Seconds that fits will take: the probe's, by FLOPs.
 
   Args:
-    pilot: the pilot.
     fits: (side, levels, steps) of each model.
   """
   measured = probe(pilot)

@@ -47,7 +47,6 @@ class Memory:
   gradients: float
   batch: float  # images and labels
   activations: float  # all else at the fullest moment
-  level: int  # in whose backward pass that is
 
   @property
   def total(self) -> float:
@@ -61,16 +60,13 @@ class Step:
   """What a training step with one choice of `remat` takes, in bytes.
 
   Attributes:
-    params, optimizer, gradients, batch: as in Memory.
+    rest: the Memory without activations.
     kept: activations kept for the backward pass if no level is chunked.
     working: for each level, the most that its backward pass needs beside.
     chunked: of a level's number, how much less is kept if it is.
   """
 
-  params: float
-  optimizer: float
-  gradients: float
-  batch: float
+  rest: Memory
   kept: float
   working: tuple[float, ...]
   chunked: Callable[[int], float]
@@ -78,23 +74,15 @@ class Step:
   def memory(self, chunks: Sequence[int] = ()) -> Memory:
     """The Memory with model.chunks."""
     chunks = chunks or (1,) * len(self.working)
-    kept = self.kept
+    kept, during = self.kept, []
     # A part of a chunked level keeps what the whole would, while it is on.
-    during = []
     for i, (working, n) in enumerate(zip(self.working, chunks)):
       less = self.chunked(i) if n > 1 else 0
       kept -= less
       during.append((working + less) / n)
-    fullest = max(range(len(during)), key=during.__getitem__)
-    return Memory(
-      params=self.params,
-      optimizer=self.optimizer,
-      gradients=self.gradients,
-      batch=self.batch,
-      # In the end, updates lie beside the gradients.
-      activations=max(kept + during[fullest], self.gradients),
-      level=fullest,
-    )
+    # In the end, updates lie beside the gradients.
+    fullest = max(kept + max(during), self.rest.gradients)
+    return dataclasses.replace(self.rest, activations=fullest)
 
 
 def memory(
@@ -140,15 +128,14 @@ def step(
     own.model.chunks = changed((1,) * len(own.model.sizes), level, 2)
     return share * (kept - kept_bytes(own, params))
 
-  return Step(
+  rest = Memory(
     params=sum(jax.tree.leaves(sizes)),
     optimizer=2 * gradients,
     gradients=gradients,
     batch=sum(map(bytes_of, jax.tree.leaves(batch_of(own)))),
-    kept=kept * share,
-    working=working,
-    chunked=chunked,
+    activations=0.0,
   )
+  return Step(rest, kept * share, working, chunked)
 
 
 def working_bytes(
@@ -303,7 +290,6 @@ def choices(
   follow, if there are any.
 
   Args:
-    config: the config.
     found: what `by_remat` gives.
     device: a key of DEVICES.
   """

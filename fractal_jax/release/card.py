@@ -84,14 +84,7 @@ class About:
 
 
 def text(config: ConfigDict, parameters: int, dtype: str, about: About) -> str:
-  """The card of a release.
-
-  Args:
-    config: of the model.
-    parameters: how many.
-    dtype: that they are stored as.
-    about: the rest.
-  """
+  """The card of a release of so many parameters, stored as `dtype`."""
   head = yaml.safe_dump(_head(config, about), sort_keys=False, width=1000)
   page = [
     f'# {about.name}',
@@ -249,13 +242,7 @@ def read_numbers(path: str | os.PathLike) -> list[Number]:
 def numbers_of_run(
   workdir: str | os.PathLike, step: int, split: str
 ) -> list[Number]:
-  """What training measured of a checkpoint, if it did.
-
-  Args:
-    workdir: the run.
-    step: the checkpoint's.
-    split: that training evaluates.
-  """
+  """What training measured of a checkpoint on its `split`, if it did."""
   for found in reversed(logs.read_metrics(workdir)):
     if found['step'] == step and 'val/bits_per_dim' in found:
       values = {k.removeprefix('val/'): v for k, v in found.items()}

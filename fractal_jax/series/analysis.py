@@ -4,13 +4,13 @@ from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
-from scipy import stats
 
 from fractal_jax.series import linear, scores
 from fractal_jax.series.detector import Alarm, FractalDetector, alarms
 from fractal_jax.series.table import Table
 
 SEGMENT = 16  # rows over which segments are ranked
+SEGMENTS = 10  # how many are found, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +93,13 @@ def analyse(
 
 
 def segments(
-  table: Table,
-  detector: FractalDetector,
-  points: scores.PointScores,
-  number: int = 10,
+  table: Table, detector: FractalDetector, points: scores.PointScores
 ) -> list[Segment]:
   """The most surprising segments, none of which overlap."""
   kind = detector.score
   left = points.of_rows(kind, SEGMENT)
   found = []
-  while len(found) < number and not np.isnan(left).all():
+  while len(found) < SEGMENTS and not np.isnan(left).all():
     peak = int(np.nanargmax(left))
     first = max(peak - SEGMENT // 2, 0)
     last = min(peak + SEGMENT // 2, len(left)) - 1
@@ -145,10 +142,7 @@ def _weekly(table: Table, detector, threshold: float):
   if held_out is None or table.per_week is None:
     return None
   weeks = len(held_out) / table.per_week
-  number = len(alarms(held_out, threshold))
-  low = stats.chi2.ppf(0.025, 2 * number) / 2 if number else 0.0
-  high = stats.chi2.ppf(0.975, 2 * number + 2) / 2
-  return tuple(float(x / weeks) for x in (number, low, high))
+  return scores.weekly(len(alarms(held_out, threshold)), weeks)
 
 
 def _doubts(table, detector, points, learnt, weekly) -> Iterator[str]:

@@ -19,18 +19,16 @@ MOST = 12  # channels that are drawn
 INK, ALARM, BLUE, GREY = '#222222', '#d62728', '#1f77b4', '#999999'
 
 
-def extremes(
-  x: np.ndarray, columns: int = COLUMNS
-) -> tuple[np.ndarray, np.ndarray]:
-  """Rows and values of a curve [T] with at most 2 * columns points.
+def extremes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and values of a curve [T] with at most 2 * COLUMNS points.
 
   Of each stretch of rows the least and the largest value stay, so that no spike
   is lost; NaN where all of a stretch is.
   """
   n = len(x)
-  if n <= 2 * columns:
+  if n <= 2 * COLUMNS:
     return np.arange(n), x
-  edges = np.linspace(0, n, columns + 1).astype(int)
+  edges = np.linspace(0, n, COLUMNS + 1).astype(int)
   at = []
   for a, b in zip(edges[:-1], edges[1:]):
     part = x[a:b]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-from scipy import signal
+from scipy import signal, stats
 
 from fractal_jax import cpu, sharding
 from fractal_jax.errors import UserError
@@ -95,6 +95,14 @@ def mean_over(x: np.ndarray) -> np.ndarray:
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def weekly(number: int, weeks: float) -> tuple[float, float, float]:
+  """Events per week, and the exact 95% Poisson interval of that."""
+  tail = (1 - 0.95) / 2
+  low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
+  high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2
+  return number / weeks, float(low) / weeks, float(high) / weeks
+
+
 def _blocks(x: np.ndarray, size: int) -> np.ndarray:
   padded = np.pad(x, (0, -len(x) % size), constant_values=np.nan)
   means = mean_over(padded.reshape(-1, size))
@@ -154,8 +162,7 @@ def score(
   """Scores every value of a series.
 
   Args:
-    net: a model of rank 1 with `unknown`.
-    params: its parameters.
+    net, params: a model of rank 1 with `unknown`.
     quantiser: of the data that it was trained on.
     values: [T, C]; NaN is not known: it is read as the last number before it,
       and not scored.

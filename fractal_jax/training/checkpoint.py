@@ -188,7 +188,6 @@ class Checkpoints:
     """Keeps the latest optim.keep, every optim.keep_every-th and the best.
 
     Args:
-      workdir: the work directory.
       config: its section `optim` is read.
       held: the lock of the work directory; nothing is written where it is
         lost.

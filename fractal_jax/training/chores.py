@@ -55,15 +55,12 @@ class Chores:
     """Opens the files of the run's metrics.
 
     Args:
-      net: the model.
-      config: the run's config.
+      net, config, mesh: of the run.
       checkpoints: what its states are saved to.
       workdir: gets metrics.jsonl, tensorboard/ and samples/.
-      start: the step that the run goes on from.
-      total: its last step.
+      start, total: the step that the run goes on from, and its last one.
       stack: closes what is opened here.
       profile: the first step to trace, and how many.
-      mesh: the mesh.
     """
     self._net, self._config, self._mesh = net, config, mesh
     self._checkpoints, self._workdir = checkpoints, workdir
@@ -113,10 +110,8 @@ class Chores:
        the background is written meanwhile.
 
     Args:
-      step: the step just started.
-      state: after it.
+      step: the step just started; `state` and `metrics` are what it gives.
       position: where it left the data.
-      metrics: of it.
     """
     self._done, self._state, self._position = step, state, position
     with self.stop.on_error():

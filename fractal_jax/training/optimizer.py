@@ -25,10 +25,6 @@ def schedule(config: ConfigDict, total: int) -> optax.Schedule:
 
   A linear ramp from 0 over the share optim.warmup of the steps, then a
   half-cosine to 0. The peak is optim.lr * optim.batch / 256.
-
-  Args:
-    config: reads `optim`.
-    total: training steps, see `steps`.
   """
   o = config.optim
   warmup = min(round(o.warmup * total), total - 1)
@@ -41,12 +37,7 @@ def schedule(config: ConfigDict, total: int) -> optax.Schedule:
 
 
 def create(config: ConfigDict, total: int) -> optax.GradientTransformation:
-  """Gradient clipping, then AdamW, for the parameters of trained levels.
-
-  Args:
-    config: reads `optim`.
-    total: training steps, see `steps`.
-  """
+  """Gradient clipping, then AdamW, for trained levels, over `total` steps."""
   o = config.optim
   return optax.chain(
     optax.clip_by_global_norm(o.clip),

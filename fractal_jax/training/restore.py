@@ -66,37 +66,15 @@ def steps(workdir: str) -> list[int]:
     )
 
 
-def restore_params(
-  workdir: str,
-  step: int | None = None,
-  shardings: jax.sharding.Sharding | dict | None = None,
-) -> dict:
-  """Parameters alone.
-
-  Args:
-    workdir: the work directory.
-    step: None for the latest.
-    shardings: a tree of them (see train_state.param_shardings), or one for
-      all parameters, or None for the first device.
-
-  Returns:
-    Parameters by level.
+def restore_params(workdir: str) -> dict:
+  """The latest parameters, by level, on the first device.
 
   Raises:
-    CheckpointError: no such checkpoint, a damaged one, or other parameters
-      than `shardings`.
+    CheckpointError: no such checkpoint, or a damaged one.
   """
-  with _opened(workdir, step) as (where, stored, read):
-    if shardings is None:
-      shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if isinstance(shardings, jax.sharding.Sharding):
-      shardings = jax.tree.map(lambda _: shardings, stored)
-    if jax.tree.structure(shardings) != jax.tree.structure(stored):
-      raise CheckpointError(
-        f'{where} holds other parameters than the model asks for: is '
-        f'{workdir}/config.json the config that it was trained with?'
-      )
-    return read(sharding.shaped(stored, shardings))
+  with _opened(workdir) as (_, stored, read):
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return read(sharding.shaped(stored, jax.tree.map(lambda _: first, stored)))
 
 
 def restore_like(workdir: str, step: int | None, like: dict) -> dict:

@@ -118,9 +118,6 @@ def open_workdir(
   """Takes hold of the work directory, if this run may go on in it.
 
   Args:
-    config: the run's config.
-    workdir: the work directory.
-    info: of the data.
     stack: closes what is opened here.
 
   Returns:
@@ -382,12 +379,10 @@ def loss_fn(
   the loss does not depend on the mesh.
 
   Args:
-    net: the model.
     params: parameters by level.
     config: reads `model`, `optim.batch` and `mesh.groups`.
     batch: image [B, S, (S,) C] and label [B], integers.
     key: the step's key.
-    mesh: the mesh.
 
   Returns:
     The loss: nats per channel value, weighted by channel, of pixels, plus the

@@ -283,13 +283,10 @@ def pieces(
   return jnp.concatenate(out, axis) if len(out) > 1 else out[0]
 
 
-def over(
-  n: int, body: Callable[[int | Array], None], unroll: bool = False
-) -> None:
-  """body(i) for i = 0 .. n - 1, in a loop unless there is one or it is told."""
-  if n == 1 or unroll:
-    for i in range(n):
-      body(i)
+def over(n: int, body: Callable[[int | Array], None]) -> None:
+  """body(i) for i = 0 .. n - 1, in a loop unless there is one."""
+  if n == 1:
+    body(0)
   else:
     jax.lax.fori_loop(0, n, lambda i, _: body(i), None)
 

@@ -1,6 +1,7 @@
 """The texts of reports: a file per language, with the same keys.
 
-A key that ends in @KIND stands for the same key in pilots of that kind.
+A key that ends in @KIND stands for the same key in pilots of that kind; a key
+with {i} stands for one of level 0 and one of level 1.
 
 A new language is one more file with a dict TEXTS; `languages` finds it.
 """
@@ -30,7 +31,12 @@ def texts(language: str, kind: str = '') -> dict[str, str]:
     raise LanguageError(
       f'--language={language} must be one of {", ".join(languages())}'
     )
-  found = importlib.import_module(f'{__name__}.{language}').TEXTS
+  module = importlib.import_module(f'{__name__}.{language}')
+  found = {
+    key.replace('{i}', i): text.replace('{i}', i)
+    for key, text in module.TEXTS.items()
+    for i in '01'
+  }
   own = {
     key.removesuffix(f'@{kind}'): text
     for key, text in found.items()

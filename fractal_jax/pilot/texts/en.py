@@ -104,10 +104,8 @@ TEXTS = {
   'fact anomalous': 'share of rows within incidents',
   'fact explained': 'share of the variance that a linear model explains',
   'fact histogram': 'bits per value: model without memory',
-  'fact bits_0': 'bits per value: level 0 alone',
-  'fact bits_1': 'bits per value: level 1 alone',
-  'fact spread_0': 'deviation between seeds: level 0',
-  'fact spread_1': 'deviation between seeds: level 1',
+  'fact bits_{i}': 'bits per value: level {i} alone',
+  'fact spread_{i}': 'deviation between seeds: level {i}',
   'fact enough': 'rows after which more bring little',
   'fact together': 'bits per value: levels together',
   'fact flat': 'bits per value: flat model of equal compute',
@@ -247,16 +245,13 @@ TEXTS = {
   'term seed': 'Seed: the chance with which training begins.',
   'settings': 'pilot.toml has hash {hash}. The stage “{stage}” ran with {old}.',
   'settings same': 'Hash of pilot.toml: {hash}.',
-  'fact gradient_0': 'gradient of level 0: median norm',
-  'fact gradient_1': 'gradient of level 1: median norm',
-  'fact gradient_spread_0': (
-    'gradient of level 0: deviation between seeds, as a share of the norm'
+  'fact gradient_{i}': 'gradient of level {i}: median norm',
+  'fact gradient_spread_{i}': (
+    'gradient of level {i}: deviation between seeds, as a share of the norm'
   ),
-  'fact gradient_spread_1': (
-    'gradient of level 1: deviation between seeds, as a share of the norm'
+  'fact gradient_peak_{i}': (
+    'gradient of level {i}: largest norm over the median'
   ),
-  'fact gradient_peak_0': 'gradient of level 0: largest norm over the median',
-  'fact gradient_peak_1': 'gradient of level 1: largest norm over the median',
   'fact worth_0': 'bits per value lost without what level 0 tells level 1',
   'fact worth_1': 'bits per value lost without what level 1 tells the values',
   'picture gradients': (

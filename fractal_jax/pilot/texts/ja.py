@@ -101,10 +101,8 @@ TEXTS = {
   'fact anomalous': '事象に含まれる行の割合',
   'fact explained': '線形モデルが説明する分散の割合',
   'fact histogram': '値あたりのビット数：記憶のないモデル',
-  'fact bits_0': '値あたりのビット数：階層0のみ',
-  'fact bits_1': '値あたりのビット数：階層1のみ',
-  'fact spread_0': '乱数の種による標準偏差：階層0',
-  'fact spread_1': '乱数の種による標準偏差：階層1',
+  'fact bits_{i}': '値あたりのビット数：階層{i}のみ',
+  'fact spread_{i}': '乱数の種による標準偏差：階層{i}',
   'fact enough': 'これ以上増やしても効果が小さい行数',
   'fact together': '値あたりのビット数：全階層',
   'fact flat': '値あたりのビット数：同じ計算量の平坦なモデル',
@@ -217,16 +215,11 @@ TEXTS = {
     '設定ファイルのハッシュは{hash}です。段階「{stage}」は{old}で実行されました。'
   ),
   'settings same': '設定ファイルのハッシュ：{hash}',
-  'fact gradient_0': '階層0の勾配：ノルムの中央値',
-  'fact gradient_1': '階層1の勾配：ノルムの中央値',
-  'fact gradient_spread_0': (
-    '階層0の勾配：種による標準偏差（ノルムに対する割合）'
+  'fact gradient_{i}': '階層{i}の勾配：ノルムの中央値',
+  'fact gradient_spread_{i}': (
+    '階層{i}の勾配：種による標準偏差（ノルムに対する割合）'
   ),
-  'fact gradient_spread_1': (
-    '階層1の勾配：種による標準偏差（ノルムに対する割合）'
-  ),
-  'fact gradient_peak_0': '階層0の勾配：中央値に対する最大値の比',
-  'fact gradient_peak_1': '階層1の勾配：中央値に対する最大値の比',
+  'fact gradient_peak_{i}': '階層{i}の勾配：中央値に対する最大値の比',
   'fact worth_0': '階層0から階層1への情報がないと増える値あたりのビット数',
   'fact worth_1': '階層1から値への情報がないと増える値あたりのビット数',
   'picture gradients': (
