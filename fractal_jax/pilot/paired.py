@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from fractal_jax.pilot import gates
+from fractal_jax.pilot.gates import LEVEL
 
 ALPHA = 0.05  # of the sign test
 
@@ -41,9 +41,12 @@ def paired(difference: np.ndarray) -> Paired:
 
   The interval is Student's, of differences that do not depend on each other.
   """
-  mean, low, high = dataclasses.astuple(gates.mean(difference))
+  n = len(difference)
+  mean = float(difference.mean())
+  reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.std(ddof=1)
+  reach = float(reach / np.sqrt(n))
   wins, losses = int((difference < 0).sum()), int((difference > 0).sum())
   p = 1.0
   if wins + losses:
     p = float(stats.binomtest(wins, wins + losses).pvalue)
-  return Paired(mean, low, high, wins, losses, len(difference), p)
+  return Paired(mean, mean - reach, mean + reach, wins, losses, n, p)
