@@ -342,7 +342,6 @@ def test_two_processes_evaluate_as_one_does(straight, start, tmp_path):
 SAVING = """
 import pathlib, sys
 import jax
-from benchmarks import fidelity
 from fractal_jax import api
 from fractal_jax.errors import UserError
 from fractal_jax.training import checkpoint, processes

@@ -94,9 +94,8 @@ def test_what_is_kept_is_by_level():
   found = memory.step(c, mesh, memory.working_bytes(c, mesh))
   assert found.kept > sum(map(found.chunked, range(3))) > 0.8 * found.kept
   whole, halves = found.memory(), found.memory((1, 2))
-  assert (
-    whole.activations == found.kept + found.working[1]
-  )  # level 1 is fullest
+  fullest = found.kept + found.working[1]  # at level 1
+  assert whole.activations == fullest
   assert whole.params == halves.params
   less = found.chunked(1) - (found.chunked(1) - found.working[1]) / 2
   assert whole.activations - halves.activations == pytest.approx(less)
