@@ -58,7 +58,7 @@ def cells(*texts) -> str:
 
 
 def predicted() -> dict[tuple[str, str], float]:
-  """The MFU of a training step by (config, chip); on GPUs, the most there is."""
+  """The MFU of a training step by (config, chip); of GPUs, at most."""
   found = {}
   for line in PREDICTIONS.read_text().splitlines():
     if row := PREDICTION.match(line) or BYTES.match(line):
