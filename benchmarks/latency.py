@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 import numpy as np
 
@@ -118,6 +118,7 @@ def report(name: str, seconds: list[float]) -> None:
 def main(_):
   if bool(FLAGS.workdir) == bool(FLAGS.config):
     sys.exit('latency: give --workdir of a run, or --config: one of them')
+  logging.set_verbosity(logging.WARNING)  # orbax tells of each step
   with the_run() as workdir, tempfile.TemporaryDirectory() as folder:
     caches = [str(pathlib.Path(folder, str(i))) for i in range(FLAGS.colds)]
     for cache in caches:

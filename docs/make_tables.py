@@ -29,7 +29,7 @@ PREDICTION = re.compile(
   r'\| (?P<config>fractal\w+) \| \d+ \| `(?P<chip>v\w+):.*?\| (?P<mfu>[\d.]+)%'
 )  # a row of its table of training steps
 BYTES = re.compile(
-  r'\| (?P<config>fractal\w+) \| \d+ \| [\d,.]* \|.* \| (?P<mfu>\d+)% \|$'
+  r'\| (?P<config>fractal\w+) \|.* \| (?P<mfu>\d+)% \|$'
 )  # a row of its table of what GPUs move
 GIB = memory.GIB
 MFU, IMAGES = 0.4, 1_281_167
