@@ -301,8 +301,8 @@ def parse(command: str, argv: list[str]) -> list[str]:
     return rest
   except flags.Error as e:
     leave(
-      f'fractal-jax {command}: {e}\nfractal-jax {command} --help lists the '
-      'flags.',
+      f'fractal-jax {command}: {e}{of_config(e)}\nfractal-jax {command} --help '
+      'lists the flags.',
       2,
     )
   except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:
@@ -314,6 +314,17 @@ def parse(command: str, argv: list[str]) -> list[str]:
     if isinstance(e, OSError):  # its text holds a whole traceback
       text = ' '.join(line.strip() for line in text.splitlines()[-2:])
     leave(f'fractal-jax {command}: --config: {text}', 2)
+
+
+def of_config(error: flags.Error) -> str:
+  """What to write in place of a --config.KEY that the command does not take."""
+  section, _, key = getattr(error, 'flagname', '').rpartition('.')
+  if not section.startswith('config'):
+    return ''
+  if 'config' in FLAGS:
+    return '. It changes a key of --config: give that, too.'
+  instead = f'; --{key} sets this' if key in FLAGS else ''
+  return f'. The config is that of --workdir{instead}.'
 
 
 def check_numbers() -> None:
