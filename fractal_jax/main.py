@@ -301,7 +301,7 @@ def parse(command: str, argv: list[str]) -> list[str]:
     return rest
   except flags.Error as e:
     leave(
-      f'fractal-jax {command}: {e}{of_config(e)}\nfractal-jax {command} --help '
+      f'fractal-jax {command}: {e}\n{of_config(e)}fractal-jax {command} --help '
       'lists the flags.',
       2,
     )
@@ -322,9 +322,9 @@ def of_config(error: flags.Error) -> str:
   if not section.startswith('config'):
     return ''
   if 'config' in FLAGS:
-    return '. It changes a key of --config: give that, too.'
+    return 'It changes a key of --config: give that, too.\n'
   instead = f'; --{key} sets this' if key in FLAGS else ''
-  return f'. The config is that of --workdir{instead}.'
+  return f'The config is that of --workdir{instead}.\n'
 
 
 def check_numbers() -> None:

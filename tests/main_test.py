@@ -197,15 +197,15 @@ def test_cost_prints_the_papers_total():
     (['cost', '--flagfile=X'], ['X', 'No such file']),
     (
       ['sample', '--workdir=X', '--config.sample.order=halton'],
-      ["'config.sample.order'. The config is that of --workdir; --order sets"],
+      ["'config.sample.order'\nThe config is that of --workdir; --order sets"],
     ),
     (
       ['likelihood', '--workdir=X', '--config.model.dtype=float32'],
-      ["'config.model.dtype'. The config is that of --workdir.\n"],
+      ["'config.model.dtype'\nThe config is that of --workdir.\n"],
     ),
     (
       ['train', '--workdir=X', '--config.seed=1'],
-      ["'config.seed'. It changes a key of --config: give that, too."],
+      ["'config.seed'", 'It changes a key of --config: give that, too.\n'],
     ),
     (['likelihood', '--workdir=X'], ['X', 'config.json']),
     (['demo', '--workdir=X'], ['X', 'config.json']),
