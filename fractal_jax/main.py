@@ -323,6 +323,8 @@ def of_config(error: flags.Error) -> str:
     return ''
   if 'config' in FLAGS:
     return 'It changes a key of --config: give that, too.\n'
+  if 'workdir' not in FLAGS:
+    return 'This command has no --config.\n'
   instead = f'; --{key} sets this' if key in FLAGS else ''
   return f'The config is that of --workdir{instead}.\n'
 
