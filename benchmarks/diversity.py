@@ -273,6 +273,8 @@ def plot(means: list[dict], path: str):
   where = ' within classes' if by == 'class_recall' else ''
   axis.set_ylabel(f'recall{where} (variety: up)')
   axis.set_xscale('log')
+  axis.xaxis.set_major_formatter('{x:g}')
+  axis.xaxis.set_minor_formatter('{x:g}')
   axis.grid(alpha=0.3)
   axis.legend(fontsize=7, ncols=2)
   figure.tight_layout()
