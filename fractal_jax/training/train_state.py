@@ -1,5 +1,7 @@
 """What training changes: parameters, optimizer state. Created sharded."""
 
+import functools
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,12 @@ class TrainState:
   guard: optimizer.Guard = struct.field(default_factory=optimizer.Guard.new)
 
 
+@functools.cache  # tracing takes a second, and a run asks five times
 def boxed_params(net: fractal.Fractal) -> dict:
-  """Shapes of the parameters in flax's boxes of logical axes; runs nothing."""
+  """Shapes of the parameters in flax's boxes of logical axes; runs nothing.
+
+  It is one tree for all who ask: make another one to change it.
+  """
   return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
 
 
@@ -58,8 +64,8 @@ def abstract(
   mesh: Mesh,
 ) -> TrainState:
   """The state's shapes, types and shardings: a tree of ShapeDtypeStruct."""
-  init = lambda: _init(net, tx, config)
-  shapes = jax.eval_shape(init)
+  new = lambda params: _new(params, tx, config)
+  shapes = jax.eval_shape(new, param_shapes(net))
   params, whole = param_shardings(net, mesh=mesh), sharding.replicated(mesh)
   trained, _ = optimizer.split(params, config)
   where = TrainState(
@@ -88,12 +94,15 @@ def create(
   """A new state, from config.seed. No device ever holds more than its part."""
   like = abstract(net, tx, config, mesh=mesh)
   where = jax.tree.map(lambda x: x.sharding, like)
-  init = jax.jit(lambda: _init(net, tx, config), out_shardings=where)
+
+  def init():
+    key = jax.random.key(config.seed)
+    return _new(sharding.unbox(fractal.init(net, key)), tx, config)
+
   with jax.set_mesh(mesh):
-    return init()
+    return jax.jit(init, out_shardings=where)()
 
 
-def _init(net, tx, config: ConfigDict) -> TrainState:
-  params = sharding.unbox(fractal.init(net, jax.random.key(config.seed)))
+def _new(params: dict, tx, config: ConfigDict) -> TrainState:
   trained, _ = optimizer.split(params, config)
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained))
