@@ -213,9 +213,16 @@ class FractalDetector(BaseEstimator):
         f'window={self.window} needs twice as many rows to train on, after '
         f'held_out={self.held_out}'
       )
-    names = ('window', 'kind', 'levels', 'bins', 'steps', 'seed')
-    how = {name: getattr(self, name) for name in names}
-    config = settings.settings(trained, X.shape[1], **how)
+    config = settings.settings(
+      trained,
+      X.shape[1],
+      window=self.window,
+      kind=self.kind,
+      levels=self.levels,
+      bins=self.bins,
+      steps=self.steps,
+      seed=self.seed,
+    )
     config.data.held_out = float(self.held_out)
     config.data.bins = self.range
     return config
