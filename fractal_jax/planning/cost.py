@@ -44,6 +44,7 @@ class LevelCost:
 
   kind: str
   sequences: int  # per image, where all patches go down
+  trained: float  # of these, in a training step, on average
   length: int  # patches of a sequence; channels of a pixel
   params: int  # guide network included
   paper: float  # forward FLOPs, the paper's count
@@ -92,6 +93,7 @@ def cost(config: ConfigDict) -> Cost:
       LevelCost(
         kind=spec.kind,
         sequences=sequences,
+        trained=trained,
         length=spec.length if above_pixels else spec.channels,
         params=params[f'level_{spec.index}'],
         paper=sequences * paper_flops(spec),
