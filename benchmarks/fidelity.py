@@ -54,28 +54,6 @@ def import_fidelity():
   return torch_fidelity
 
 
-def random_state(seed=0):
-  """Random tensors in the file's layout: their FIDs mean nothing.
-
-  Drawn by NumPy from the seed, so that they are the same everywhere.
-  Activations keep their scale from layer to layer.
-  """
-  rng = np.random.default_rng(seed)
-  out = {}
-  for name, shape in sorted(weights.shapes().items()):
-    x = rng.standard_normal(shape, np.float32)
-    if name.endswith('conv.weight'):
-      x *= np.sqrt(2 / np.prod(shape[1:]))
-    elif name == 'fc.weight':
-      x *= np.sqrt(1 / shape[1])
-    elif name.endswith('running_var'):
-      x = 1 + 0.2 * np.tanh(x)
-    else:  # biases and means, and scales around 1
-      x = 0.1 * x + name.endswith('bn.weight')
-    out[name] = x.astype(np.float32)
-  return out
-
-
 def write_pth(path, state):
   """Random weights as torch-fidelity loads them."""
   import torch
@@ -180,7 +158,7 @@ def main():
 
 def run(folder, num, golden):
   torch_fidelity = import_fidelity()
-  state = random_state(0)
+  state = weights.random_state(0)
   pth = folder / 'random.pth'
   write_pth(pth, state)
   found = weights.load(str(pth))

@@ -221,10 +221,9 @@ def tiny_places(row: Row, places: Places) -> Places:
   if not net.exists():
     import numpy as np
 
-    sys.path.insert(0, str(ROOT))  # a script has its own folder there alone
-    from benchmarks import fidelity
+    from fractal_jax.metrics import weights
 
-    np.savez(net, **fidelity.random_state())
+    np.savez(net, **weights.random_state())
   pth = runs / 'weights' / row.config / 'checkpoint-last.pth'
   if row.kind in ('samples', 'likelihood') and not pth.exists():
     write_weights(pth, load_config(row, config))

@@ -21,8 +21,8 @@ from PIL import Image
 import pytest
 from safetensors import numpy as safetensors
 
-from benchmarks import fidelity
 from fractal_jax import api
+from fractal_jax.metrics import weights
 from fractal_jax.release import weights as release
 from fractal_jax.training import restore
 from fractal_jax.training import train as training
@@ -309,7 +309,7 @@ def test_two_processes_killed_stopped_and_resumed_as_one(
 def test_two_processes_evaluate_as_one_does(straight, start, tmp_path):
   """Images are drawn, scored and compared alike: numbers to 1e-3."""
   net, ref = tmp_path / 'random.npz', tmp_path / 'ref.npz'
-  np.savez(net, **fidelity.random_state(0))
+  np.savez(net, **weights.random_state(0))
   noise = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
   np.savez(ref, arr_0=noise, arr_1=np.arange(8) % 4)
   found = []

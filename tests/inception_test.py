@@ -37,7 +37,7 @@ def golden():
 def folder(tmp_path_factory):
   """random.npz and random.pth hold the weights of the goldens."""
   path = tmp_path_factory.mktemp('weights')
-  np.savez(path / 'random.npz', **fidelity.random_state(0))
+  np.savez(path / 'random.npz', **weights.random_state(0))
   return path
 
 
@@ -78,7 +78,7 @@ def test_torch_fidelity_itself_agrees(folder, loaded):
   """
   if not importlib.util.find_spec('torch_fidelity'):
     pytest.skip("needs pip install 'fractal_jax[fidelity]'")
-  fidelity.write_pth(folder / 'random.pth', fidelity.random_state(0))
+  fidelity.write_pth(folder / 'random.pth', weights.random_state(0))
   images = np.random.default_rng(3).integers(0, 256, (2, 20, 24, 3), np.uint8)
   spawn = multiprocessing.get_context('spawn')
   alone = futures.ProcessPoolExecutor(1, mp_context=spawn)
@@ -113,7 +113,7 @@ def test_two_devices_see_what_one_does(loaded, golden):
 
 def test_the_tree_is_the_state_dict(loaded):
   flat = traverse_util.flatten_dict(loaded.params, sep='.')
-  state = fidelity.random_state(0)
+  state = weights.random_state(0)
   assert flat.keys() == state.keys()
   count = sum(x.size for k, x in state.items() if 'running' not in k)
   assert count == 23_850_960
@@ -126,7 +126,7 @@ def test_the_tree_is_the_state_dict(loaded):
 def test_the_format_of_the_file_makes_no_difference(folder, loaded):
   safetensors = pytest.importorskip('safetensors.numpy')
   path = folder / 'random.safetensors'
-  safetensors.save_file(fidelity.random_state(0), path)
+  safetensors.save_file(weights.random_state(0), path)
   found = weights.load(str(path))
   assert found.fingerprint == loaded.fingerprint and found.published is None
   chex.assert_trees_all_equal(found.params, loaded.params)

@@ -137,6 +137,28 @@ def _check_numbers(state: dict, path) -> None:
       )
 
 
+def random_state(seed: int = 0) -> dict[str, np.ndarray]:
+  """Random tensors in the file's layout, for tests: their FIDs mean nothing.
+
+  Drawn by NumPy from the seed, so that they are the same everywhere.
+  Activations keep their scale from layer to layer.
+  """
+  rng = np.random.default_rng(seed)
+  out = {}
+  for name, shape in sorted(shapes().items()):
+    x = rng.standard_normal(shape, np.float32)
+    if name.endswith('conv.weight'):
+      x *= np.sqrt(2 / np.prod(shape[1:]))
+    elif name == 'fc.weight':
+      x *= np.sqrt(1 / shape[1])
+    elif name.endswith('running_var'):
+      x = 1 + 0.2 * np.tanh(x)
+    else:  # biases and means, and scales around 1
+      x = 0.1 * x + name.endswith('bn.weight')
+    out[name] = x.astype(np.float32)
+  return out
+
+
 def _path(name: str) -> tuple:
   """'Mixed_5b.branch1x1.bn.bias' -> ('Mixed_5b.branch1x1', 'bn.bias')."""
   if name.startswith('fc.'):
