@@ -24,7 +24,7 @@ def specs_of_huge() -> dict:
   c.mesh.update(data=2, fsdp=2, tensor=2)
   mesh = sharding.make_mesh(c)
   net = fractal.from_config(c.model)
-  boxed = train_state.boxed_params(net)
+  boxed = fractal.boxed_params(net)
   shapes = sharding.unbox(boxed)
   where = sharding.param_shardings(boxed, mesh)
   out = {}

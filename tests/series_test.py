@@ -58,8 +58,7 @@ def model():
   source = series.source(config, [table.from_array(sine(1500))], 'train')
   q = series.fit(config, [table.from_array(sine(1500))])
   one = sharding.single_device_mesh()
-  with mock.patch.object(sharding, 'make_mesh', return_value=one):
-    net, params, mesh = result_of(fit.fit(config, source))
+  net, params, mesh = result_of(fit.fit(config, source, one))
   return api.Model(config, net, params, mesh, quantiser=q)
 
 

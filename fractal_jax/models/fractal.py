@@ -24,6 +24,7 @@ per level: `labels`, `level_0`, `level_1`, ... Axis letters: types.py.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 
 import chex
@@ -440,6 +441,15 @@ def init(net: Fractal, key: Array) -> dict:
   labels = jnp.zeros(1, jnp.int32)
   params = net.init(key, images, labels, draws, train=False)['params']
   return shared.collapse(params, net.specs)
+
+
+@functools.cache  # tracing takes a second, and a run asks five times
+def boxed_params(net: Fractal) -> dict:
+  """Shapes of the parameters in flax's boxes of logical axes; runs nothing.
+
+  It is one tree for all who ask: make another one to change it.
+  """
+  return jax.eval_shape(lambda: init(net, jax.random.key(0)))
 
 
 def specs(model: ConfigDict) -> tuple[Spec, ...]:

@@ -119,7 +119,7 @@ def more(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 def rate(number: int, weeks: float) -> Interval | None:
   """Events per week, by the exact Poisson interval; None of no time."""
-  return Interval(*weekly(number, weeks)) if weeks else None
+  return Interval(*weekly(number, weeks, LEVEL)) if weeks else None
 
 
 def mean(blocks: np.ndarray) -> Interval | None:

@@ -112,7 +112,7 @@ def cost(config: ConfigDict) -> Cost:
 
 def param_counts(net: fractal.Fractal) -> dict[str, int]:
   """Parameters of each subtree: `labels`, `level_0`, `level_1`, ..."""
-  params = jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
+  params = fractal.boxed_params(net)
   return {
     name: sum(math.prod(p.shape) for p in jax.tree.leaves(tree))
     for name, tree in params.items()

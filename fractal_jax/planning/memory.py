@@ -109,7 +109,7 @@ def step(
     mesh: the mesh, of devices or abstract.
     working: what `working_bytes` gives, which does not depend on `remat`.
   """
-  boxed = train_state.boxed_params(fractal.from_config(config.model))
+  boxed = fractal.boxed_params(fractal.from_config(config.model))
 
   def local(leaf):  # float32 bytes of a parameter on a device
     where = sharding.spec(leaf.names, leaf.value.shape, mesh)

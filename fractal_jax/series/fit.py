@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -18,6 +19,7 @@ from fractal_jax.training import optimizer, train, train_state
 def fit(
   config: ConfigDict,
   source: Source,
+  mesh: Mesh | None = None,
   *,
   watch: Callable[[dict], None] = lambda metrics: None,
 ) -> Job:
@@ -26,6 +28,7 @@ def fit(
   Args:
     config: see settings.settings.
     source: of windows.
+    mesh: the mesh; that of the config where None.
     watch: is given the metrics of each step, one step late.
 
   Yields:
@@ -35,7 +38,7 @@ def fit(
     (the Fractal, its parameters, the mesh).
   """
   config_lib.check(config)
-  mesh = sharding.make_mesh(config)
+  mesh = sharding.make_mesh(config) if mesh is None else mesh
   net = fractal.from_config(config.model)
   total = optimizer.steps(config, source.size)
   tx = optimizer.create(config, total)

@@ -95,9 +95,11 @@ def mean_over(x: np.ndarray) -> np.ndarray:
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def weekly(number: int, weeks: float) -> tuple[float, float, float]:
-  """Events per week, and the exact 95% Poisson interval of that."""
-  tail = (1 - 0.95) / 2
+def weekly(
+  number: int, weeks: float, level: float = 0.95
+) -> tuple[float, float, float]:
+  """Events per week, and the exact Poisson interval of that, low and high."""
+  tail = (1 - level) / 2
   low = stats.chi2.ppf(tail, 2 * number) / 2 if number else 0.0
   high = stats.chi2.ppf(1 - tail, 2 * number + 2) / 2
   return number / weeks, float(low) / weeks, float(high) / weeks

@@ -191,7 +191,7 @@ def announce(
   logs.say(f'classes: {classes.listing(info.class_names)}')
   if info.skipped:
     logs.say(info.skipped)
-  boxed = train_state.boxed_params(net)
+  boxed = fractal.boxed_params(net)
   for line in sharding.unsplit(boxed, mesh):
     logs.say(f'not split, since it does not divide: {line}')
   logs.say(

@@ -1,7 +1,5 @@
 """What training changes: parameters, optimizer state. Created sharded."""
 
-import functools
-
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -31,23 +29,14 @@ class TrainState:
   guard: optimizer.Guard = struct.field(default_factory=optimizer.Guard.new)
 
 
-@functools.cache  # tracing takes a second, and a run asks five times
-def boxed_params(net: fractal.Fractal) -> dict:
-  """Shapes of the parameters in flax's boxes of logical axes; runs nothing.
-
-  It is one tree for all who ask: make another one to change it.
-  """
-  return jax.eval_shape(lambda: fractal.init(net, jax.random.key(0)))
-
-
 def param_shapes(net: fractal.Fractal) -> dict:
   """Shapes of the parameters by level: a tree of ShapeDtypeStruct."""
-  return sharding.unbox(boxed_params(net))
+  return sharding.unbox(fractal.boxed_params(net))
 
 
 def param_shardings(net: fractal.Fractal, *, mesh: Mesh) -> dict:
   """Where each parameter lies: a tree of NamedSharding."""
-  return sharding.param_shardings(boxed_params(net), mesh)
+  return sharding.param_shardings(fractal.boxed_params(net), mesh)
 
 
 def abstract_params(net: fractal.Fractal, *, mesh: Mesh) -> dict:
