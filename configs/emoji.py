@@ -80,20 +80,23 @@ def small(c, kind):
   m.label_dropout = 0.2
   m.remat = 'none'
   m.unroll = 4
-  c.data.shift = 2
 
   # Few images per step and a high peak of the learning rate, 2e-3.
   c.optim.batch = 8
-  c.optim.steps = 15_000
   c.optim.lr = 6.4e-2
   c.optim.save_every = 1000
 
   c.eval.every = 1000
   c.sample.every = 3000
-  c.sample.temperature = 0.95  # below it white, above it mosaics
-  c.sample.guidance = 5.0  # faces have eyes and mouths, which at 2 few have
-  if kind == 'mar':
+  if kind == 'ar':
+    c.optim.name = 'muon'
+    c.optim.steps = 15_000
+    c.mesh.groups = 1  # one device: each would compute all updates of Muon
+    c.sample.temperature = 0.95  # below it white, above it mosaics
+    c.sample.guidance = 5.0  # faces have eyes and mouths, which at 2 few have
+  else:
     m.mask_law = 'uniform'  # as the likelihood masks
+    c.data.shift = 2
     c.optim.steps = 12_000
     c.eval.passes = 4
     c.sample.temperature = 0.9

@@ -323,6 +323,12 @@ DATA = {
 }
 
 OPTIM = {
+  'name': Key(
+    'adamw',
+    Choice(('adamw', 'muon')),
+    'the optimizer: muon learns more in a step, and computes more for it',
+    'published',
+  ),
   'batch': Key(
     2048, integer(least=1), 'images per step, over all devices', 'published'
   ),

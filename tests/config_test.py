@@ -101,6 +101,7 @@ BAD = [
   ({'data.shift': -1}, 'data.shift=-1', 'at least 0'),
   ({'data.threads': 0}, 'data.threads=0', 'at least 1'),
   # optim
+  ({'optim.name': 'adam'}, "optim.name='adam'", 'muon'),
   ({'optim.batch': 0}, 'optim.batch=0', 'at least 1'),
   ({'optim.steps': -1}, 'optim.steps=-1', 'epochs'),
   ({'optim.epochs': 0.0}, 'optim.epochs=0.0', 'above 0'),

@@ -94,6 +94,33 @@ def test_decay_acts_through_the_mask():
   np.testing.assert_allclose(updates['level_0']['bias'], 0)
 
 
+def test_muon_makes_updates_of_block_matrices_orthogonal_and_no_others():
+  """Singular values are near to 1, but for the least of the gradients'."""
+  params = jax.tree.map(lambda x: jnp.ones(x.shape), params_of())
+  keys = iter(jax.random.split(jax.random.key(0), 1000))
+  grads = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
+
+  def updates(name):
+    c = configure(name=name, lr=1.0, batch=256, warmup=0.0, weight_decay=0.5)
+    tx = optimizer.create(c, 10)
+    found = jax.jit(tx.update)(grads, tx.init(params), params)[0]
+    return dict(jax.tree_util.tree_leaves_with_path(found))
+
+  muon, adamw = updates('muon'), updates('adamw')
+  matrices = 0
+  for path, update in muon.items():
+    names = [k.key for k in path]
+    if 'blocks' not in names or names[-1] not in ('qkv', 'kernel'):
+      np.testing.assert_array_equal(update, adamw[path], str(names))
+      continue
+    update = np.moveaxis(update + 0.5, 1, -2)  # without decay; batches first
+    scale = 0.2 * np.sqrt(max(update.shape[-2:]))
+    values = np.linalg.svd(update / scale, compute_uv=False)
+    assert 0.6 < np.quantile(values, 0.1) and values.max() < 1.3, names
+    matrices += values.size
+  assert matrices > 100
+
+
 def test_the_gradient_norm_is_clipped():
   tx = optimizer.create(configure(clip=3.0), 10)
   params = {'level_0': {'kernel': jnp.zeros(100)}}

@@ -31,9 +31,9 @@ SPECS = {
 }
 
 
-def configure(axes=(-1, 1, 1)):
+def configure(axes=(-1, 1, 1), **optimizer):
   c = tiny.config(('mar', 'pixel'), (2, 1), depths=(1, 1))
-  c.optim.update(batch=16, steps=4)
+  c.optim.update(batch=16, steps=4, **optimizer)
   c.mesh.update(dict(zip(sharding.AXES, axes)))
   return c
 
@@ -87,6 +87,27 @@ def test_state_lies_where_the_rules_say(axes, reference):
   chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
   same = lambda x, y: np.testing.assert_(x.sharding == y.sharding)
   jax.tree.map(same, state, like)
+
+
+def test_muon_has_one_moment_of_matrices_where_they_lie():
+  state = abstract(configure((2, 2, 2), name='muon'))
+  params = by_name(state.params)
+  found = {'muon': set(), 'adamw': set()}
+  for name, leaf in by_name(state.opt_state).items():
+    kind, _, parameter = name.partition('u/level_')
+    if not parameter:
+      continue
+    parameter = f'level_{parameter}'
+    assert leaf.sharding == params[parameter].sharding, name
+    assert leaf.shape == params[parameter].shape
+    found['muon' if '/muon/' in kind else 'adamw'].add(parameter)
+  assert not found['muon'] & found['adamw']
+  assert found['muon'] == {
+    f'level_{level}/blocks/{name}'
+    for level in (0, 1)
+    for name in ('attention/qkv', 'attention/proj/kernel', 'fc1/kernel')
+    + ('fc2/kernel',)
+  }
 
 
 def test_frozen_levels_have_no_optimizer_state():

@@ -220,6 +220,23 @@ def test_resumed_run_is_the_straight_run(
   assert without(again) == without(wanted)
 
 
+def test_muon_trains_alike_on_any_mesh_and_resumes(tmp_path, capsys):
+  """Loss to 1e-5 on eight devices and one; a resumed run to the bit."""
+  new = lambda axes: configure(axes, name='muon')
+  net, tx, mesh = build(new((2, 2, 2)))
+  start = train_state.create(net, tx, new((2, 2, 2)), mesh=mesh)
+  start = jax.device_get(start)
+  many, many_metrics = run_steps(new((2, 2, 2)), start)
+  one, metrics = run_steps(new((1, 1, 1)), start, jax.devices()[:1])
+  np.testing.assert_allclose(many_metrics['loss'], metrics['loss'], rtol=1e-5)
+  chex.assert_trees_all_close(many.params, one.params, rtol=0, atol=1e-4)
+  straight = train.train(new((8, 1, 1)), str(tmp_path))
+  shutil.rmtree(tmp_path / 'checkpoints' / '10')
+  state = train.train(new((8, 1, 1)), str(tmp_path))
+  assert 'resuming after step 5' in capsys.readouterr().out
+  chex.assert_trees_all_equal(*jax.device_get((state, straight)))
+
+
 def test_a_run_leaves_its_files(straight, capsys):
   workdir, state = straight
   assert state.step == 10

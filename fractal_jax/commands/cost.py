@@ -57,11 +57,15 @@ def run() -> None:
     return common.show_config()
   if FLAGS.mesh is not None:
     set_mesh(config)
+  table = (
+    f'{cost.table(config)}\nParameters, their gradients and moments, float32: '
+    f'{memory.state_bytes(config) / memory.GIB:.2f} GiB.'
+  )
   if FLAGS.topology is not None:
     from fractal_jax.planning import compiled
 
     compiler = compiled.Compiler(FLAGS.topology)
-    common.say(cost.table(config))
+    common.say(table)
     common.say(
       f'\nCompiling a step of {config.optim.batch} images on '
       f'{len(compiler.devices)} x {compiler.chip}, then\ngenerating '
@@ -71,7 +75,7 @@ def run() -> None:
       common.say('\n' + text)
     return
   devices = FLAGS.mesh is not None and check_counting(config)
-  common.say(cost.table(config))
+  common.say(table)
   if devices:
     text = memory.table(config, devices, FLAGS.device, FLAGS.mfu, FLAGS.images)
     common.say('\n' + text)

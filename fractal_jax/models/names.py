@@ -21,3 +21,12 @@ def decays(path: tuple[str, ...]) -> bool:
   """
   name = path[-1]
   return name not in ('bias', 'scale') and not name.endswith('_bias')
+
+
+def in_block(path: tuple[str, ...]) -> bool:
+  """Whether a parameter is a matrix of a transformer's block, one per layer.
+
+  Args:
+    path: the names on the way to the parameter, its own last.
+  """
+  return 'blocks' in path[:-1] and decays(path)

@@ -196,8 +196,6 @@ def table(config: ConfigDict) -> str:
     f'Generation, {"with" if guided else "without"} guidance, '
     f'{",".join(map(str, steps[:-1]))} iterations: {giga(sampling)} GFLOPs per '
     'image.',
-    f'Parameters, their gradients and two moments of AdamW, float32: '
-    f'{16 * c.params / 2**30:.2f} GiB.',
   ]
   return '\n'.join(lines)
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,9 @@ def step(
   sizes = jax.tree.map(local, boxed, is_leaf=sharding.is_boxed)
   trained, _ = optimizer.split(sizes, config)
   gradients = sum(jax.tree.leaves(trained))
+  moments = jax.tree.map(
+    operator.mul, trained, optimizer.moments(trained, config)
+  )
   own = of_a_device(config, mesh)
   params, share = shapes(own), share_of_tensor(mesh)
   kept = kept_bytes(own, params)
@@ -130,12 +134,23 @@ def step(
 
   rest = Memory(
     params=sum(jax.tree.leaves(sizes)),
-    optimizer=2 * gradients,
+    optimizer=sum(jax.tree.leaves(moments)),
     gradients=gradients,
     batch=sum(map(bytes_of, jax.tree.leaves(batch_of(own)))),
     activations=0.0,
   )
   return Step(rest, kept * share, working, chunked)
+
+
+def state_bytes(config: ConfigDict) -> int:
+  """Bytes of all parameters, their gradients and the optimizer's moments."""
+  params = shapes(config)
+  sizes = jax.tree.map(
+    lambda p, moments: 4 * (2 + moments) * math.prod(p.shape),
+    params,
+    optimizer.moments(params, config),
+  )
+  return sum(jax.tree.leaves(sizes))
 
 
 def working_bytes(

@@ -1,8 +1,9 @@
 """The optimizer: schedule, clipping, frozen levels, updates not to apply.
 
-AdamW as published (section 5.1 of the paper). A level is frozen by keeping its
-parameters out of what is differentiated and updated, so that it costs neither
-gradients nor optimizer state.
+AdamW as published (section 5.1 of the paper), or Muon, which learns more in a
+step (docs/own_images.md). A level is frozen by keeping its parameters out of
+what is differentiated and updated, so that it costs neither gradients nor
+optimizer state.
 """
 
 from flax import struct
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
+from optax import contrib
 
 from fractal_jax.models import names
 
@@ -37,19 +39,58 @@ def schedule(config: ConfigDict, total: int) -> optax.Schedule:
 
 
 def create(config: ConfigDict, total: int) -> optax.GradientTransformation:
-  """Gradient clipping, then AdamW, for trained levels, over `total` steps."""
+  """Gradient clipping, then optim.name, for trained levels, over `total` steps.
+
+  Muon (Jordan et al., 2024) updates the matrices of blocks by an orthogonal
+  matrix near to their mean gradient, and leaves all else to AdamW. Its updates
+  are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982, equation 4),
+  so that a learning rate and a weight decay mean the same in both.
+  """
   o = config.optim
-  return optax.chain(
-    optax.clip_by_global_norm(o.clip),
-    optax.adamw(
-      schedule(config, total),
-      b1=o.b1,
-      b2=o.b2,
-      eps=o.eps,
-      weight_decay=o.weight_decay,
-      mask=decay_mask,
-    ),
+  rate = schedule(config, total)
+  update = optax.adamw(
+    rate,
+    b1=o.b1,
+    b2=o.b2,
+    eps=o.eps,
+    weight_decay=o.weight_decay,
+    mask=decay_mask,
   )
+  if o.name == 'muon':
+    muon = contrib.muon(
+      rate,
+      weight_decay=o.weight_decay,
+      muon_weight_dimension_numbers=_block_matrices,
+      consistent_rms=ADAMW_RMS,
+    )
+    update = optax.partition({'muon': muon, 'adamw': update}, kinds)
+  return optax.chain(optax.clip_by_global_norm(o.clip), update)
+
+
+ADAMW_RMS = 0.2  # root mean square of AdamW's updates, in experience
+
+
+def _block_matrices(params: dict) -> dict:
+  """The (in, out) axes of each matrix; the layers, and q, k, v, are batches."""
+  return jax.tree.map(
+    lambda x: contrib.MuonDimensionNumbers(1, x.ndim - 1), params
+  )
+
+
+def kinds(params: dict) -> dict:
+  """A tree like `params`: what Muon updates with, 'muon' or 'adamw'."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: (
+      'muon' if names.in_block(tuple(k.key for k in path)) else 'adamw'
+    ),
+    params,
+  )
+
+
+def moments(params: dict, config: ConfigDict) -> dict:
+  """A tree like `params`: how many moments of each are kept, 1 or 2."""
+  by_muon = lambda kind: config.optim.name == 'muon' and kind == 'muon'
+  return jax.tree.map(lambda kind: 1 if by_muon(kind) else 2, kinds(params))
 
 
 def decay_mask(params: dict) -> dict:

@@ -60,17 +60,22 @@ def abstract(
   where = TrainState(
     step=whole,
     params=params,
-    # Each moment lies where its parameter does.
+    # Each moment lies where its parameter does. Muon has none of some.
     opt_state=optax.tree_map_params(
       tx,
-      lambda _, sharding: sharding,
+      lambda moment, sharding: moment if _is_masked(moment) else sharding,
       shapes.opt_state,
       trained,
       transform_non_params=lambda _: whole,
+      is_leaf=_is_masked,
     ),
     guard=jax.tree.map(lambda _: whole, shapes.guard),
   )
   return sharding.shaped(shapes, where)
+
+
+def _is_masked(x) -> bool:
+  return isinstance(x, optax.MaskedNode)
 
 
 def create(
