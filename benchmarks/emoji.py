@@ -14,7 +14,8 @@ Writes into --out, of each model NAME (ar, mar) and of its best checkpoint:
   NAME.gif             four emoji as they grow
   NAME_completed.png   held-out emoji whose lower half is drawn anew
   NAME_curve.png       training and validation bits/dim by step
-  NAME.txt             bits/dim of held-out emoji, with its error
+  NAME.txt             bits/dim of held-out emoji, with its error, and how far
+                       held-out and drawn emoji are from those of training
   NAME_diversity.*     the table and picture of benchmarks/diversity.py, of
                        --diversity images a setting (0: none)
   codecs.txt           bits/dim of PNG, WebP and simple densities
@@ -29,6 +30,10 @@ import sys
 
 from absl import app, flags
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+import fractal_jax
+from fractal_jax.data import pipeline
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -52,6 +57,7 @@ COLUMNS = (
   'food-fruit,animal-mammal,geometric'
 )
 HALVES = (3, 31, 60, 88, 117, 150)  # held-out emoji to complete
+COPY = 10  # of 255: the eye hardly sees what differs
 PREEMPTED = 75  # see fractal_jax/main.py
 
 
@@ -130,7 +136,7 @@ def draw_curve(workdir: pathlib.Path, path: pathlib.Path) -> None:
 
   figure, axis = plt.subplots(figsize=(6, 3.6))
   for key, label in (
-    ('train/bits_per_dim', 'training (with dropout, moved and mirrored)'),
+    ('train/bits_per_dim', 'training (with dropout, and augmented)'),
     ('val/bits_per_dim', 'validation'),
   ):
     axis.plot(*zip(*history(workdir, key)), label=label)
@@ -149,6 +155,8 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
+  with (out / f'{name}.txt').open('a') as file:
+    file.write(copies(workdir, best_step(workdir)))
   ours('sample', *run, '--num=98', f'--out={out}/{name}_classes.png')
   columns = f'--labels={COLUMNS}'
   ours('sample', *run, columns, '--num=72', f'--out={out}/{name}.png')
@@ -169,6 +177,37 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
     f'--num={FLAGS.diversity}',
     '--batch=90',
   )
+
+
+def copies(workdir: pathlib.Path, step: int) -> str:
+  """How near drawn and held-out emoji are to the nearest one of training.
+
+  A model that has learned its images by heart draws them again: at a distance
+  near to 0, where held-out emoji have none as near but for near copies.
+  """
+  model = fractal_jax.load(workdir, step=step)
+  config = model.config
+  train, _ = pipeline.examples(config, config.data.train_split)
+  held_out, _ = pipeline.examples(config, config.data.val_split)
+  known = np.concatenate((train, train[:, :, ::-1]))  # mirrored, too
+  nearest = NearestNeighbors(n_neighbors=1).fit(flat(known))
+  lines = ['root mean square distance from the nearest training image, of 255:']
+  for name, images in (
+    ('held-out', held_out),
+    ('drawn', model.sample(num=4 * config.model.classes, seed=1)),
+  ):
+    found = nearest.kneighbors(flat(images))[0] / known[0].size ** 0.5
+    low, middle = np.quantile(found, (0.05, 0.5))
+    lines.append(
+      f'  {len(found)} {name}: median {middle:.1f}, 5% below {low:.1f}, '
+      f'{np.mean(found < COPY):.1%} below {COPY}'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+  """Images as vectors."""
+  return images.reshape(len(images), -1).astype(np.float32)
 
 
 def stack(files: list[pathlib.Path], path: pathlib.Path) -> None:
