@@ -56,6 +56,7 @@ COLUMNS = (
   'face-smiling,face-concerned,person,person-role,heart,country-flag,'
   'food-fruit,animal-mammal,geometric'
 )
+GROWING = 'face-smiling,person,country-flag,hands'
 HALVES = (3, 31, 60, 88, 117, 150)  # held-out emoji to complete
 COPY = 10  # of 255: the eye hardly sees what differs
 PREEMPTED = 75  # see fractal_jax/main.py
@@ -160,8 +161,9 @@ def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   ours('sample', *run, '--num=98', f'--out={out}/{name}_classes.png')
   columns = f'--labels={COLUMNS}'
   ours('sample', *run, columns, '--num=72', f'--out={out}/{name}.png')
-  grow = ['--num=4', f'--movie={out}/{name}.gif', '--seed=1']
-  ours('sample', *run, *grow, f'--out={workdir}/growing.png')
+  grow = [f'--labels={GROWING}', '--num=4', '--seed=1']
+  grow += [f'--movie={out}/{name}.gif', f'--out={workdir}/growing.png']
+  ours('sample', *run, *grow)
   for i in HALVES:
     one = ['--mode=lower', '--num=6', f'--index={i}']
     ours('edit', *run, *one, f'--out={workdir}/completed_{i}.png')
