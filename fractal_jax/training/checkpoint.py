@@ -378,8 +378,8 @@ class Checkpoints:
     except restore.Misfit as e:
       raise CheckpointError(
         f'{folder} does not hold the optimizer state that the config needs: '
-        'set optim.frozen as it was, or start in another --workdir with '
-        f'model.init_from={self.workdir}. ({e})'
+        'set optim.name and optim.frozen as they were, or start in another '
+        f'--workdir with model.init_from={self.workdir}. ({e})'
       ) from e
     return {
       'params': restore.typed(like.params, params),
