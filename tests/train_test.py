@@ -235,6 +235,8 @@ def test_muon_trains_alike_on_any_mesh_and_resumes(tmp_path, capsys):
   state = train.train(new((8, 1, 1)), str(tmp_path))
   assert 'resuming after step 5' in capsys.readouterr().out
   chex.assert_trees_all_equal(*jax.device_get((state, straight)))
+  with pytest.raises(CheckpointError, match='set optim.name .* as they were'):
+    train.train(configure((8, 1, 1), steps=12), str(tmp_path))
 
 
 def test_a_run_leaves_its_files(straight, capsys):
