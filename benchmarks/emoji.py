@@ -30,10 +30,6 @@ import sys
 
 from absl import app, flags
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
-
-import fractal_jax
-from fractal_jax.data import pipeline
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -153,11 +149,12 @@ def draw_curve(workdir: pathlib.Path, path: pathlib.Path) -> None:
 
 def pictures(name: str, workdir: pathlib.Path, out: pathlib.Path) -> None:
   """All that is made of one run."""
-  run = [f'--workdir={workdir}', f'--step={best_step(workdir)}']
+  step = best_step(workdir)
+  run = [f'--workdir={workdir}', f'--step={step}']
   draw_curve(workdir, out / f'{name}_curve.png')
   ours('likelihood', *run, out=out / f'{name}.txt')
   with (out / f'{name}.txt').open('a') as file:
-    file.write(copies(workdir, best_step(workdir)))
+    file.write(copies(workdir, step))
   ours('sample', *run, '--num=98', f'--out={out}/{name}_classes.png')
   columns = f'--labels={COLUMNS}'
   ours('sample', *run, columns, '--num=72', f'--out={out}/{name}.png')
@@ -187,6 +184,11 @@ def copies(workdir: pathlib.Path, step: int) -> str:
   A model that has learned its images by heart draws them again: at a distance
   near to 0, where held-out emoji have none as near but for near copies.
   """
+  from sklearn.neighbors import NearestNeighbors
+
+  import fractal_jax
+  from fractal_jax.data import pipeline
+
   model = fractal_jax.load(workdir, step=step)
   config = model.config
   train, _ = pipeline.examples(config, config.data.train_split)

@@ -105,8 +105,12 @@ def test_muon_has_one_moment_of_matrices_where_they_lie():
   assert found['muon'] == {
     f'level_{level}/blocks/{name}'
     for level in (0, 1)
-    for name in ('attention/qkv', 'attention/proj/kernel', 'fc1/kernel')
-    + ('fc2/kernel',)
+    for name in (
+      'attention/qkv',
+      'attention/proj/kernel',
+      'fc1/kernel',
+      'fc2/kernel',
+    )
   }
 
 

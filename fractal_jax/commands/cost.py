@@ -49,7 +49,7 @@ def define_flags() -> None:
 def run() -> None:
   """Prints the parameters and FLOPs of --config; with --mesh, memory too."""
   from fractal_jax import config as config_lib
-  from fractal_jax.planning import cost, memory
+  from fractal_jax.planning import memory
 
   config = FLAGS.config
   config_lib.check(config)
@@ -57,15 +57,11 @@ def run() -> None:
     return common.show_config()
   if FLAGS.mesh is not None:
     set_mesh(config)
-  table = (
-    f'{cost.table(config)}\nParameters, their gradients and moments, float32: '
-    f'{memory.state_bytes(config) / memory.GIB:.2f} GiB.'
-  )
   if FLAGS.topology is not None:
     from fractal_jax.planning import compiled
 
     compiler = compiled.Compiler(FLAGS.topology)
-    common.say(table)
+    say_counts(config)
     common.say(
       f'\nCompiling a step of {config.optim.batch} images on '
       f'{len(compiler.devices)} x {compiler.chip}, then\ngenerating '
@@ -75,10 +71,21 @@ def run() -> None:
       common.say('\n' + text)
     return
   devices = FLAGS.mesh is not None and check_counting(config)
-  common.say(table)
+  say_counts(config)
   if devices:
     text = memory.table(config, devices, FLAGS.device, FLAGS.mfu, FLAGS.images)
     common.say('\n' + text)
+
+
+def say_counts(config: ConfigDict) -> None:
+  """Prints what needs no devices to be named."""
+  from fractal_jax.planning import cost, memory
+
+  size = memory.state_bytes(config) / memory.GIB
+  common.say(cost.table(config))
+  common.say(
+    f'Parameters, their gradients and moments, float32: {size:.2f} GiB.'
+  )
 
 
 def check_counting(config: ConfigDict) -> int:

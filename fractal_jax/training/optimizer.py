@@ -6,6 +6,8 @@ what is differentiated and updated, so that it costs neither gradients nor
 optimizer state.
 """
 
+from collections.abc import Callable
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,9 @@ def schedule(config: ConfigDict, total: int) -> optax.Schedule:
   )
 
 
+ADAMW_RMS = 0.2  # root mean square of AdamW's updates, in experience
+
+
 def create(config: ConfigDict, total: int) -> optax.GradientTransformation:
   """Gradient clipping, then optim.name, for trained levels, over `total` steps.
 
@@ -67,9 +72,6 @@ def create(config: ConfigDict, total: int) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(o.clip), update)
 
 
-ADAMW_RMS = 0.2  # root mean square of AdamW's updates, in experience
-
-
 def _block_matrices(params: dict) -> dict:
   """The (in, out) axes of each matrix; the layers, and q, k, v, are batches."""
   return jax.tree.map(
@@ -79,12 +81,8 @@ def _block_matrices(params: dict) -> dict:
 
 def kinds(params: dict) -> dict:
   """A tree like `params`: what Muon updates with, 'muon' or 'adamw'."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: (
-      'muon' if names.in_block(tuple(k.key for k in path)) else 'adamw'
-    ),
-    params,
-  )
+  kind = lambda path: 'muon' if names.in_block(path) else 'adamw'
+  return _by_name(params, kind)
 
 
 def moments(params: dict, config: ConfigDict) -> dict:
@@ -95,8 +93,13 @@ def moments(params: dict, config: ConfigDict) -> dict:
 
 def decay_mask(params: dict) -> dict:
   """A tree like `params`: True for each parameter that decays."""
+  return _by_name(params, names.decays)
+
+
+def _by_name(params: dict, ask: Callable[[tuple[str, ...]], object]) -> dict:
+  """A tree like `params`: what `ask` says of the names on each one's path."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: names.decays(tuple(k.key for k in path)), params
+    lambda path, _: ask(tuple(k.key for k in path)), params
   )
 
 
